@@ -1,0 +1,243 @@
+"""Every value a run depends on: frozen pydantic models, one section per stage, unknown keys refused.
+
+A config file is YAML; `key=value` on the command line overrides it. All problems of a config are reported
+together, and an unknown key names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+STAGES = ("align", "invariance", "merge")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message lists every problem, one a line."""
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Fit(Section):
+    """How one training loop runs."""
+
+    epochs: NonNegativeInt = 40
+    batch_size: PositiveInt = 2048  # interactions of the global batch, over all workers
+    lr: PositiveFloat = 1e-3
+    patience: NonNegativeInt = 5  # evaluations without a better validation metric; 0 never stops early
+    evaluate_every: PositiveInt = 2  # epochs
+
+
+class Backbone(Section):
+    """UltraGCN (Mao et al., CIKM 2021). kappa and nu weigh L_C and L_I."""
+
+    dim: PositiveInt = 64  # width of the id embeddings
+    content_dim: PositiveInt = 64  # width that item content is projected to
+    sampling: Literal["shared", "per_positive"] = "shared"
+    negatives: PositiveInt = 1024  # per global batch when shared, per positive otherwise
+    negative_weight: PositiveFloat = 10.0  # weight of the mean over negatives beside the mean over positives
+    w1: NonNegativeFloat = 1.0  # base weight of a positive
+    w2: NonNegativeFloat = 1.0  # weight of kappa * beta_ui
+    w3: NonNegativeFloat = 1.0  # base weight of a negative
+    w4: NonNegativeFloat = 1.0  # weight of kappa * beta_uj
+    kappa: NonNegativeFloat = 1.0
+    nu: NonNegativeFloat = 0.1
+    neighbours: PositiveInt = 10  # of each item in the item-item graph
+    l2: NonNegativeFloat = 1e-4  # on the rows of a step, per sample
+    init_std: PositiveFloat = 0.01
+    content_l2: NonNegativeFloat = 1e-3  # on the projected content and the users' content embeddings, per sample
+    content_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the input content, per dimension
+    content_lr_scale: PositiveFloat = 1.0  # learning rate of the dense parameters, relative to the tables'
+
+
+class Align(Fit):
+    """Stage 1 (eq. 2-6)."""
+
+    dim: PositiveInt = 64  # D, width of every representation
+    encoder: Literal["linear", "mlp", "identity"] = "linear"  # f_r
+    lambda_com: NonNegativeFloat = 0.1
+    lambda_mi: NonNegativeFloat = 0.01
+    tau: PositiveFloat = 0.5  # initial; learned as log(tau) unless tau_fixed
+    tau_fixed: bool = False
+    contrastive_items: PositiveInt = 1024  # at most this many distinct items of a batch enter L_com and L_MI
+    club_hidden: PositiveInt = 64
+    club_lr: PositiveFloat = 1e-3
+    club_steps: PositiveInt = 1  # maximum-likelihood steps of q(v|z) per step
+
+
+class Invariance(Section):
+    """Stage 2 (eq. 7-10)."""
+
+    environments: PositiveInt = 10  # E
+    rounds: NonNegativeInt = 5  # T; 0 keeps every dimension (all masks one)
+    gate: Literal["sigmoid", "hard_sigmoid", "softmax"] = "sigmoid"
+    gate_noise: NonNegativeFloat = 0.1  # std of the noise of hard_sigmoid while training
+    init: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of every mask entry
+    gamma: NonNegativeFloat = 0.1  # weight of the variance penalty
+    rho: NonNegativeFloat = 0.01  # weight of ||m||^2
+    environment_epochs: PositiveInt = 2  # per round, of each environment model
+    environment_lr: PositiveFloat = 1e-2
+    mask_epochs: PositiveInt = 2  # per round
+    mask_lr: PositiveFloat = 1e-2
+    batch_size: PositiveInt = 4096
+    moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
+    empty: Literal["reseed", "drop"] = "reseed"
+    environment_groups: PositiveInt = 1  # actors that share out the environments of one representation
+    actors: NonNegativeInt = 0  # Ray actors for environment models; 0 trains them in series in this process
+    actor_resources: dict[str, NonNegativeFloat] = {"CPU": 0}
+
+
+class Merge(Fit):
+    """Stage 3 (eq. 11-15)."""
+
+    init: Literal["align", "fresh"] = "fresh"  # id embeddings
+    fusion: Literal["entropy", "equal", "loss", "attention"] = "entropy"
+    attention_epochs: PositiveInt = 20
+    attention_lr: PositiveFloat = 1e-2
+
+
+class Evaluation(Section):
+    k: tuple[PositiveInt, ...] = (10, 20)
+    metric: str = "ndcg@10"  # the validation metric that selects
+    block: PositiveInt = 1024  # users ranked at once
+
+
+class Checkpoint(Section):
+    every_minutes: PositiveFloat = 10.0
+    keep: PositiveInt = 2
+
+
+class Synthetic(Section):
+    """The planted data that `data: synthetic` makes."""
+
+    users: PositiveInt = 1500
+    items: PositiveInt = 600
+    environments: PositiveInt = 4
+    modalities: PositiveInt = 3
+    invariant: PositiveInt = 8  # planted dimensions per modality
+    spurious: PositiveInt = 8
+    interactions: PositiveInt = 40  # per user, over all splits
+
+
+class Config(Section):
+    """One run. `m3dist train --print-config` shows it resolved."""
+
+    data: str = "synthetic"  # a prepared data set, or `synthetic`
+    out: str = "runs/default"  # the run folder
+    seed: NonNegativeInt = 0
+    model: str = "m3-invrl"
+    stages: tuple[Literal["align", "invariance", "merge"], ...] = STAGES
+    workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; N; [min, max]: elastic
+    use_gpu: bool = False
+    resources_per_worker: dict[str, NonNegativeFloat] = {}
+    max_failures: NonNegativeInt = 3
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    deepspeed: dict[str, Any] = {}  # passed through to DeepSpeed
+    embeddings: Literal["replicated", "sharded"] = "replicated"
+    optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
+    backbone: Backbone = Backbone()
+    align: Align = Align()
+    invariance: Invariance = Invariance()
+    merge: Merge = Merge()
+    recommender: Fit = Fit()  # of models other than m3-invrl
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    synthetic: Synthetic = Synthetic()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if tuple(s for s in STAGES if s in self.stages) != self.stages:
+            raise ValueError(f"stages must be distinct and in the order {', '.join(STAGES)}")
+        if self.stages[: len(self.stages)] != STAGES[: len(self.stages)]:
+            raise ValueError("a stage needs the ones before it")
+        name, _, k = self.evaluation.metric.partition("@")
+        if name not in METRICS or not k.isdigit():
+            raise ValueError(f"evaluation.metric: expected NAME@K with NAME one of {', '.join(METRICS)}")
+        if int(k) not in self.evaluation.k:
+            raise ValueError(f"evaluation.metric is at {k}, which evaluation.k {list(self.evaluation.k)} lacks")
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError("workers: [min, max] needs min <= max")
+        return self
+
+
+METRICS = ("precision", "recall", "ndcg", "hit", "mrr", "ndcg_hits", "coverage")
+
+
+def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config, apply `key=value` overrides (values are YAML) and validate.
+
+    Raises ConfigError naming the file, every bad key and what was expected.
+    """
+    source = str(path) if path is not None else "command line"
+    try:
+        base = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        for item in overrides:
+            if "=" not in item:
+                raise ConfigError(f"{item!r}: expected key=value")
+        raw = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; `m3dist init` copies examples") from None
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except Exception as error:  # a YAML parser's own error types
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values")
+    return validate(raw, source)
+
+
+def validate(raw: dict[str, Any], source: str = "config", model: type[Section] = Config) -> Any:
+    """Build `model` from plain values; ConfigError lists all problems at once."""
+    try:
+        return model.model_validate(raw)
+    except pydantic.ValidationError as error:
+        lines = [_explain(problem, model) for problem in error.errors()]
+        raise ConfigError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(problem: Any, model: type[Section]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = known_keys(model)
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+            where.rsplit(".", 1)[-1], [key.rsplit(".", 1)[-1] for key in known], n=1
+        )
+        full = next((key for key in known if near and (key == near[0] or key.endswith("." + near[0]))), None)
+        return f"{where}: unknown key" + (f"; did you mean {full}?" if full else "")
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict) else f", got {given!r}"
+    return f"{where}: {message}{shown}" if where else message
+
+
+def known_keys(model: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of a config, sections included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def to_yaml(config: Section) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain values; the key of artifacts."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
