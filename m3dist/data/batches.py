@@ -1,0 +1,157 @@
+"""The global order of interactions and their negatives, as functions of (seed, epoch, step).
+
+Nothing here knows ranks or keeps state: a worker computes the global step and takes its slice, so the numbers
+do not depend on the number of workers and a resume at any step is exact. The order of an epoch is a keyed
+bijection evaluated where it is needed, so it costs no memory, whatever the number of interactions.
+
+Shapes: n interactions, B global batch, b this worker's share, N negatives, I items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from m3dist.seeding import derive, numpy_rng
+
+_ROUNDS = 4
+
+
+class Permutation:
+    """A pseudo-random bijection of 0..n-1 in O(1) memory: a Feistel network over a rectangle just above n.
+
+    Positions that fall outside 0..n-1 are walked along their cycle until they come back inside (Black and
+    Rogaway, CT-RSA 2002); the rectangle exceeds n by at most 2 sqrt(n) + 1 cells, so few ever do.
+    """
+
+    def __init__(self, n: int, seed: int):
+        self.n = n
+        self.rows = max(1, int(np.ceil(np.sqrt(n))))
+        self.cols = max(1, -(-n // self.rows))
+        self.keys = [np.uint64(derive(seed, "feistel", i)) for i in range(2 * _ROUNDS)]
+
+    def __call__(self, position: np.ndarray) -> np.ndarray:
+        """Images of int64 positions in 0..n-1, int64 of the same shape."""
+        out = self._once(position.astype(np.uint64))
+        while (outside := out >= self.n).any():
+            out[outside] = self._once(out[outside])
+        return out.astype(np.int64)
+
+    def _once(self, x: np.ndarray) -> np.ndarray:
+        rows, cols = np.uint64(self.rows), np.uint64(self.cols)
+        left, right = np.divmod(x, cols)
+        for i in range(_ROUNDS):
+            left = (left + _mix(right, self.keys[2 * i]) % rows) % rows
+            right = (right + _mix(left, self.keys[2 * i + 1]) % cols) % cols
+        return left * cols + right
+
+
+def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
+    """splitmix64's finaliser of x + key, shifted down so that sums with a coordinate cannot overflow."""
+    z = x + key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a global step; `negative` is the same on every worker when shared."""
+
+    index_b: torch.Tensor  # int64 positions of the interactions in the training split
+    user_b: torch.Tensor
+    item_b: torch.Tensor
+    negative: torch.Tensor  # [N] shared, or [b, n] per positive
+    size: int  # B
+    item_B: torch.Tensor  # items of the whole global batch, for losses over it
+    user_B: torch.Tensor
+    bounds: tuple[int, int]  # this worker's slice of the global batch
+
+
+def share(n: int, rank: int, world: int) -> tuple[int, int]:
+    """The contiguous part of 0..n-1 that belongs to `rank`; sizes differ by at most one."""
+    return n * rank // world, n * (rank + 1) // world
+
+
+class Sampler:
+    """Global steps over the training interactions.
+
+    user, item: int32/int64 tensors [n] of training pairs. With `per_positive`, every positive has its own
+    `negatives` draws (the paper's form); otherwise the global batch shares them. Negatives are uniform over items.
+    """
+
+    def __init__(
+        self,
+        user: torch.Tensor,
+        item: torch.Tensor,
+        n_items: int,
+        *,
+        batch_size: int,
+        negatives: int,
+        per_positive: bool,
+        seed: int,
+        purpose: str,
+    ):
+        self.user, self.item, self.n_items = user, item, n_items
+        self.batch_size = min(batch_size, len(user))
+        self.negatives, self.per_positive = negatives, per_positive
+        self.seed, self.purpose = seed, purpose
+        self._order: tuple[int, Permutation] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch; the last one holds what remains."""
+        return -(-len(self.user) // self.batch_size)
+
+    def __call__(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Batch:
+        n = len(self.user)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, Permutation(n, derive(self.seed, self.purpose, "order", epoch)))
+        start = step * self.batch_size
+        size = min(self.batch_size, n - start)
+        device = self.user.device
+        index_B = torch.from_numpy(self._order[1](np.arange(start, start + size))).to(device)
+        rng = numpy_rng(self.seed, self.purpose, "negatives", epoch, step)
+        low, high = share(size, rank, world)
+        if self.per_positive:
+            drawn = rng.integers(0, self.n_items, (size, self.negatives))[low:high]
+        else:
+            drawn = rng.integers(0, self.n_items, self.negatives)
+        user_B, item_B = self.user[index_B].long(), self.item[index_B].long()
+        return Batch(
+            index_b=index_B[low:high],
+            user_b=user_B[low:high],
+            item_b=item_B[low:high],
+            negative=torch.from_numpy(drawn).to(device),
+            size=size,
+            item_B=item_B,
+            user_B=user_B,
+            bounds=(low, high),
+        )
+
+
+class Distinct:
+    """Distinct ids in ascending order and where each went, for ids of 0..n-1.
+
+    Marking a flag per id beats sorting while the range is small beside the batch; beyond that, sort.
+    """
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __call__(self, *ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The distinct ids [R] of all arguments, and for each argument the positions of its ids in them."""
+        flat = torch.cat([x.reshape(-1) for x in ids])
+        if self.n <= 16 * len(flat):
+            mark = torch.zeros(self.n, dtype=torch.bool, device=flat.device)
+            mark[flat] = True
+            distinct_R = mark.nonzero().squeeze(1)
+            slot = torch.empty(self.n, dtype=torch.int64, device=flat.device)
+            slot[distinct_R] = torch.arange(len(distinct_R), device=flat.device)
+            where = slot[flat]
+        else:
+            distinct_R, where = torch.unique(flat, return_inverse=True)
+        parts = torch.split(where, [x.numel() for x in ids])
+        return distinct_R, [part.view(x.shape) for part, x in zip(parts, ids, strict=True)]

@@ -1,0 +1,92 @@
+"""The backbone: UltraGCN (Mao et al., CIKM 2021) over id rows and projected item content.
+
+score(u, i) = u_id . v_id + u_c . (W x_i + b)
+
+The module holds W and b; rows of the id tables and of the content are arguments, so the model knows neither how
+many users there are nor where their rows live.
+
+Shapes: U users, I items, d id width, c projected content width, w content width; R distinct rows of a step,
+b positives, N negatives, k neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from m3dist import losses
+
+
+class UltraGCN(nn.Module):
+    """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0)."""
+
+    def __init__(self, width: int, content_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.project = nn.Linear(width, content_dim) if width else None
+        self.dropout = nn.Dropout(dropout)
+
+    def item_rows(self, id_Rd: Tensor, content_Rw: Tensor | None) -> Tensor:
+        """[v_id, W x + b], whose product with a user's row is the score."""
+        if self.project is None:
+            return id_Rd
+        assert content_Rw is not None
+        return torch.cat([id_Rd, self.project(self.dropout(content_Rw))], dim=1)
+
+
+class Weights(nn.Module):
+    """UltraGCN's constants: beta_ui = a_u c_i (eq. 9) and the item-item neighbours (eq. 12-14).
+
+    user_degree [U], item_degree [I]: training interactions. neighbour_Ik, omega_Ik: from `graph.item_neighbours`.
+    """
+
+    def __init__(
+        self,
+        user_degree: Tensor,
+        item_degree: Tensor,
+        w: tuple[float, float, float, float],
+        kappa: float,
+        neighbour_Ik: Tensor | None = None,
+        omega_Ik: Tensor | None = None,
+    ):
+        super().__init__()
+        self.w, self.kappa = w, kappa
+        user_degree = user_degree.double().clamp(min=1)  # a user without interactions is never drawn
+        self.register_buffer("a_U", ((user_degree + 1).sqrt() / user_degree).float())
+        self.register_buffer("c_I", (1 / (item_degree.double() + 1).sqrt()).float())
+        self.register_buffer("neighbour_Ik", neighbour_Ik)
+        self.register_buffer("omega_Ik", omega_Ik)
+
+    def positive(self, user_b: Tensor, item_b: Tensor) -> Tensor:
+        """w1 + kappa w2 beta_ui, [b]."""
+        return self.w[0] + self.kappa * self.w[1] * self.a_U[user_b] * self.c_I[item_b]
+
+    def negative(self, user_b: Tensor) -> tuple[float, Tensor]:
+        """(w3, kappa w4 a_u): the weight of (u, j) is their sum with the second times c_j."""
+        return self.w[2], self.kappa * self.w[3] * self.a_U[user_b]
+
+
+def interaction_loss(
+    user_bd: Tensor,
+    item_Rd: Tensor,
+    at_b: Tensor,
+    at_neg: Tensor,
+    weights: Weights,
+    user_b: Tensor,
+    item_b: Tensor,
+    negative: Tensor,
+    size: int,
+    negative_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """L_O and kappa L_C together (eq. 8, 10): the positives' and the negatives' part, each a mean over its samples.
+
+    user_bd: rows of the batch's users; item_Rd: distinct item rows; at_b, at_neg: where positives and negatives
+    stand among them; size: B of the global batch.
+    """
+    positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b)) / size
+    base, scale_b = weights.negative(user_b)
+    if negative.ndim == 1:
+        total = losses.shared_negatives(user_bd, item_Rd[at_neg], base, scale_b, weights.c_I[negative])
+    else:
+        score_bn = torch.bmm(item_Rd[at_neg], user_bd.unsqueeze(2)).squeeze(2)
+        total = losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative])
+    return positive, negative_weight * total / (size * negative.shape[-1])

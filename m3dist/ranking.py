@@ -1,0 +1,188 @@
+"""Exact top-K over the whole catalogue in blocks of users, and metrics as sums that add up across workers.
+
+Ties break by item id. Memory is bounded by one block of scores.
+
+Shapes: u users of a block, I items, K list length, n held-out pairs, G groups of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GROUP = 16  # columns whose maximum stands for them in the first pass
+
+
+def _order_keys(score: Tensor, item: Tensor) -> Tensor:
+    """int64 keys that sort by score, then by smaller id. NaN is refused by the caller."""
+    score = score.float() + 0.0  # -0.0 and 0.0 tie
+    bits = score.contiguous().view(torch.int32).long()
+    ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    return (ordered << 32) | (0x7FFFFFFF - item)
+
+
+def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best items of every row: ids int64 and scores, [u, k], best first, ties to the smaller id.
+
+    Two passes: the k groups of columns with the best maxima must hold the k best items (a group left out has k
+    groups before it, each with an item that beats all of its own), so only their columns are sorted.
+    k is cut to I.
+    """
+    u, n_items = score_uI.shape
+    k = min(k, n_items)
+    whole = n_items // _GROUP * _GROUP
+    device = score_uI.device
+    if whole // _GROUP <= 2 * k:
+        item_uI = torch.arange(n_items, device=device).expand(u, n_items)
+        return _sorted(score_uI, item_uI, k)
+    maximum_uG = score_uI[:, :whole].view(u, -1, _GROUP).amax(2)
+    groups = maximum_uG.shape[1]
+    best_uk = torch.topk(_order_keys(maximum_uG, torch.arange(groups, device=device)), k, dim=1, sorted=False).indices
+    item = (best_uk.unsqueeze(2) * _GROUP + torch.arange(_GROUP, device=device)).flatten(1)
+    tail = torch.arange(whole, n_items, device=device).expand(u, n_items - whole)
+    item = torch.cat([item, tail], dim=1)
+    return _sorted(score_uI.gather(1, item), item, k)
+
+
+def _sorted(score: Tensor, item: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    at = torch.topk(_order_keys(score, item), k, dim=1).indices
+    return item.gather(1, at), score.gather(1, at)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Items of each user in ascending order, as a CSR pair: bounds int64 [U + 1], item int64 [n]."""
+
+    bounds: Tensor
+    item: Tensor
+
+    @staticmethod
+    def of(pairs: list[tuple[np.ndarray, np.ndarray]], n_users: int, device: str | torch.device = "cpu") -> Seen:
+        """The union of (user, item) pairs of several splits."""
+        user = np.concatenate([u for u, _ in pairs]) if pairs else np.zeros(0, np.int32)
+        item = np.concatenate([i for _, i in pairs]) if pairs else np.zeros(0, np.int32)
+        order = np.lexsort((item, user))
+        bounds = np.zeros(n_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(user, minlength=n_users), out=bounds[1:])
+        return Seen(torch.from_numpy(bounds).to(device), torch.from_numpy(item[order].astype(np.int64)).to(device))
+
+    def flat(self, user_u: Tensor, n_items: int) -> Tensor:
+        """Positions in a flattened [u, I] block of the seen items of `user_u`."""
+        low, count = self.bounds[user_u], self.bounds[user_u + 1] - self.bounds[user_u]
+        row = torch.repeat_interleave(torch.arange(len(user_u), device=user_u.device), count)
+        offset = torch.arange(len(row), device=user_u.device) - (count.cumsum(0) - count)[row]
+        return row * n_items + self.item[low[row] + offset]
+
+    def count(self, user_u: Tensor) -> Tensor:
+        return self.bounds[user_u + 1] - self.bounds[user_u]
+
+
+def mask_seen(score_uI: Tensor, user_u: Tensor, seen: Seen) -> Tensor:
+    """Set seen items' scores to -inf, in place."""
+    score_uI.view(-1).index_fill_(0, seen.flat(user_u, score_uI.shape[1]), float("-inf"))
+    return score_uI
+
+
+Scorer = Callable[[Tensor], Tensor]  # users [u] -> scores [u, I], a fresh tensor that may be overwritten
+
+
+def rank(score: Scorer, users: Tensor, seen: Seen, k: int, block: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Blocks of (users [u], top items [u, k], their scores [u, k]); a masked item has score -inf."""
+    for user_u in users.split(block):
+        score_uI = mask_seen(score(user_u), user_u, seen)
+        if torch.isnan(score_uI).any():
+            raise FloatingPointError("the model's scores hold NaN; lower the learning rate")
+        yield user_u, *top_k(score_uI, k)
+
+
+def hits(item_uk: Tensor, user_u: Tensor, relevant: Seen) -> Tensor:
+    """bool [u, k]: which of the listed items are relevant."""
+    low, count = relevant.bounds[user_u], relevant.count(user_u)
+    row = torch.repeat_interleave(torch.arange(len(user_u), device=user_u.device), count)
+    offset = torch.arange(len(row), device=user_u.device) - (count.cumsum(0) - count)[row]
+    stride = 1 << 32
+    keys = row * stride + relevant.item[low[row] + offset]
+    wanted = torch.arange(len(user_u), device=user_u.device)[:, None] * stride + item_uk
+    if not len(keys):
+        return torch.zeros_like(item_uk, dtype=torch.bool)
+    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return keys[at] == wanted
+
+
+def per_user(hit_uk: Tensor, relevant_u: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
+    """Metrics of every user, float64 [u], at every K.
+
+    precision, recall, hit; mrr of the first hit; ndcg divides by the ideal DCG of min(relevant, K) items;
+    ndcg_hits by that of the number of hits, as InvRL's published code does.
+    """
+    hit = hit_uk.double()
+    place = torch.arange(hit.shape[1], device=hit.device, dtype=torch.float64)
+    discount = 1 / torch.log2(place + 2)
+    ideal = torch.cat([torch.zeros(1, dtype=torch.float64, device=hit.device), discount.cumsum(0)])
+    out: dict[str, Tensor] = {}
+    for k in ks:
+        top = hit[:, :k]
+        n = top.sum(1)
+        dcg = (top * discount[:k]).sum(1)
+        cut = relevant_u.clamp(max=min(k, hit.shape[1]))
+        out[f"precision@{k}"] = n / k
+        out[f"recall@{k}"] = n / relevant_u.clamp(min=1)
+        out[f"ndcg@{k}"] = dcg / ideal[cut].clamp(min=1e-300)
+        out[f"hit@{k}"] = (n > 0).double()
+        out[f"mrr@{k}"] = (top / (place[:k] + 1)).max(1).values
+        out[f"ndcg_hits@{k}"] = torch.where(n > 0, dcg / ideal[n.long()].clamp(min=1e-300), 0.0)
+    return out
+
+
+@dataclass
+class Metrics:
+    """Sums over users, which add up across workers. `listed`: per K, how often each item was recommended [I]."""
+
+    sums: dict[str, float]
+    users: int
+    listed: dict[int, Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Means over users with at least one relevant item; coverage: share of the catalogue ever listed."""
+        out = {name: total / max(self.users, 1) for name, total in self.sums.items()}
+        for k, count_I in self.listed.items():
+            out[f"coverage@{k}"] = float((count_I > 0).double().mean())
+        return out
+
+
+def evaluate(
+    score: Scorer,
+    users: Tensor,
+    seen: Seen,
+    relevant: Seen,
+    n_items: int,
+    ks: tuple[int, ...],
+    block: int,
+    keep: bool = False,
+) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """Rank the catalogue for `users` and add up their metrics; users without a relevant item are left out.
+
+    With `keep` also returns every user's metrics: {"user": int64 [n], metric: float64 [n]}.
+    """
+    users = users[relevant.count(users) > 0]
+    k = max(ks)
+    total = Metrics({}, 0, {k: torch.zeros(n_items, dtype=torch.int64, device=users.device) for k in ks})
+    kept: list[dict[str, Tensor]] = []
+    for user_u, item_uk, score_uk in rank(score, users, seen, k, block):
+        hit_uk = hits(item_uk, user_u, relevant) & (score_uk > float("-inf"))
+        values = per_user(hit_uk, relevant.count(user_u), ks)
+        for name, value_u in values.items():
+            total.sums[name] = total.sums.get(name, 0.0) + float(value_u.sum())
+        for at in ks:
+            total.listed[at].index_add_(0, item_uk[:, :at].flatten(), torch.ones_like(item_uk[:, :at].flatten()))
+        total.users += len(user_u)
+        if keep:
+            kept.append({"user": user_u, **values})
+    if not total.sums:
+        total.sums = dict.fromkeys(per_user(torch.zeros(1, k), torch.ones(1, dtype=torch.int64), ks), 0.0)
+    table = {name: torch.cat([part[name] for part in kept]).cpu().numpy() for name in kept[0]} if kept else {}
+    return total, table
