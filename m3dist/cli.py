@@ -15,12 +15,6 @@ COMMANDS = {  # name: the module in m3dist.commands whose `command` it is
     "train": "train",
     "evaluate": "evaluate",
     "recommend": "recommend",
-    "tune": "tune",
-    "submit": "submit",
-    "jobs": "jobs",
-    "doctor": "doctor",
-    "reproduce": "reproduce",
-    "init": "init",
 }
 
 
@@ -37,7 +31,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="m3dist")
 def cli() -> None:
-    """Train M3-InvRL for multimedia recommendation, from a laptop to a Ray cluster."""
+    """Train M3-InvRL for multimedia recommendation."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,13 +39,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        click.echo("interrupted; the same command goes on after the last finished stage", err=True)
         code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        click.echo("interrupted; the same command goes on after the last finished stage", err=True)
         code = 130
     except ValueError as error:
         click.echo(f"error: {error}", err=True)

@@ -53,11 +53,10 @@ class Backbone(Section):
     kappa: NonNegativeFloat = 1.0
     nu: NonNegativeFloat = 0.1
     neighbours: PositiveInt = 10  # of each item in the item-item graph
+    neighbour_samples: PositiveInt = 2  # of them drawn in a step, scaled to the sum over all
     l2: NonNegativeFloat = 1e-4  # on the rows of a step, per sample
     init_std: PositiveFloat = 0.01
     content_l2: NonNegativeFloat = 1e-3  # on the projected content and the users' content embeddings, per sample
-    content_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the input content, per dimension
-    content_lr_scale: PositiveFloat = 1.0  # learning rate of the dense parameters, relative to the tables'
 
 
 class Align(Fit):
@@ -72,7 +71,6 @@ class Align(Fit):
     contrastive_items: PositiveInt = 1024  # at most this many distinct items of a batch enter L_com and L_MI
     club_hidden: PositiveInt = 64
     club_lr: PositiveFloat = 1e-3
-    club_steps: PositiveInt = 1  # maximum-likelihood steps of q(v|z) per step
 
 
 class Invariance(Section):
@@ -92,9 +90,6 @@ class Invariance(Section):
     batch_size: PositiveInt = 4096
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
     empty: Literal["reseed", "drop"] = "reseed"
-    environment_groups: PositiveInt = 1  # actors that share out the environments of one representation
-    actors: NonNegativeInt = 0  # Ray actors for environment models; 0 trains them in series in this process
-    actor_resources: dict[str, NonNegativeFloat] = {"CPU": 0}
 
 
 class Merge(Fit):
@@ -110,11 +105,6 @@ class Evaluation(Section):
     k: tuple[PositiveInt, ...] = (10, 20)
     metric: str = "ndcg@10"  # the validation metric that selects
     block: PositiveInt = 1024  # users ranked at once
-
-
-class Checkpoint(Section):
-    every_minutes: PositiveFloat = 10.0
-    keep: PositiveInt = 2
 
 
 class Synthetic(Section):
@@ -135,39 +125,24 @@ class Config(Section):
     data: str = "synthetic"  # a prepared data set, or `synthetic`
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
-    model: str = "m3-invrl"
+    model: Literal["m3-invrl", "ultragcn"] = "m3-invrl"  # ultragcn: one backbone on the concatenated features
     stages: tuple[Literal["align", "invariance", "merge"], ...] = STAGES
-    workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; N; [min, max]: elastic
-    use_gpu: bool = False
-    resources_per_worker: dict[str, NonNegativeFloat] = {}
-    max_failures: NonNegativeInt = 3
-    strategy: Literal["ddp", "deepspeed"] = "ddp"
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    deepspeed: dict[str, Any] = {}  # passed through to DeepSpeed
-    embeddings: Literal["replicated", "sharded"] = "replicated"
-    optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
     backbone: Backbone = Backbone()
     align: Align = Align()
     invariance: Invariance = Invariance()
     merge: Merge = Merge()
-    recommender: Fit = Fit()  # of models other than m3-invrl
     evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpoint = Checkpoint()
     synthetic: Synthetic = Synthetic()
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
-        if tuple(s for s in STAGES if s in self.stages) != self.stages:
-            raise ValueError(f"stages must be distinct and in the order {', '.join(STAGES)}")
-        if self.stages[: len(self.stages)] != STAGES[: len(self.stages)]:
-            raise ValueError("a stage needs the ones before it")
+        if self.stages != STAGES[: len(self.stages)] or not self.stages:
+            raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(STAGES)}")
         name, _, k = self.evaluation.metric.partition("@")
         if name not in METRICS or not k.isdigit():
             raise ValueError(f"evaluation.metric: expected NAME@K with NAME one of {', '.join(METRICS)}")
         if int(k) not in self.evaluation.k:
             raise ValueError(f"evaluation.metric is at {k}, which evaluation.k {list(self.evaluation.k)} lacks")
-        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
-            raise ValueError("workers: [min, max] needs min <= max")
         return self
 
 

@@ -68,6 +68,7 @@ class Batch:
     item_B: torch.Tensor  # items of the whole global batch, for losses over it
     user_B: torch.Tensor
     bounds: tuple[int, int]  # this worker's slice of the global batch
+    seed: int  # for whatever else the step draws
 
 
 def share(n: int, rank: int, world: int) -> tuple[int, int]:
@@ -129,6 +130,7 @@ class Sampler:
             item_B=item_B,
             user_B=user_B,
             bounds=(low, high),
+            seed=derive(self.seed, self.purpose, "step", epoch, step),
         )
 
 

@@ -20,17 +20,16 @@ from m3dist import losses
 class UltraGCN(nn.Module):
     """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0)."""
 
-    def __init__(self, width: int, content_dim: int, dropout: float = 0.0):
+    def __init__(self, width: int, content_dim: int):
         super().__init__()
         self.project = nn.Linear(width, content_dim) if width else None
-        self.dropout = nn.Dropout(dropout)
 
     def item_rows(self, id_Rd: Tensor, content_Rw: Tensor | None) -> Tensor:
         """[v_id, W x + b], whose product with a user's row is the score."""
         if self.project is None:
             return id_Rd
         assert content_Rw is not None
-        return torch.cat([id_Rd, self.project(self.dropout(content_Rw))], dim=1)
+        return torch.cat([id_Rd, self.project(content_Rw)], dim=1)
 
 
 class Weights(nn.Module):

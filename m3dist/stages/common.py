@@ -1,0 +1,142 @@
+"""What stages share: the training split as tensors, content, and one backbone with its tables.
+
+Shapes: U users, I items, w content width, b positives, R distinct rows, N negatives, s sampled neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3dist import ranking
+from m3dist.config import Backbone, Config
+from m3dist.data.batches import Batch, Distinct, Sampler
+from m3dist.data.dataset import Dataset
+from m3dist.data.graph import item_neighbours
+from m3dist.models.ultragcn import UltraGCN, Weights, interaction_loss
+from m3dist.parallel.tables import RowTable
+from m3dist.seeding import numpy_rng, torch_rng
+
+
+class Data:
+    """A data set as a stage uses it; splits are read when asked for."""
+
+    def __init__(self, dataset: Dataset, config: Config):
+        self.dataset, self.config = dataset, config
+        self.n_users, self.n_items = dataset.n_users, dataset.n_items
+        user, item = dataset.interactions("train")
+        self.user, self.item = torch.from_numpy(user.copy()), torch.from_numpy(item.copy())
+        user_degree, item_degree = (torch.from_numpy(x) for x in dataset.degrees())
+        backbone = config.backbone
+        neighbour = omega = None
+        if backbone.nu:
+            pair = item_neighbours(user, item, self.n_users, self.n_items, backbone.neighbours)
+            neighbour, omega = (torch.from_numpy(x) for x in pair)
+        w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
+        self.weights = Weights(user_degree, item_degree, w, backbone.kappa, neighbour, omega)
+        self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
+
+    def features(self) -> list[Tensor]:
+        """Every modality [I, d_m]: standardised per column over the items that have it, then rows of length 1.
+
+        An item that lacks the modality has a row of zeros.
+        """
+        out = []
+        for name in self.dataset.modalities:
+            x = torch.from_numpy(np.asarray(self.dataset.features(name), dtype=np.float32))
+            present = torch.from_numpy(self.dataset.present(name))
+            have = x[present]
+            x = (x - have.mean(0)) / have.std(0, correction=0).clamp(min=1e-6)
+            out.append(F.normalize(x, dim=1) * present[:, None])
+        return out
+
+    def sampler(self, batch_size: int, purpose: str) -> Sampler:
+        backbone = self.config.backbone
+        return Sampler(
+            self.user, self.item, self.n_items, batch_size=batch_size, negatives=backbone.negatives,
+            per_positive=backbone.sampling == "per_positive", seed=self.config.seed, purpose=purpose,
+        )  # fmt: skip
+
+    def evaluate(
+        self, score: ranking.Scorer, split: str, users: Tensor | None = None, keep: bool = False
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics of a scorer on `val` (training items masked) or `test` (validation items masked too)."""
+        masked = ["train"] if split == "val" else ["train", "val"]
+        seen = ranking.Seen.of([self.dataset.interactions(name) for name in masked], self.n_users)
+        relevant = ranking.Seen.of([self.dataset.interactions(split)], self.n_users)
+        evaluation = self.config.evaluation
+        everyone = torch.arange(self.n_users) if users is None else users
+        with torch.no_grad():
+            total, table = ranking.evaluate(
+                score, everyone, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep
+            )
+        return total.means(), table
+
+
+class Member:
+    """One backbone: id tables trained by rows, and a content projection."""
+
+    def __init__(self, data: Data, width: int, *keys: str | int, init: dict[str, Tensor] | None = None):
+        config: Backbone = data.config.backbone
+        self.config, self.data = config, data
+        rng = torch_rng(data.config.seed, *keys)
+        content = config.content_dim if width else 0
+        dense = data.config.optimizer == "dense"
+        self.user = RowTable.random(data.n_users, config.dim + content, config.init_std, rng, dense)
+        self.item = RowTable.random(data.n_items, config.dim, config.init_std, rng, dense)
+        with torch.random.fork_rng():
+            torch.manual_seed(rng.initial_seed())
+            self.model = UltraGCN(width, content)
+        if init is not None:
+            self.user.weight[:, : config.dim] = init["user"][:, : config.dim]
+            self.item.weight.copy_(init["item"])
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        tables = {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
+        return tables | {f"{prefix}model.{name}": x for name, x in self.model.state_dict(keep_vars=False).items()}
+
+    def item_matrix(self, content_Iw: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return self.model.item_rows(self.item.weight, content_Iw)
+
+
+class Rows:
+    """The distinct rows that a step touches, and where its samples stand among them."""
+
+    def __init__(self, data: Data, batch: Batch):
+        backbone, weights = data.config.backbone, data.weights
+        self.user_R, (self.user_at,) = data.distinct_user(batch.user_b)
+        extra: list[Tensor] = []
+        if backbone.nu:
+            drawn = numpy_rng(batch.seed, "neighbours").permutation(backbone.neighbours)[: backbone.neighbour_samples]
+            columns = torch.from_numpy(drawn)
+            extra = [weights.neighbour_Ik[batch.item_b][:, columns]]
+            scale = backbone.neighbours / len(columns)
+            self.omega = weights.omega_Ik[batch.item_b][:, columns] * scale
+        self.item_R, at = data.distinct_item(batch.item_b, batch.negative, *extra)
+        self.item_at, self.negative_at = at[0], at[1]
+        self.neighbour_at = at[2] if extra else None
+
+
+def backbone_loss(member: Member, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> dict[str, Tensor]:
+    """L_O + kappa L_C + nu L_I + L2 of one member; item_Rd holds whole item rows, content included."""
+    from m3dist import losses
+
+    config = member.config
+    user_bd = user_Rd[rows.user_at]
+    positive, negative = interaction_loss(
+        user_bd, item_Rd, rows.item_at, rows.negative_at, member.data.weights, batch.user_b, batch.item_b,
+        batch.negative, batch.size, config.negative_weight,
+    )  # fmt: skip
+    out = {"positive": positive, "negative": negative}
+    if rows.neighbour_at is not None:
+        score_bs = (user_bd[:, None] * item_Rd[rows.neighbour_at]).sum(2)
+        out["neighbours"] = config.nu * losses.neighbours(score_bs, rows.omega) / batch.size
+    square = torch.zeros(user_Rd.shape[1])
+    square = square + user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
+    square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0)
+    out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
+    out["loss"] = torch.stack(list(out.values())).sum()
+    return out
