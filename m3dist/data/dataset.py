@@ -160,7 +160,8 @@ class Writer:
         if present is not None:
             present = _flags(present, source)
         path = self.tmp / "features" / f"{name}.npy"
-        rows, width, dtype = 0, 0, np.dtype(np.float32)
+        rows, width = 0, 0
+        dtype: np.dtype = np.dtype(np.float32)
         with path.open("w+b") as out:
             for block in _row_blocks(blocks):
                 if block.ndim != 2 or block.shape[1] == 0:
@@ -234,10 +235,10 @@ class Writer:
             both = _in_sorted(keys[b], keys[a])
             n = int(both.sum())
             if n and overlap != "drop":
-                user, item = divmod(int(keys[b][both][0]), n_items)
+                u, i = divmod(int(keys[b][both][0]), n_items)
                 raise DataError(
                     f"{label[a]} and {label[b]}: {a} and {b} overlap in {n} interactions, the first is user "
-                    f"{_original(ids[0], user)!r}, item {_original(ids[1], item)!r}; a pair may stand in one split "
+                    f"{_original(ids[0], u)!r}, item {_original(ids[1], i)!r}; a pair may stand in one split "
                     "only (--overlap drop keeps it in train before val before test)"
                 )
             if n:

@@ -37,12 +37,16 @@ def matrix(name: str, path: Path) -> Feature:
     if not path.is_file():
         raise DataError(f"{path.name}: no such feature file")
     if path.suffix == ".npy":
-        shape = _open_npy(path).shape
+        shape = open_npy(path).shape
         _check_shape(path, shape)
         return Feature(name, path.name, lambda: _npy_blocks(path), rows=shape[0])
     if path.suffix == ".pt":
-        tensor = _open_pt(path)
+        tensor = load_pt(path)
         _check_shape(path, tensor.shape)
+        if tensor.dtype.kind != "f":
+            raise DataError(
+                f"{path.name}: expected a tensor of floats, got {tensor.dtype}; word or index tensors are not features"
+            )
         return Feature(name, path.name, lambda: tensor, rows=tensor.shape[0])
     raise DataError(f"{path.name}: features must be {', '.join(MATRIX_SUFFIXES)} or .parquet")
 
@@ -51,7 +55,7 @@ def flags(path: Path) -> np.ndarray:
     """bool [I] from a .npy file: which items have a modality."""
     if not path.is_file():
         raise DataError(f"{path.name}: no such file")
-    array = np.asarray(_open_npy(path))
+    array = np.asarray(open_npy(path))
     if array.ndim != 1 or array.dtype.kind not in "biu" or not np.isin(array, (0, 1)).all():
         raise DataError(
             f"{path.name}: expected one boolean per item, [items], got {array.dtype} of shape {array.shape}"
@@ -138,7 +142,7 @@ def values(columns: list[pa.Array], where: Where) -> tuple[np.ndarray, np.ndarra
     if lists:
         kept = first.filter(pa.array(held))
         widths = pc.list_value_length(kept).to_numpy(zero_copy_only=False)
-        odd = np.flatnonzero(widths != widths[0]) if len(widths) else []
+        odd = np.flatnonzero(widths != widths[:1])
         if len(odd):
             at = int(np.flatnonzero(held)[odd[0]])
             raise DataError(f"{where(at)}: {widths[odd[0]]} feature values, the rows before it have {widths[0]}")
@@ -166,7 +170,8 @@ def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
         raise DataError(f"{path.name}: expected [items, width] features, got shape {tuple(shape)}")
 
 
-def _open_npy(path: Path) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
+    """A .npy array of numbers, memory-mapped. Raises DataError."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -174,15 +179,16 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 def _npy_blocks(path: Path) -> Iterator[np.ndarray]:
-    array = _open_npy(path)
+    array = open_npy(path)
     rows = max(1, _BLOCK_BYTES // (array.shape[1] * array.itemsize))
     for start in range(0, len(array), rows):
         if start and array.flags.c_contiguous:
-            array = _open_npy(path)  # a fresh map: pages that were read stop counting as this process's memory
+            array = open_npy(path)  # a fresh map: pages that were read stop counting as this process's memory
         yield array[start : start + rows]
 
 
-def _open_pt(path: Path) -> np.ndarray:
+def load_pt(path: Path) -> np.ndarray:
+    """The one tensor of a .pt file; bfloat16 becomes float32. Raises DataError."""
     import torch  # seconds to import, so only for .pt
 
     try:
@@ -191,11 +197,7 @@ def _open_pt(path: Path) -> np.ndarray:
         raise DataError(
             f"{path.name}: not a plain tensor file ({type(error).__name__}); save the tensor alone with torch.save"
         ) from None
-    if not isinstance(tensor, torch.Tensor):
-        raise DataError(f"{path.name}: expected one tensor [items, width], got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise DataError(
-            f"{path.name}: expected a tensor of floats, got {tensor.dtype}; word or index tensors are not features"
-        )
+    if not isinstance(tensor, torch.Tensor) or tensor.is_sparse:
+        raise DataError(f"{path.name}: expected one dense tensor [items, width], got {type(tensor).__name__}")
     tensor = tensor.detach()
-    return (tensor if tensor.dtype == torch.float16 else tensor.float()).numpy()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -32,7 +32,7 @@ class Growing:
     """A one-dimensional array that grows by batches without a second copy of itself."""
 
     def __init__(self, dtype: type = np.int32):
-        self._data = np.empty(1 << 16, dtype=dtype)
+        self._data: np.ndarray = np.empty(1 << 16, dtype=dtype)
         self._n = 0
 
     def append(self, values: np.ndarray) -> None:

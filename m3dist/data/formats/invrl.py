@@ -52,23 +52,30 @@ def read(
         notes += _without_held_out(splits)
     n_items = 1 + max(int(item.max(initial=0)) for _, item in splits.values())
     found = features or _find_features(src)
-    modalities = []
-    for name, path in found.items():
-        words = _words(path)
-        modalities.append(_word_features(name, path, words, n_items, n_users) if words is not None else feat.matrix(name, path))
-        if words is not None:
-            notes.append(f"{path.name} holds words, not features: became a random projection of bags of words")
-    rows = [f.rows for f in modalities if f.rows is not None]
-    if rows and max(rows) < n_items:
-        raise DataError(
-            f"{modalities[0].file}: {rows[0]} feature rows, but item ids reach {n_items - 1 + n_users}, which is item "
-            f"{n_items - 1} after the shift by {n_users} users; if there are more users than ids show, give --users"
-        )
-    n_items = max([n_items, *rows])
-    notes += feat.assign_flags(modalities, present or {}, src)
+    words = {name: tensor for name, path in found.items() if (tensor := _words(path)) is not None}
+    modalities = {name: feat.matrix(name, path) for name, path in found.items() if name not in words}
+    for modality in modalities.values():
+        rows = modality.rows or 0
+        if rows < n_items:
+            raise DataError(
+                f"{modality.file}: {rows} feature rows, but item ids reach {n_items - 1 + n_users}, which is item "
+                f"{n_items - 1} after the shift by {n_users} users; if there are more users than ids show, say --users"
+            )
+    n_items = max([n_items, *(modality.rows or 0 for modality in modalities.values())])
+    for name, tensor in words.items():
+        modalities[name] = _word_features(name, found[name], tensor, n_items, n_users)
+        notes.append(f"{found[name].name} holds words; each item has the mean of its words' random vectors")
+    notes += feat.assign_flags(list(modalities.values()), present or {}, src)
     narrow = {s: (user.astype(np.int32), item.astype(np.int32)) for s, (user, item) in splits.items()}
     return Source(
-        "invrl", n_users, n_items, narrow, files, modalities, notes=notes, options={"users": users} if users else {}
+        "invrl",
+        n_users,
+        n_items,
+        narrow,
+        files,
+        [modalities[name] for name in found],
+        notes=notes,
+        options={"users": users} if users else {},
     )
 
 
@@ -157,9 +164,11 @@ def _find_features(src: Path) -> dict[str, Path]:
 
 def _words(path: Path) -> np.ndarray | None:
     """int64 [2, n] of a word tensor (item, word); None for a file of features."""
-    if path.suffix == ".npy" and path.is_file():
-        words = np.load(path, mmap_mode="r") if feat.is_plain_npy(path) else np.empty(0)
-    elif path.suffix == ".pt" and path.is_file():
+    if not path.is_file():
+        return None  # feat.matrix says so
+    if path.suffix == ".npy":
+        words = feat.open_npy(path)
+    elif path.suffix == ".pt":
         words = feat.load_pt(path)
     else:
         return None

@@ -12,7 +12,6 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +19,7 @@ import numpy as np
 
 from m3dist.data.dataset import DataError
 
-_CONTAINERS = {
-    name: kind
-    for name, kind in (("set", set), ("frozenset", frozenset), ("list", list), ("dict", dict), ("tuple", tuple))
-} | {"int": int, "float": float, "bool": bool, "complex": complex}
+_CONTAINERS = (set, frozenset, list, dict, tuple, int, float, bool, complex)
 _SPARSE = re.compile(r"(csr|csc|coo)_(matrix|array)")
 
 
@@ -85,7 +81,7 @@ def load_npy(path: Path) -> np.ndarray:
             if version not in ((1, 0), (2, 0)):
                 raise ValueError(f".npy version {version}")
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
+            shape, _, dtype = read(file)
             if dtype != np.dtype(object):
                 return np.load(path, allow_pickle=False)
             content = _load(file, path)
@@ -111,7 +107,7 @@ def coordinates(matrix: Sparse, source: str) -> tuple[np.ndarray, np.ndarray, tu
     """Rows and columns of the entries that are not zero, int64 [n] each, and the shape."""
     state = matrix.state
     try:
-        shape = tuple(int(n) for n in state.get("_shape", state.get("shape")))
+        shape = tuple(int(n) for n in state["_shape"] if n >= 0)
         data = as_array(state["data"])
         if matrix.kind == "coo":
             row, col = (as_array(x) for x in state.get("coords") or (state["row"], state["col"]))
@@ -128,7 +124,9 @@ def coordinates(matrix: Sparse, source: str) -> tuple[np.ndarray, np.ndarray, tu
         if len(shape) != 2 or not (len(row) == len(col) == len(data)) or row.dtype.kind + col.dtype.kind not in _INTS:
             raise ValueError("rows, columns and values do not fit each other")
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{source}: a damaged sparse matrix ({error}); save it again with scipy.sparse.save_npz") from None
+        raise DataError(
+            f"{source}: a damaged sparse matrix ({error}); save it again with scipy.sparse.save_npz"
+        ) from None
     kept = data != 0
     return row[kept].astype(np.int64), col[kept].astype(np.int64), (shape[0], shape[1])
 
@@ -195,7 +193,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
         names[f"{core}.numeric", "_frombuffer"] = frombuffer
     for builtins in ("builtins", "__builtin__"):
         names[builtins, "object"] = "object"
-        names.update({(builtins, name): kind for name, kind in _CONTAINERS.items()})
+        names.update({(builtins, kind.__name__): kind for kind in _CONTAINERS})
     for copyreg in ("copyreg", "copy_reg"):
         names[copyreg, "_reconstructor"] = reconstructor
     return names
@@ -216,12 +214,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _load(file: IO[bytes], path: Path) -> Any:
-    load: Callable[[], Any] = _Unpickler(io.BytesIO(file.read())).load
     try:
-        return load()
+        return _Unpickler(io.BytesIO(file.read())).load()
     except Exception as error:  # a damaged or hostile pickle raises anything, MemoryError and RecursionError too
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path.name}: refused to unpickle it ({str(error).splitlines()[0] if str(error) else type(error).__name__});"
-            " only arrays, dicts, lists, sets and csr, csc or coo matrices are read. Save the data again as .npz or as"
-            " a table"
+            f"{path.name}: refused to unpickle it ({why}); only arrays, dicts, lists, sets and csr, csc or coo "
+            "matrices are read. Save the data again as .npz or as a table"
         ) from None

@@ -134,7 +134,8 @@ def _find_features(src: Path, taken: set[Path]) -> dict[str, Path]:
         name = path.stem.split("_")[0]
         if name in out:
             raise DataError(
-                f"{src.name}: {out[name].name} and {path.name} are both modality {name!r}; choose with --feature NAME=PATH"
+                f"{src.name}: {out[name].name} and {path.name} are both modality {name!r}; "
+                "choose with --feature NAME=PATH"
             )
         out[name] = path
     return out
@@ -214,12 +215,13 @@ class _Reader:
                 raise DataError(f"{table.path.name}: item id {twice[0]['values'].as_py()!r} stands there twice")
             return KnownIds(all_ids, table.path.name), pa.concat_arrays(titles) if title else None
         if matrices:
+            rows = matrices[0].rows or 0
             if "item" in self.strings:
                 raise DataError(
-                    f"{self.strings['item']}; rows of {matrices[0].file} are items 0..{matrices[0].rows - 1}, so item "
-                    "ids must be row numbers, or an items table (--items) must list the ids in the features' order"
+                    f"{self.strings['item']}; rows of {matrices[0].file} are items 0..{rows - 1}, so item ids must be "
+                    "row numbers, or an items table (--items) must list the ids in the features' order"
                 )
-            return RowIds(matrices[0].rows, matrices[0].file), None
+            return RowIds(rows, matrices[0].file), None
         return (StringIds() if "item" in self.strings else IntegerIds()), None
 
     def _has(self, table: Table) -> bool:
@@ -244,8 +246,8 @@ class _Reader:
                 raise DataError(f"{table.path.name}: has a split column, {label!r}; leave --split out")
             if not label and not o.split:
                 raise DataError(
-                    f"{table.path.name}: no split: no column says train, val or test (--split-column), so choose one of "
-                    f"--split {', '.join(sp.STRATEGIES)}"
+                    f"{table.path.name}: no split: no column says train, val or test (--split-column), so choose "
+                    f"--split {' or '.join(sp.STRATEGIES)}"
                 )
         elif o.split or o.split_column:
             raise DataError(f"{table.path.name}: train, val and test are split already; leave --split out")
@@ -289,7 +291,7 @@ class _Reader:
         """Read Parquet features; items that only features know join the catalogue."""
         table = open_table(path)
         given = self.options.item_column if self._has(table) else None
-        column = table.pick(given, ITEM + ("id",), "item", "--item-column")
+        column = table.pick(given, (*ITEM, "id"), "item", "--item-column")
         names = feat.feature_columns(table, column)
         keyed = feat.Keyed(name, path.name)
         seen = np.zeros(0, dtype=bool)
