@@ -13,7 +13,7 @@ from m3dist import config
 from m3dist.data.dataset import SPLITS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_SRC = click.argument("src", type=click.Path(path_type=Path))
+_SRC = click.argument("src", type=click.Path(path_type=Path, resolve_path=True))
 _DST = click.argument("dst", type=click.Path(path_type=Path))
 _OVERLAP = click.option(
     "--overlap",

@@ -215,6 +215,9 @@ class Writer:
         overlap: what a pair in two splits means. "error" refuses; "drop" keeps it in train before val before test.
         files: the file that each split came from, and ids: original (user, item) ids by dense id, for messages.
         """
+        for what, n in (("user", n_users), ("item", n_items)):
+            if not 0 < n < 1 << 31:
+                raise DataError(f"{n} {what}s: expected 1 to {(1 << 31) - 1}; {what} ids must be dense, 0..n-1")
         label = {split: (files or {}).get(split) or f"split {split!r}" for split in SPLITS}
         keys: dict[str, np.ndarray] = {}
         duplicates = {}

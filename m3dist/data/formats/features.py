@@ -167,7 +167,9 @@ def _floats(array: pa.Array, where: Where) -> np.ndarray:
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> None:
     if len(shape) != 2 or not all(shape):
-        raise DataError(f"{path.name}: expected [items, width] features, got shape {tuple(shape)}")
+        raise DataError(
+            f"{path.name}: expected [items, width] features, got shape {tuple(shape)}; --feature chooses files"
+        )
 
 
 def open_npy(path: Path) -> np.ndarray:

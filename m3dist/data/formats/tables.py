@@ -168,6 +168,8 @@ class _Reader:
             self._interactions(open_table(path, options.header), split, parts)
         keyed = [self._keyed(n, p) for n, p in layout.features.items() if p.suffix == ".parquet"]
         user_ids, dense_user = self.users.finish()
+        if not len(user_ids):
+            raise DataError(f"{next(iter(layout.interactions.values())).name}: no rating reaches {options.threshold:g}")
         item_ids, dense_item = self.items.finish()
         data = {
             split: (renumber(user.take(), dense_user), renumber(item.take(), dense_item))
@@ -285,7 +287,12 @@ class _Reader:
         try:
             return ids.encode(id_column(column, kind, kind in self.strings, where))
         except UnknownId as error:
-            raise DataError(f"{where(error.at)}: {kind} {error}") from None
+            hint = (
+                "; if ids are not row numbers, list them in an items table in the features' order"
+                if isinstance(ids, RowIds)
+                else ""
+            )
+            raise DataError(f"{where(error.at)}: {kind} {error}{hint}") from None
 
     def _keyed(self, name: str, path: Path) -> feat.Keyed:
         """Read Parquet features; items that only features know join the catalogue."""
