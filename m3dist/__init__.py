@@ -3,3 +3,10 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+
+def load(run: str):  # type: ignore[no-untyped-def]
+    """Open a finished run folder: `m3dist.load(run).recommend(user_ids, k)`."""
+    from m3dist.run import Run
+
+    return Run(run)

@@ -127,6 +127,7 @@ class Config(Section):
     seed: NonNegativeInt = 0
     model: Literal["m3-invrl", "ultragcn"] = "m3-invrl"  # ultragcn: one backbone on the concatenated features
     stages: tuple[Literal["align", "invariance", "merge"], ...] = STAGES
+    optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
     backbone: Backbone = Backbone()
     align: Align = Align()
     invariance: Invariance = Invariance()

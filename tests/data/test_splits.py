@@ -58,9 +58,8 @@ def test_splits_are_a_partition_and_ignore_the_order_of_the_file(strategy, monke
     assert all(splits.values())
     shuffled = [rows[i] for i in np.random.default_rng(2).permutation(len(rows))]
     assert run(shuffled, strategy)[0] == splits
-    if strategy != "random":  # a block's random numbers are its own
-        monkeypatch.setattr(sp, "_BLOCK", 100)
-        assert run(rows, strategy)[0] == splits
+    monkeypatch.setattr(sp, "_BLOCK", 100)  # nor does the size of blocks matter
+    assert run(rows, strategy)[0] == splits
 
 
 def test_blocks_of_users_hold_every_interaction(monkeypatch):
@@ -68,6 +67,16 @@ def test_blocks_of_users_hold_every_interaction(monkeypatch):
     rows = many()
     splits, _ = run(rows, "random")
     assert sorted(p for s in splits.values() for p in s) == sorted({(int(u), int(i)) for u, i, _ in rows})
+
+
+def test_random_is_random():
+    """Over many users the held-out items are spread evenly, and two seeds agree no more than chance."""
+    rows = [(u, i, 0) for u in range(1000) for i in range(20)]
+    splits = [run(rows, "random", seed=seed)[0] for seed in (0, 1)]
+    counts = np.bincount([i for _, i in splits[0]["test"]], minlength=20)
+    assert counts.sum() == 2000
+    assert (abs(counts - 100) < 5 * np.sqrt(95)).all()
+    assert abs(len(set(splits[0]["test"]) & set(splits[1]["test"])) - 200) < 5 * np.sqrt(180)
 
 
 def test_seed_matters_for_random_only():

@@ -14,11 +14,11 @@ import numpy as np
 
 from m3dist.data.dataset import SPLITS, DataError
 from m3dist.data.formats.ids import Growing
-from m3dist.seeding import numpy_rng
+from m3dist.seeding import derive
 
 STRATEGIES = ("random", "leave-last-out", "temporal")
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
-_BLOCK = 1 << 23  # interactions of a block of users
+_BLOCK = 1 << 22  # interactions of a block of users
 
 
 @dataclass
@@ -52,13 +52,13 @@ def split(
     n = len(data.user)
     parts = {name: (Growing(), Growing()) for name in SPLITS}
     times = Growing(np.float64)
-    for block, (user, item, time) in enumerate(_user_blocks(data)):
+    for user, item, time in _user_blocks(data):
         if strategy == "temporal":
             labels = np.zeros(len(user), dtype=np.int8)
             times.append(time)
         else:
             # by user, then by time or at random, then by item
-            order_key = numpy_rng(seed, "split", block).random(len(user)) if strategy == "random" else time
+            order_key = _shuffle_keys(user, item, derive(seed, "split")) if strategy == "random" else time
             order = np.lexsort((item, order_key, user))
             labels = np.empty(len(user), dtype=np.int8)
             labels[order] = _within_users(user[order], strategy, ratios)
@@ -98,6 +98,18 @@ def _user_blocks(data: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray, n
         first[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
         yield user[first], item[first], time[first]
         start, done = stop, int(ends[stop - 1])
+
+
+def _shuffle_keys(user: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray:
+    """uint64 [n]: a random number of each (seed, user, item), the same wherever the pair stands (SplitMix64)."""
+    key = (user.astype(np.uint64) << np.uint64(32)) | item.astype(np.uint64)
+    key *= np.uint64(0x9E3779B97F4A7C15)
+    key += np.uint64(seed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key ^= key >> np.uint64(shift)
+        key *= np.uint64(factor)
+    key ^= key >> np.uint64(31)
+    return key
 
 
 def _within_users(user: np.ndarray, strategy: str, ratios: tuple[float, float, float]) -> np.ndarray:

@@ -1,0 +1,45 @@
+"""`m3dist train CONFIG.yaml key=value ...`"""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from m3dist import config as configs
+
+
+@click.command(name="train")
+@click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+@click.option("--print-config", is_flag=True, help="Show the resolved config and stop.")
+@click.option("--dry-run", is_flag=True, help="Check the config and the data, predict memory, and stop.")
+def command(arguments: tuple[str, ...], print_config: bool, dry_run: bool) -> None:
+    """Train the stages of CONFIG.yaml; without one, the planted data that comes with m3dist."""
+    path = arguments[0] if arguments and "=" not in arguments[0] else None
+    config = configs.load(path, arguments[1:] if path else arguments)
+    if print_config:
+        click.echo(configs.to_yaml(config), nl=False)
+        return
+    from m3dist import pipeline
+
+    if dry_run:
+        for name, size in pipeline.predict_memory(config, pipeline.open_data(config)).items():
+            click.echo(f"{name:<13}{size / 2**20:10.1f} MiB")
+        return
+    try:
+        result = pipeline.run(config)
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from None
+    _show(config, result)
+
+
+def _show(config: configs.Config, result: dict) -> None:
+    console = Console()
+    if "test" in result:
+        table = Table("metric", "validation", "test", title=f"{result['model']} on {result['data']}")
+        for name in sorted(result["test"]):
+            table.add_row(name, f"{result['validation'][name]:.4f}", f"{result['test'][name]:.4f}")
+        console.print(table)
+    for name, auc in result.get("mask_auc", {}).items():
+        console.print(f"mask of {name}: ROC AUC of planted against spurious dimensions {auc:.3f}", highlight=False)
+    console.print(f"run folder: {config.out} (watch: tensorboard --logdir {config.out}/tb)", highlight=False)

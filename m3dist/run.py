@@ -1,0 +1,73 @@
+"""A finished run, opened for use: evaluate and recommend.
+
+Shapes: u users of a block, k list length, M recommenders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from m3dist import config as configs
+from m3dist import ranking
+from m3dist.artifacts import Store
+from m3dist.pipeline import keys, open_data
+from m3dist.stages.common import Data
+from m3dist.stages.merge import Fused
+
+
+class Run:
+    """Raises ValueError when `root` is no finished run, or its data set changed since."""
+
+    def __init__(self, root: str | Path):
+        root = Path(root)
+        if not (root / "result.json").is_file():
+            raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
+        self.config = configs.load(root / "config.yaml")
+        self.dataset = open_data(self.config)
+        key = keys(self.config, self.dataset)["merge"]
+        store = Store(root / "artifacts")
+        if not store.has("merge", key):
+            raise ValueError(f"{root}: no merge stage for this config and data; train it again with out={root}")
+        self.fused = Fused(store.load("merge", key)[0], self.config.merge.fusion)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics on `val` or `test`."""
+        return Data(self.dataset, self.config).evaluate(self.fused, split)[0]
+
+    def recommend(self, user_ids: Sequence | None = None, k: int = 20) -> pa.Table:
+        """The k best unseen items of each user (original ids): user, rank, item, score and weight_<modality>.
+
+        Items of all splits count as seen. Raises ValueError on an unknown user.
+        """
+        everyone = self.dataset.user_ids
+        if user_ids is None:
+            user_n = torch.arange(self.dataset.n_users)
+        else:
+            at = pc.index_in(pa.array(user_ids).cast(everyone.type), value_set=everyone)
+            if at.null_count:
+                unknown = user_ids[pc.index(at.is_null(), True).as_py()]
+                raise ValueError(f"user {unknown!r} is not in {self.dataset.root}")
+            user_n = torch.from_numpy(at.to_numpy().astype("int64"))
+        pairs = [self.dataset.interactions(split) for split in ("train", "val", "test")]
+        seen = ranking.Seen.of(pairs, self.dataset.n_users)
+        names = list(self.dataset.modalities) if self.fused.models > 1 else ["model"]
+        parts = []
+        with torch.no_grad():
+            for user_u, item_uk, score_uk in ranking.rank(self.fused, user_n, seen, k, self.config.evaluation.block):
+                listed = (score_uk > float("-inf")).flatten()
+                width = item_uk.shape[1]
+                weight_uM = self.fused.weights(self.fused.scores(user_u)).repeat_interleave(width, 0)[listed]
+                columns = {
+                    "user": everyone.take(pa.array(user_u.repeat_interleave(width)[listed].numpy())),
+                    "rank": torch.arange(1, width + 1).repeat(len(user_u))[listed].numpy(),
+                    "item": self.dataset.item_ids.take(pa.array(item_uk.flatten()[listed].numpy())),
+                    "score": score_uk.flatten()[listed].numpy(),
+                }
+                weights = {f"weight_{name}": weight_uM[:, m].numpy() for m, name in enumerate(names)}
+                parts.append(pa.table({**columns, **weights}))
+        return pa.concat_tables(parts)

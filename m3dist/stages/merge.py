@@ -1,0 +1,156 @@
+"""Stage 3: one recommender per modality on Q_m = [Phi_m; Phi_{M+1}], fused per user (section 4.3).
+
+The same stage trains naive UltraGCN: one member on the concatenated features, or on ids alone without features.
+
+Shapes: M members, u users of a block, I items.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from m3dist import fusion
+from m3dist.config import Config
+from m3dist.data.batches import Batch
+from m3dist.data.dataset import Dataset
+from m3dist.loop import fit
+from m3dist.seeding import derive
+from m3dist.stages.common import Data, Member, Rows, backbone_loss
+from m3dist.tracking import Tracker
+
+
+class Fused:
+    """Members' scores and their weights, from a stage's tensors alone; ready to rank."""
+
+    def __init__(self, tensors: dict[str, Tensor], strategy: str):
+        self.strategy = strategy
+        self.models = sum(name.endswith(".user") for name in tensors)
+        self.user = [tensors[f"{m}.user"] for m in range(self.models)]
+        self.item = [tensors[f"{m}.matrix"] for m in range(self.models)]
+        self.loss_weight = tensors.get("loss_weight")
+        self.gate: fusion.AttentionGate | None = None
+        if "gate.mean" in tensors:
+            self.gate = fusion.AttentionGate(self.models)
+            self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
+
+    def scores(self, user_u: Tensor) -> list[Tensor]:
+        return [user[user_u] @ item.T for user, item in zip(self.user, self.item, strict=True)]
+
+    def weights(self, scores: list[Tensor]) -> Tensor:
+        """omega [u, M] by the configured strategy."""
+        if self.models == 1 or self.strategy == "equal":
+            return fusion.equal_weights(len(scores[0]), self.models)
+        if self.strategy == "loss":
+            assert self.loss_weight is not None
+            return self.loss_weight.expand(len(scores[0]), -1)
+        if self.strategy == "attention":
+            assert self.gate is not None
+            with torch.no_grad():
+                return self.gate(torch.cat([fusion.confidence(s) for s in scores], dim=1))
+        return fusion.entropy_weights(torch.stack([fusion.entropy(s) for s in scores], dim=1))
+
+    def __call__(self, user_u: Tensor) -> Tensor:
+        scores = self.scores(user_u)
+        return fusion.fuse(self.weights(scores), scores)
+
+
+class MergeTask:
+    def __init__(self, data: Data, config: Config, contents: list[Tensor | None], init: dict[str, Tensor] | None):
+        self.data, self.config, self.contents = data, config, contents
+        self.members = [
+            Member(data, 0 if x is None else x.shape[1], "merge", m, init=init) for m, x in enumerate(contents)
+        ]
+        self.sampler = data.sampler(config.merge.batch_size, "merge")
+        dense = [p for member in self.members for p in member.model.parameters()]
+        self.optimizer = torch.optim.Adam(dense, lr=config.merge.lr, fused=True) if dense else None
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        rows = Rows(self.data, batch)
+        total: dict[str, Tensor] = {}
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True)):
+            user_Rd, item_id_Rd = member.user.pull(rows.user_R), member.item.pull(rows.item_R)
+            item_Rd = member.model.item_rows(item_id_Rd, None if content is None else content[rows.item_R])
+            terms = backbone_loss(member, batch, rows, user_Rd, item_Rd)
+            terms["loss"].backward()
+            member.user.push(rows.user_R, user_Rd, self.config.merge.lr)
+            member.item.push(rows.item_R, item_id_Rd, self.config.merge.lr)
+            for name, value in terms.items():
+                value = value.detach()
+                total[f"{m}/{name}"] = value
+                total[name] = total.get(name, torch.zeros(())) + value
+        if self.optimizer is not None:
+            self.optimizer.step()
+        return total
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State and the items' whole matrices."""
+        matrix = {f"{m}.matrix": x.item_matrix(c) for m, (x, c) in enumerate(zip(self.members, self.contents, strict=True))}
+        return self.state() | matrix
+
+    def evaluate(self) -> dict[str, float]:
+        strategy = self.config.merge.fusion if self.config.merge.fusion in ("equal", "entropy") else "equal"
+        return self.data.evaluate(Fused(self.tensors(), strategy), "val")[0]
+
+    def state(self) -> dict[str, Tensor]:
+        return {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
+
+
+def _validation_pairs(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Validation users, their items, and one uniform negative each."""
+    user, item = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
+    generator = torch.Generator().manual_seed(derive(seed, "validation"))
+    return user, item, torch.randint(data.n_items, (len(user),), generator=generator)
+
+
+def fit_fusion(data: Data, config: Config, fused: Fused) -> dict[str, Tensor]:
+    """What `loss` and `attention` learn from validation pairs: weights [M], and the gate's parameters."""
+    user, item, negative = _validation_pairs(data, config.seed)
+
+    def pair_scores(items: Tensor) -> Tensor:
+        return torch.stack([(u[user] * v[items]).sum(1) for u, v in zip(fused.user, fused.item, strict=True)], dim=1)
+
+    positive_nM, negative_nM = pair_scores(item), pair_scores(negative)
+    loss_M = torch.nn.functional.softplus(negative_nM - positive_nM).mean(0)
+    out = {"loss_weight": fusion.loss_weights(loss_M)}
+    if config.merge.fusion == "attention" and fused.models > 1:
+        users = torch.unique(user)
+        blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in users.split(1024)]
+        confidence = torch.cat(blocks)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive(config.seed, "gate"))
+            gate = fusion.AttentionGate(fused.models)
+        gate.mean, gate.std = confidence.mean(0), confidence.std(0).clamp(min=1e-6)
+        optimizer = torch.optim.Adam(gate.parameters(), lr=config.merge.attention_lr)
+        at = torch.searchsorted(users, user)
+        for _ in range(config.merge.attention_epochs):
+            optimizer.zero_grad()
+            margin = (gate(confidence)[at] * (positive_nM - negative_nM)).sum(1)
+            torch.nn.functional.softplus(-margin).mean().backward()
+            optimizer.step()
+        out |= {f"gate.{name}": x.detach() for name, x in gate.state_dict().items()}
+    return out
+
+
+def run(
+    dataset: Dataset, config: Config, contents: list[Tensor | None], init: dict[str, Tensor] | None, tracker: Tracker
+) -> tuple[dict[str, Tensor], dict]:
+    """Train the members together on the same batches. Returns their tensors and validation metrics of the fusion."""
+    task = MergeTask(Data(dataset, config), config, contents, init)
+    best = fit(task, config.merge, config.evaluation.metric, "merge", tracker)
+    tensors = task.tensors()
+    with torch.no_grad():
+        fused = Fused(tensors, "equal")
+    tensors |= fit_fusion(task.data, config, fused)
+    fused = Fused(tensors, config.merge.fusion)
+    with torch.no_grad():
+        sample = torch.arange(min(task.data.n_users, config.evaluation.block))
+        weight_uM = fused.weights(fused.scores(sample))
+    for m in range(fused.models):
+        tracker.histogram("merge", f"fusion weight {m}", 0, weight_uM[:, m])
+    final = task.data.evaluate(fused, "val")[0]
+    return tensors, {"validation": final, "epoch": best.get("epoch"), "fusion_weight": weight_uM.mean(0).tolist()}
+
+
