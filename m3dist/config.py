@@ -88,6 +88,7 @@ class Invariance(Section):
     mask_epochs: PositiveInt = 2  # per round
     mask_lr: PositiveFloat = 1e-2
     batch_size: PositiveInt = 4096
+    negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
     empty: Literal["reseed", "drop"] = "reseed"
 

@@ -51,7 +51,9 @@ class Tracker:
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
         if not self.console.is_terminal:
-            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if "@" not in name or "ndcg@" in name)
+            shown = " ".join(
+                f"{name} {value:.4g}" for name, value in values.items() if "@" not in name or "ndcg@" in name
+            )
             self.console.print(f"{stage} {step}: {shown}", highlight=False, soft_wrap=True)
 
     def histogram(self, stage: str, name: str, step: int, values: Tensor) -> None:

@@ -38,7 +38,8 @@ class AlignTask:
         self.sampler = data.sampler(align.batch_size, "align")
         dense = [*self.aligner.parameters(), *self.member.model.parameters()]
         self.optimizer = torch.optim.Adam(
-            [{"params": dense, "lr": align.lr}, {"params": list(self.club.parameters()), "lr": align.club_lr}], fused=True
+            [{"params": dense, "lr": align.lr}, {"params": list(self.club.parameters()), "lr": align.club_lr}],
+            fused=True,
         )
 
     def step(self, batch: Batch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist import ranking
+from m3dist import losses, ranking
 from m3dist.config import Backbone, Config
 from m3dist.data.batches import Batch, Distinct, Sampler
 from m3dist.data.dataset import Dataset
@@ -45,18 +45,18 @@ class Data:
         """
         out = []
         for name in self.dataset.modalities:
-            x = torch.from_numpy(np.asarray(self.dataset.features(name), dtype=np.float32))
+            x = torch.from_numpy(np.array(self.dataset.features(name), dtype=np.float32))
             present = torch.from_numpy(self.dataset.present(name))
             have = x[present]
             x = (x - have.mean(0)) / have.std(0, correction=0).clamp(min=1e-6)
             out.append(F.normalize(x, dim=1) * present[:, None])
         return out
 
-    def sampler(self, batch_size: int, purpose: str) -> Sampler:
+    def sampler(self, batch_size: int, purpose: str, negatives: int | None = None) -> Sampler:
         backbone = self.config.backbone
         return Sampler(
-            self.user, self.item, self.n_items, batch_size=batch_size, negatives=backbone.negatives,
-            per_positive=backbone.sampling == "per_positive", seed=self.config.seed, purpose=purpose,
+            self.user, self.item, self.n_items, batch_size=batch_size, negatives=negatives or backbone.negatives,
+            per_positive=negatives is None and backbone.sampling == "per_positive", seed=self.config.seed, purpose=purpose,
         )  # fmt: skip
 
     def evaluate(
@@ -122,8 +122,6 @@ class Rows:
 
 def backbone_loss(member: Member, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> dict[str, Tensor]:
     """L_O + kappa L_C + nu L_I + L2 of one member; item_Rd holds whole item rows, content included."""
-    from m3dist import losses
-
     config = member.config
     user_bd = user_Rd[rows.user_at]
     positive, negative = interaction_loss(

@@ -54,9 +54,7 @@ def _project(content_bc: Tensor, environment_b: Tensor, W: Tensor, b: Tensor) ->
     return torch.cat(parts)[torch.argsort(order)]
 
 
-def environment_loss(
-    frozen: Frozen, batch: Batch, x_ID: Tensor, environment_b: Tensor, W: Tensor, b: Tensor
-) -> Tensor:
+def environment_loss(frozen: Frozen, batch: Batch, x_ID: Tensor, environment_b: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """Eq. 7 for all environments: the backbone loss, every interaction under its own environment's model."""
     backbone, weights = frozen.config.backbone, frozen.data.weights
     projected = _project(frozen.user_content[batch.user_b], environment_b, W, b)
@@ -68,11 +66,7 @@ def environment_loss(
 
     positive = losses.positives((user * rows(batch.item_b)).sum(1), weights.positive(batch.user_b, batch.item_b))
     base, scale_b = weights.negative(batch.user_b)
-    if batch.negative.ndim == 1:
-        total = losses.shared_negatives(user, rows(batch.negative), base, scale_b, weights.c_I[batch.negative])
-    else:
-        score = torch.bmm(rows(batch.negative), user.unsqueeze(2)).squeeze(2)
-        total = losses.own_negatives(score, base + scale_b[:, None] * weights.c_I[batch.negative])
+    total = losses.shared_negatives(user, rows(batch.negative), base, scale_b, weights.c_I[batch.negative])
     return (positive + backbone.negative_weight * total / batch.negative.shape[-1]) / batch.size
 
 
@@ -84,7 +78,7 @@ def train_environments(frozen: Frozen, r: int, psi_ID: Tensor, environment_n: Te
     config, data = frozen.config.invariance, frozen.data
     W, b = _fresh(config.environments, frozen.user_content.shape[1], psi_ID.shape[1], frozen.config, "env", round_, r)
     optimizer = torch.optim.Adam([W, b], lr=config.environment_lr, fused=True)
-    sampler = data.sampler(config.batch_size, f"environments.{round_}.{r}")
+    sampler = data.sampler(config.batch_size, f"environments.{round_}.{r}", config.negatives)
     for epoch in range(config.environment_epochs):
         for step in range(sampler.steps):
             batch = sampler(epoch, step)
@@ -120,15 +114,10 @@ def mask_loss(
     weight_n = (base + scale_b[:, None] * weights.c_I[batch.negative]) * backbone.negative_weight
     weight_n = weight_n / batch.negative.shape[-1]
     phi_n = mask_D * x_ID[batch.negative]
-    if batch.negative.ndim == 1:
-        score_n = user_id @ frozen.item_id[batch.negative].T + query @ phi_n.T + offset[:, None]
-    else:
-        score_n = torch.einsum("bd,bnd->bn", user_id, frozen.item_id[batch.negative])
-        score_n = score_n + torch.einsum("bd,bnd->bn", query, phi_n) + offset[:, None]
+    score_n = user_id @ frozen.item_id[batch.negative].T + query @ phi_n.T + offset[:, None]
     loss_b = weight_b * F.softplus(-score_b) + (weight_n * F.softplus(score_n)).sum(1)
     slope_n = weight_n * score_n.sigmoid()
-    pulled = slope_n @ phi_n if batch.negative.ndim == 1 else torch.einsum("bn,bnd->bd", slope_n, phi_n)
-    pull_bD = pulled - (weight_b * (-score_b).sigmoid())[:, None] * phi_b
+    pull_bD = slope_n @ phi_n - (weight_b * (-score_b).sigmoid())[:, None] * phi_b
     counts = torch.bincount(environment_b, minlength=config.environments)
     order = torch.argsort(environment_b, stable=True)
     sizes = counts.tolist()
@@ -152,7 +141,7 @@ def learn_masks(
     projections = [_fresh(1, c, part.shape[1], frozen.config, "mask", round_, r) for r, part in enumerate(x)]
     dense = [p for pair in projections for p in pair]
     optimizer = torch.optim.Adam([*gate.parameters(), *dense], lr=config.mask_lr, fused=True)
-    sampler = data.sampler(config.batch_size, f"masks.{round_}")
+    sampler = data.sampler(config.batch_size, f"masks.{round_}", config.negatives)
     sums: dict[str, float] = {}
     for epoch in range(config.mask_epochs):
         for step in range(sampler.steps):
@@ -181,7 +170,9 @@ def refill(environment_n: Tensor, environments: int, how: str, generator: torch.
     return environment_n, empty
 
 
-def run(dataset: Dataset, config: Config, aligned: dict[str, Tensor], tracker: Tracker) -> tuple[dict[str, Tensor], dict]:
+def run(
+    dataset: Dataset, config: Config, aligned: dict[str, Tensor], tracker: Tracker
+) -> tuple[dict[str, Tensor], dict]:
     """T rounds. Returns tensors mask.r [D_r] and environment.r [n], and what happened in each round."""
     data, settings = Data(dataset, config), config.invariance
     frozen = Frozen(data, aligned, config)

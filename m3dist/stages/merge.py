@@ -87,7 +87,9 @@ class MergeTask:
 
     def tensors(self) -> dict[str, Tensor]:
         """State and the items' whole matrices."""
-        matrix = {f"{m}.matrix": x.item_matrix(c) for m, (x, c) in enumerate(zip(self.members, self.contents, strict=True))}
+        matrix = {
+            f"{m}.matrix": x.item_matrix(c) for m, (x, c) in enumerate(zip(self.members, self.contents, strict=True))
+        }
         return self.state() | matrix
 
     def evaluate(self) -> dict[str, float]:
@@ -152,5 +154,3 @@ def run(
         tracker.histogram("merge", f"fusion weight {m}", 0, weight_uM[:, m])
     final = task.data.evaluate(fused, "val")[0]
     return tensors, {"validation": final, "epoch": best.get("epoch"), "fusion_weight": weight_uM.mean(0).tolist()}
-
-

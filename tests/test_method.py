@@ -1,0 +1,195 @@
+"""The method against hand values and float64 loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from m3dist import fusion, losses, ranking
+from m3dist.data.batches import Distinct, Permutation, Sampler
+from m3dist.data.graph import item_neighbours
+from m3dist.parallel.tables import RowTable
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 4097])
+def test_permutation_is_a_bijection(n: int) -> None:
+    assert sorted(Permutation(n, 3)(np.arange(n))) == list(range(n))
+
+
+def test_permutations_of_two_seeds_differ() -> None:
+    assert (Permutation(1000, 0)(np.arange(1000)) != Permutation(1000, 1)(np.arange(1000))).mean() > 0.9
+
+
+@pytest.mark.parametrize("per_positive", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_shares_make_the_global_batch(world: int, per_positive: bool) -> None:
+    user, item = torch.arange(103), torch.arange(103) % 17
+    sampler = Sampler(user, item, 17, batch_size=25, negatives=6, per_positive=per_positive, seed=0, purpose="t")
+    for step in range(sampler.steps):
+        whole = sampler(2, step)
+        parts = [sampler(2, step, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([p.user_b for p in parts]), whole.user_b)
+        negative = torch.cat([p.negative for p in parts]) if per_positive else parts[1].negative
+        assert torch.equal(negative, whole.negative)
+
+
+def test_an_epoch_visits_every_interaction_once() -> None:
+    sampler = Sampler(
+        torch.arange(103), torch.zeros(103), 5, batch_size=25, negatives=2, per_positive=False, seed=0, purpose="t"
+    )
+    seen = torch.cat([sampler(0, s).index_b for s in range(sampler.steps)])
+    assert sorted(seen.tolist()) == list(range(103))
+
+
+@pytest.mark.parametrize("n", [10, 10_000])
+def test_distinct(n: int) -> None:
+    a, b = torch.tensor([[3, 1], [3, 9]]), torch.tensor([9, 0])
+    ids, (at_a, at_b) = Distinct(n)(a, b)
+    assert ids.tolist() == [0, 1, 3, 9]
+    assert torch.equal(ids[at_a], a)
+    assert torch.equal(ids[at_b], b)
+
+
+def test_shared_negatives_value_and_gradient() -> None:
+    user, item = randn(4, 3).requires_grad_(), randn(5, 3, seed=1).requires_grad_()
+    scale, weight = randn(4, seed=2).abs(), randn(5, seed=3).abs()
+    plain = sum(
+        (0.7 + scale[b] * weight[j]) * -torch.log(1 - torch.sigmoid(user[b] @ item[j]))
+        for b in range(4)
+        for j in range(5)
+    )
+    ours = losses.shared_negatives(user, item, 0.7, scale, weight)
+    assert float(ours) == pytest.approx(float(plain), rel=1e-12)
+    for got, want in zip(
+        torch.autograd.grad(ours, [user, item]), torch.autograd.grad(plain, [user, item]), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_contrastive_is_eq_2_to_4() -> None:
+    z, common, tau = randn(5, 3), randn(5, 3, seed=1), torch.tensor(0.5, dtype=torch.float64)
+
+    def s(a: torch.Tensor, b: torch.Tensor) -> float:
+        return math.exp(float(a @ b / a.norm() / b.norm()) / 0.5)
+
+    total = 0.0
+    for i in range(5):
+        omega = sum(s(z[i], common[j]) + s(z[i], z[j]) + s(common[i], common[j]) for j in range(5) if j != i)
+        total -= math.log(s(z[i], common[i]) / omega)
+    assert float(losses.contrastive(z, common, z, common, tau, 0)) == pytest.approx(total, rel=1e-12)
+    halves = [losses.contrastive(z[a:b], common[a:b], z, common, tau, a) for a, b in ((0, 2), (2, 5))]
+    assert float(sum(halves)) == pytest.approx(total, rel=1e-12)
+
+
+def test_club_is_the_mean_over_pairs() -> None:
+    v, mean, logvar = randn(6, 2), randn(6, 2, seed=1), randn(6, 2, seed=2)
+
+    def log_q(i: int, j: int) -> float:
+        return float(-0.5 * ((v[j] - mean[i]) ** 2 * torch.exp(-logvar[i]) + logvar[i]).sum())
+
+    want = sum(log_q(i, i) - sum(log_q(i, j) for j in range(6)) / 6 for i in range(6))
+    assert float(losses.club(v, mean, logvar, v)) == pytest.approx(want, rel=1e-10)
+
+
+def test_club_bounds_the_information_of_gaussians_from_above() -> None:
+    rho, n = 0.7, 200_000
+    z = randn(n, 1)
+    v = rho * z + math.sqrt(1 - rho**2) * randn(n, 1, seed=1)
+    logvar = torch.full_like(z, math.log(1 - rho**2))
+    bound = float(losses.club(v, rho * z, logvar, v)) / n
+    truth = -0.5 * math.log(1 - rho**2)
+    assert truth < bound < 3.5 * truth
+
+
+def test_variance_penalty_by_hand() -> None:
+    gradient = torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]])
+    assert float(losses.variance_penalty(gradient, torch.tensor([0.5, 1.0]))) == pytest.approx(1.0)
+
+
+def test_entropy_weights_are_eq_13_and_14() -> None:
+    assert float(fusion.entropy(torch.zeros(1, 8))) == pytest.approx(math.log(8), rel=1e-6)
+    weights = fusion.entropy_weights(torch.tensor([[1.0, 2.0, 3.0]]))
+    shifted = torch.exp(3.0 - torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(weights[0], shifted / shifted.sum())
+    assert float(weights.sum()) == pytest.approx(1.0)
+
+
+def test_fuse_of_one_model_is_its_score() -> None:
+    score = torch.arange(6.0).view(2, 3)
+    torch.testing.assert_close(fusion.fuse(fusion.entropy_weights(torch.ones(2, 1)), [score.clone()]), score)
+
+
+@pytest.mark.parametrize(("items", "k"), [(5, 10), (40, 3), (1003, 10), (1003, 40)])
+def test_top_k_with_ties_by_id(items: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randint(-3, 3, (50, items), generator=generator).float()
+    score[:, ::7] = float("-inf")
+    item, value = ranking.top_k(score, k)
+    for row in range(50):
+        want = sorted(range(items), key=lambda i: (-float(score[row, i]), i))[:k]
+        assert item[row].tolist() == want
+        assert value[row].tolist() == [float(score[row, i]) for i in want]
+
+
+def test_metrics_by_hand() -> None:
+    hit = torch.tensor([[True, False, True, False]])
+    got = {k: float(v) for k, v in ranking.per_user(hit, torch.tensor([3]), (2, 4)).items()}
+    third = 1 / math.log2(4)
+    assert got["precision@4"] == pytest.approx(0.5)
+    assert got["recall@2"] == pytest.approx(1 / 3)
+    assert got["mrr@4"] == 1.0
+    assert got["ndcg@4"] == pytest.approx((1 + third) / (1 + 1 / math.log2(3) + third))
+    assert got["ndcg_hits@4"] == pytest.approx((1 + third) / (1 + 1 / math.log2(3)))
+
+
+def test_evaluate_masks_seen_and_adds_up_over_users() -> None:
+    score = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    seen = ranking.Seen.of([(np.array([0]), np.array([0]))], 3)
+    relevant = ranking.Seen.of([(np.array([0, 1]), np.array([1, 0]))], 3)
+
+    def run(users: list[int]) -> ranking.Metrics:
+        args = (seen, relevant, 3, (1,), 2)
+        return ranking.evaluate(lambda u: score[u].clone(), torch.tensor(users), *args)[0]
+
+    whole, parts = run([0, 1, 2]), [run([0]), run([1, 2])]
+    assert whole.users == 2
+    assert whole.means()["precision@1"] == 0.5
+    assert sum(p.sums["ndcg@1"] for p in parts) == whole.sums["ndcg@1"]
+
+
+def test_item_neighbours_against_a_dense_computation() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.random((30, 12)) < 0.3
+    user, item = np.nonzero(dense)
+    neighbour, omega = item_neighbours(user, item, 30, 12, 4, block=5)
+    G = dense.T.astype(float) @ dense
+    g = G.sum(1)
+    full = G / (g - np.diag(G))[:, None] * np.sqrt(g[:, None] / g[None, :])
+    np.fill_diagonal(full, -1)
+    for i in range(12):
+        best = np.lexsort((np.arange(12), -full[i]))[:4]
+        np.testing.assert_allclose(omega[i], full[i, best], rtol=1e-6)
+        np.testing.assert_allclose(full[i, neighbour[i]], full[i, best], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_row_table_is_adam(dense: bool) -> None:
+    start = randn(6, 3)
+    table, plain = RowTable(start.clone(), dense), start.clone().requires_grad_()
+    adam = torch.optim.Adam([plain], lr=0.1)
+    for step in range(3):
+        ids = torch.arange(6) if not dense else torch.tensor([0, 2, 5 - step])
+        rows = table.pull(ids)
+        (rows * randn(len(ids), 3, seed=step)).sum().backward()
+        table.push(ids, rows, 0.1)
+        adam.zero_grad()
+        (plain[ids] * randn(len(ids), 3, seed=step)).sum().backward()
+        adam.step()
+    torch.testing.assert_close(table.weight, plain.detach(), rtol=1e-9, atol=1e-9)
