@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-STAGES = ("align", "invariance", "merge")
+Stage = Literal["align", "invariance", "merge"]
+STAGES: tuple[Stage, ...] = ("align", "invariance", "merge")
 
 
 class ConfigError(ValueError):
@@ -127,7 +128,7 @@ class Config(Section):
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
     model: Literal["m3-invrl", "ultragcn"] = "m3-invrl"  # ultragcn: one backbone on the concatenated features
-    stages: tuple[Literal["align", "invariance", "merge"], ...] = STAGES
+    stages: tuple[Stage, ...] = STAGES
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
     backbone: Backbone = Backbone()
     align: Align = Align()
@@ -173,7 +174,7 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: expected a mapping of keys to values")
-    return validate(raw, source)
+    return validate({str(key): value for key, value in raw.items()}, source)
 
 
 def validate(raw: dict[str, Any], source: str = "config", model: type[Section] = Config) -> Any:

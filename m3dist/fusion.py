@@ -39,13 +39,17 @@ class AttentionGate(nn.Module):
     Input per recommender: entropy, maximum and mean of its scores for the user, standardised over the fitting users.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, models: int, hidden: int = 16):
         super().__init__()
         self.register_buffer("mean", torch.zeros(3 * models))
         self.register_buffer("std", torch.ones(3 * models))
-        self.net = nn.Sequential(nn.Linear(3 * models, hidden), nn.Tanh(), nn.Linear(hidden, models))
-        nn.init.zeros_(self.net[2].weight)
-        nn.init.zeros_(self.net[2].bias)
+        last = nn.Linear(hidden, models)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(3 * models, hidden), nn.Tanh(), last)
 
     def forward(self, confidence_uF: Tensor) -> Tensor:
         """[u, 3M] -> weights [u, M]."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -35,13 +35,13 @@ class Tracker:
         self._lines.close()
         self._board.close()
 
-    def start(self, stage: str, total: int) -> int:
+    def start(self, stage: str, total: int) -> TaskID:
         return self._bar.add_task(stage, total=total, note="")
 
-    def advance(self, bar: int, note: str = "") -> None:
+    def advance(self, bar: TaskID, note: str = "") -> None:
         self._bar.update(bar, advance=1, note=note)
 
-    def finish(self, bar: int) -> None:
+    def finish(self, bar: TaskID) -> None:
         self._bar.update(bar, total=self._bar.tasks[bar].completed)
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -50,10 +50,9 @@ class Tracker:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
-        if not self.console.is_terminal:
-            shown = " ".join(
-                f"{name} {value:.4g}" for name, value in values.items() if "@" not in name or "ndcg@" in name
-            )
+        if not self.console.is_terminal:  # a log: one short line; everything is in metrics.jsonl
+            short = {k: v for k, v in values.items() if k in ("loss", "interactions/s") or k.startswith("ndcg@")}
+            shown = " ".join(f"{name} {value:.4g}" for name, value in short.items())
             self.console.print(f"{stage} {step}: {shown}", highlight=False, soft_wrap=True)
 
     def histogram(self, stage: str, name: str, step: int, values: Tensor) -> None:

@@ -38,6 +38,11 @@ class Weights(nn.Module):
     user_degree [U], item_degree [I]: training interactions. neighbour_Ik, omega_Ik: from `graph.item_neighbours`.
     """
 
+    a_U: Tensor
+    c_I: Tensor
+    neighbour_Ik: Tensor
+    omega_Ik: Tensor
+
     def __init__(
         self,
         user_degree: Tensor,

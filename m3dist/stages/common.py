@@ -56,7 +56,8 @@ class Data:
         backbone = self.config.backbone
         return Sampler(
             self.user, self.item, self.n_items, batch_size=batch_size, negatives=negatives or backbone.negatives,
-            per_positive=negatives is None and backbone.sampling == "per_positive", seed=self.config.seed, purpose=purpose,
+            per_positive=negatives is None and backbone.sampling == "per_positive",
+            seed=self.config.seed, purpose=purpose,
         )  # fmt: skip
 
     def evaluate(
