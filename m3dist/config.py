@@ -32,9 +32,9 @@ class Section(pydantic.BaseModel):
 class Fit(Section):
     """How one training loop runs."""
 
-    epochs: NonNegativeInt = 40
-    batch_size: PositiveInt = 2048  # interactions of the global batch, over all workers
-    lr: PositiveFloat = 1e-3
+    epochs: NonNegativeInt = 30
+    batch_size: PositiveInt = 1024  # interactions of the global batch, over all workers
+    lr: PositiveFloat = 3e-3
     patience: NonNegativeInt = 5  # evaluations without a better validation metric; 0 never stops early
     evaluate_every: PositiveInt = 2  # epochs
 
@@ -82,11 +82,11 @@ class Invariance(Section):
     gate: Literal["sigmoid", "hard_sigmoid", "softmax"] = "sigmoid"
     gate_noise: NonNegativeFloat = 0.1  # std of the noise of hard_sigmoid while training
     init: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of every mask entry
-    gamma: NonNegativeFloat = 0.1  # weight of the variance penalty
+    gamma: NonNegativeFloat = 0.01  # weight of the variance penalty
     rho: NonNegativeFloat = 0.01  # weight of ||m||^2
     environment_epochs: PositiveInt = 2  # per round, of each environment model
     environment_lr: PositiveFloat = 1e-2
-    mask_epochs: PositiveInt = 2  # per round
+    mask_epochs: PositiveInt = 4  # per round
     mask_lr: PositiveFloat = 1e-2
     batch_size: PositiveInt = 4096
     negatives: PositiveInt = 256  # shared by a step of this stage
@@ -112,12 +112,12 @@ class Evaluation(Section):
 class Synthetic(Section):
     """The planted data that `data: synthetic` makes."""
 
-    users: PositiveInt = 1500
-    items: PositiveInt = 600
+    users: PositiveInt = 1000
+    items: PositiveInt = 500
     environments: PositiveInt = 4
     modalities: PositiveInt = 3
-    invariant: PositiveInt = 8  # planted dimensions per modality
-    spurious: PositiveInt = 8
+    invariant: PositiveInt = 4  # planted dimensions per modality
+    spurious: PositiveInt = 4
     interactions: PositiveInt = 40  # per user, over all splits
 
 

@@ -96,11 +96,22 @@ def club(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor, v_Cd: Tensor) -> Tens
     return (0.5 * (others - own) * torch.exp(-logvar_cd)).sum()
 
 
-def variance_penalty(gradient_EcD: Tensor, mask_D: Tensor) -> Tensor:
-    """||Var o m||^2 (after InvRL, Du et al. 2022): how unlike the environments' gradients are, where the mask is on.
+def environment_variance(content_Ebc: list[Tensor], pull_EbD: list[Tensor]) -> Tensor:
+    """The Var-term (after InvRL, Du et al. 2022): how much environments' gradients differ, per dimension [D].
 
-    gradient_EcD: gradients of the environments' mean losses with respect to the content projection [c, D]. Var is
-    the sum over environments of the squared deviation from their mean, summed over c: one number per dimension.
+    One pair per environment: content rows u_c [b_e, c] and pulls dl/ds-weighted inputs [b_e, D], whose outer
+    product is a sample's gradient with respect to the content projection. The squared deviation of the environments'
+    mean gradients from their mean, summed over environments and c, less what sampling alone would give (the
+    within-environment variance over b_e): a batch's noise would otherwise drown the difference. Never below 0.
     """
+    gradients, noise = [], []
+    for content_bc, pull_bD in zip(content_Ebc, pull_EbD, strict=True):
+        n = len(pull_bD)
+        gradient_cD = content_bc.T @ pull_bD / n
+        second_D = content_bc.square().sum(1) @ pull_bD.square() / n
+        gradients.append(gradient_cD)
+        noise.append((second_D - gradient_cD.square().sum(0)) / max(n - 1, 1))
+    E = len(gradients)
+    gradient_EcD = torch.stack(gradients)
     deviation_D = (gradient_EcD - gradient_EcD.mean(0)).square().sum(dim=(0, 1))
-    return (deviation_D * mask_D).square().sum()
+    return (deviation_D - (1 - 1 / E) * torch.stack(noise).sum(0)).clamp(min=0)

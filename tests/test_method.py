@@ -108,9 +108,24 @@ def test_club_bounds_the_information_of_gaussians_from_above() -> None:
     assert truth < bound < 3.5 * truth
 
 
-def test_variance_penalty_by_hand() -> None:
-    gradient = torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]])
-    assert float(losses.variance_penalty(gradient, torch.tensor([0.5, 1.0]))) == pytest.approx(1.0)
+def test_environment_variance_is_the_deviation_less_the_sampling_noise() -> None:
+    content, pull = [randn(5, 2), randn(7, 2, seed=1)], [randn(5, 3, seed=2), randn(7, 3, seed=3) + 4]
+    means, noise = [], torch.zeros(3, dtype=torch.float64)
+    for u, g in zip(content, pull, strict=True):
+        samples = torch.stack([torch.outer(u[b], g[b]) for b in range(len(u))])
+        means.append(samples.mean(0))
+        noise += samples.var(0).sum(0) / len(u)
+    middle = sum(means) / 2
+    want = sum((m - middle).square().sum(0) for m in means) - noise / 2
+    torch.testing.assert_close(losses.environment_variance(content, pull), want.clamp(min=0))
+
+
+def test_environment_variance_finds_the_dimension_that_differs() -> None:
+    content = [randn(4000, 2, seed=s) + 1 for s in range(2)]
+    pull = [randn(4000, 2, seed=s) for s in (5, 6)]
+    pull[1][:, 1] += 1
+    variance = losses.environment_variance(content, pull)
+    assert variance[1] > 50 * variance[0]
 
 
 def test_entropy_weights_are_eq_13_and_14() -> None:

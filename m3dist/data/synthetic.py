@@ -1,8 +1,8 @@
 """Data with planted invariant and spurious dimensions, whose truth is saved.
 
 Every modality has `invariant` dimensions that cause interactions, through users' tastes, in all environments, and
-`spurious` ones that users also lean on, by a strength that differs between environments and flips its sign in the
-test split. Each training interaction comes from one latent environment.
+`spurious` ones that exposure leans on, nearly alike for all users, by a strength that differs between environments
+and flips its sign in the test split. Each training interaction comes from one latent environment.
 
     P(i | u, e) proportional to exp(taste_u . c_i + strength_e lean_u . s_i)
 
@@ -28,8 +28,9 @@ def write(dst: str | Path, config: Synthetic, seed: int) -> dict[str, Any]:
     causal = rng.standard_normal((I, M * config.invariant))
     spurious = rng.standard_normal((I, M * config.spurious))
     taste = rng.standard_normal((U, M * config.invariant)) * (3.0 / np.sqrt(M * config.invariant))
-    lean = rng.standard_normal((U, M * config.spurious)) * (3.0 / np.sqrt(M * config.spurious))
-    strength = np.linspace(1.5, -0.3, config.environments) if config.environments > 1 else np.array([0.6])
+    shared = rng.choice([-1.0, 1.0], M * config.spurious)  # what is being shown around, to everybody
+    lean = (shared + 0.3 * rng.standard_normal((U, M * config.spurious))) / np.sqrt(M * config.spurious)
+    strength = np.linspace(2.5, -1.0, config.environments) if config.environments > 1 else np.array([0.75])
     if config.interactions * 2 > I:
         raise ValueError(f"synthetic.interactions: {config.interactions} per user need at least twice as many items")
     base, pull = taste @ causal.T, lean @ spurious.T

@@ -64,7 +64,12 @@ class Club(nn.Module):
 
 
 def _near_identity(layer: nn.Linear) -> nn.Linear:
-    nn.init.eye_(layer.weight) if layer.in_features == layer.out_features else nn.init.orthogonal_(layer.weight)
+    """Where the output is no narrower, output k starts as input k mod width; else as an orthogonal projection."""
+    nn.init.orthogonal_(layer.weight)
+    if layer.out_features >= layer.in_features:
+        copies = -(-layer.out_features // layer.in_features)
+        eye = torch.eye(layer.in_features).repeat(copies, 1)[: layer.out_features]
+        layer.weight.data.copy_(eye / copies**0.5)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -98,9 +98,11 @@ def mask_loss(
 ) -> dict[str, Tensor]:
     """L_mask of one representation: mean_e L_e(Phi) + gamma Var-term + rho mean(m^2).
 
-    The gradient of L_e with respect to W is sum over its interactions of u_c times (slope-weighted Phi), written out
-    here, so the penalty needs no second backward. Var is relative to its mean over dimensions, and both
-    regularisers are means over D, so that gamma and rho do not depend on widths or on the scale of gradients.
+    The gradient of a linear projection is an outer product (`losses.environment_variance`), so the penalty needs no
+    second backward. Var is measured on the whole representation and held constant: a mask entry pays for how unlike
+    the environments are in its dimension, and cannot lower the price by shrinking. It is relative to its mean over
+    dimensions, and both regularisers are means over D, so gamma and rho depend neither on widths nor on the scale of
+    gradients.
     """
     config, backbone, weights = frozen.config.invariance, frozen.config.backbone, frozen.data.weights
     content = frozen.user_content[batch.user_b]
@@ -116,17 +118,15 @@ def mask_loss(
     phi_n = mask_D * x_ID[batch.negative]
     score_n = user_id @ frozen.item_id[batch.negative].T + query @ phi_n.T + offset[:, None]
     loss_b = weight_b * F.softplus(-score_b) + (weight_n * F.softplus(score_n)).sum(1)
-    slope_n = weight_n * score_n.sigmoid()
-    pull_bD = slope_n @ phi_n - (weight_b * (-score_b).sigmoid())[:, None] * phi_b
-    counts = torch.bincount(environment_b, minlength=config.environments)
     order = torch.argsort(environment_b, stable=True)
-    sizes = counts.tolist()
-    parts = zip(content[order].split(sizes), pull_bD[order].split(sizes), loss_b[order].split(sizes), strict=True)
-    present = [(u.T @ g / len(u), part.mean()) for u, g, part in parts if len(u)]
-    gradient = torch.stack([g for g, _ in present])
-    variance_D = (gradient - gradient.mean(0)).square().sum(dim=(0, 1))
-    relative_D = variance_D / variance_D.detach().mean().clamp(min=1e-30)
-    fit = torch.stack([part for _, part in present]).mean()
+    sizes = [n for n in torch.bincount(environment_b).tolist() if n]
+    with torch.no_grad():
+        slope_n = weight_n * score_n.sigmoid()
+        x_b = x_ID[batch.item_b]
+        pull_bD = slope_n @ x_ID[batch.negative] - (weight_b * (-score_b).sigmoid())[:, None] * x_b
+        variance_D = losses.environment_variance(content[order].split(sizes), pull_bD[order].split(sizes))
+        relative_D = variance_D / variance_D.mean().clamp(min=1e-30)
+    fit = torch.stack([part.mean() for part in loss_b[order].split(sizes)]).mean()
     penalty = config.gamma * (relative_D * mask_D).square().mean()
     size = config.rho * mask_D.square().mean()
     return {"fit": fit, "variance": penalty, "size": size, "loss": fit + penalty + size}
