@@ -198,7 +198,7 @@ def report(dst: Path, meta: dict[str, Any]) -> None:
         lacking = meta["lacking"].get(name, 0)
         rows.append((f"modality {name}", f"width {width}, {lacking:,} items lack it"))
     if not meta["modalities"]:
-        rows.append(("modalities", "none: training needs at least one"))
+        rows.append(("modalities", "none: model=ultragcn trains on ids"))
     cold = meta["cold_items"]
     rows.append(("cold items", f"{cold['all']:,} (in val {cold['val']:,}, in test {cold['test']:,})"))
     rows.append(("cold users", f"{meta['cold_users']:,}"))
