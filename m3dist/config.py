@@ -82,12 +82,13 @@ class Invariance(Section):
     gate: Literal["sigmoid", "hard_sigmoid", "softmax"] = "sigmoid"
     gate_noise: NonNegativeFloat = 0.1  # std of the noise of hard_sigmoid while training
     init: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of every mask entry
-    gamma: NonNegativeFloat = 0.01  # weight of the variance penalty
+    gamma: NonNegativeFloat = 0.1  # weight of the variance penalty
+    gamma_warmup: bool = True  # grow it from 0 in the first round to its value in the last
     rho: NonNegativeFloat = 0.01  # weight of ||m||^2
-    environment_epochs: PositiveInt = 2  # per round, of each environment model
+    environment_epochs: PositiveInt = 4  # per round, of each environment model
     environment_lr: PositiveFloat = 1e-2
     mask_epochs: PositiveInt = 4  # per round
-    mask_lr: PositiveFloat = 1e-2
+    mask_lr: PositiveFloat = 3e-2
     batch_size: PositiveInt = 4096
     negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move

@@ -94,7 +94,14 @@ def train_environments(frozen: Frozen, r: int, psi_ID: Tensor, environment_n: Te
 
 
 def mask_loss(
-    frozen: Frozen, batch: Batch, x_ID: Tensor, mask_D: Tensor, environment_b: Tensor, W: Tensor, b: Tensor
+    frozen: Frozen,
+    batch: Batch,
+    x_ID: Tensor,
+    mask_D: Tensor,
+    environment_b: Tensor,
+    W: Tensor,
+    b: Tensor,
+    gamma: float,
 ) -> dict[str, Tensor]:
     """L_mask of one representation: mean_e L_e(Phi) + gamma Var-term + rho mean(m^2).
 
@@ -127,7 +134,7 @@ def mask_loss(
         variance_D = losses.environment_variance(content[order].split(sizes), pull_bD[order].split(sizes))
         relative_D = variance_D / variance_D.mean().clamp(min=1e-30)
     fit = torch.stack([part.mean() for part in loss_b[order].split(sizes)]).mean()
-    penalty = config.gamma * (relative_D * mask_D).square().mean()
+    penalty = gamma * (relative_D * mask_D).square().mean()
     size = config.rho * mask_D.square().mean()
     return {"fit": fit, "variance": penalty, "size": size, "loss": fit + penalty + size}
 
@@ -137,6 +144,9 @@ def learn_masks(
 ) -> dict[str, float]:
     """One round of mask learning, all representations in the same steps. Returns the mean terms."""
     config, data = frozen.config.invariance, frozen.data
+    # In the first rounds Psi still holds causal dimensions, so environments also split users by taste and penalising
+    # their differences would punish what should stay; the fit separates first, the penalty follows.
+    warm = round_ / max(config.rounds - 1, 1) if config.gamma_warmup else 1.0
     c = frozen.user_content.shape[1]
     projections = [_fresh(1, c, part.shape[1], frozen.config, "mask", round_, r) for r, part in enumerate(x)]
     dense = [p for pair in projections for p in pair]
@@ -149,7 +159,9 @@ def learn_masks(
             noise = torch.Generator().manual_seed(derive(batch.seed, "gate"))
             optimizer.zero_grad(set_to_none=True)
             for r, (mask_D, (W, b)) in enumerate(zip(gate(noise), projections, strict=True)):
-                terms = mask_loss(frozen, batch, x[r], mask_D, environment[r][batch.index_b], W[0], b[0])
+                terms = mask_loss(
+                    frozen, batch, x[r], mask_D, environment[r][batch.index_b], W[0], b[0], warm * config.gamma
+                )
                 terms["loss"].backward()
                 for name, value in terms.items():
                     sums[f"{r}/{name}"] = sums.get(f"{r}/{name}", 0.0) + float(value.detach())
