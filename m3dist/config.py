@@ -64,7 +64,7 @@ class Align(Fit):
     """Stage 1 (eq. 2-6)."""
 
     dim: PositiveInt = 64  # D, width of every representation
-    encoder: Literal["linear", "mlp", "identity"] = "linear"  # f_r
+    encoder: Literal["linear", "mlp", "identity"] = "identity"  # f_r; identity masks the given features themselves
     lambda_com: NonNegativeFloat = 0.1
     lambda_mi: NonNegativeFloat = 0.01
     tau: PositiveFloat = 0.5  # initial; learned as log(tau) unless tau_fixed

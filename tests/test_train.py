@@ -68,7 +68,7 @@ def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
     [
         ["merge.fusion=attention", "invariance.gate=softmax"],
         ["merge.fusion=loss", "invariance.gate=hard_sigmoid", "merge.init=align"],
-        ["backbone.sampling=per_positive", "backbone.negatives=4", "optimizer=dense", "align.encoder=identity"],
+        ["backbone.sampling=per_positive", "backbone.negatives=4", "optimizer=dense", "align.encoder=linear"],
         ["model=ultragcn"],
         ["backbone.nu=0", "align.encoder=mlp", "invariance.empty=drop", "invariance.rounds=0"],
     ],

@@ -1,0 +1,71 @@
+"""The first 20 losses of each stage on planted data: a refactor must match them, a change of the method renews them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from m3dist.config import load
+from m3dist.data import synthetic
+from m3dist.data.dataset import Dataset
+from m3dist.models.mask import Gate
+from m3dist.stages import invariance
+from m3dist.stages.align import AlignTask
+from m3dist.stages.common import Data
+from m3dist.stages.merge import MergeTask
+
+SMALL = [
+    "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8", "backbone.content_dim=8",
+    "backbone.negatives=32", "align.batch_size=256", "merge.batch_size=256", "invariance.batch_size=256",
+    "invariance.environments=3", "invariance.negatives=32", "align.dim=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    config = load(None, SMALL)
+    root = tmp_path_factory.mktemp("golden") / "data"
+    synthetic.write(root, config.synthetic, 0)
+    data = Data(Dataset(root), config)
+    steps = 20
+
+    def train(task: AlignTask | MergeTask) -> list[float]:
+        per = task.sampler.steps
+        return [float(task.step(task.sampler(t // per, t % per))["loss"].detach()) for t in range(steps)]
+
+    align = AlignTask(data, config)
+    out = {"align": train(align)}
+    x = align.representations()
+    aligned = {**align.state(), **{f"representation.{r}": part for r, part in enumerate(x)}}
+    frozen = invariance.Frozen(data, aligned, config)
+    environment = torch.arange(len(data.user)) % 3
+    W, b = invariance._fresh(3, 8, x[0].shape[1], config, "golden")
+    gate = Gate([x[0].shape[1]], "sigmoid", 0.5)
+    optimizer = torch.optim.Adam([W, b, *gate.parameters()], lr=0.01)
+    sampler = data.sampler(256, "golden", 32)
+    out["environments"], out["masks"] = [], []
+    for t in range(steps):
+        batch = sampler(t // sampler.steps, t % sampler.steps)
+        at = environment[batch.index_b]
+        optimizer.zero_grad()
+        one = invariance.environment_loss(frozen, batch, x[0], at, W, b)
+        two = invariance.mask_loss(frozen, batch, x[0], gate()[0], at, W[0], b[0], 0.1)["loss"]
+        (one + two).backward()
+        optimizer.step()
+        out["environments"].append(float(one.detach()))
+        out["masks"].append(float(two.detach()))
+    out["merge"] = train(MergeTask(data, config, [x[0], x[1]], None))
+    return out
+
+
+GOLDEN = Path(__file__).with_name("golden_losses.txt")
+
+
+@pytest.mark.parametrize("stage", ["align", "environments", "masks", "merge"])
+def test_golden_losses(losses: dict[str, list[float]], stage: str) -> None:
+    """Renewed by writing the printed losses into golden_losses.txt after a change of the method that is meant."""
+    rows = {name: values for name, *values in (line.split() for line in GOLDEN.read_text().splitlines())}
+    np.testing.assert_allclose(losses[stage], [float(x) for x in rows[stage]], rtol=2e-4)

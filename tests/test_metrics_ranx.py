@@ -1,0 +1,41 @@
+"""Ranking metrics against an independent library on random data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from m3dist import ranking
+
+ranx = pytest.importorskip("ranx")
+
+
+def test_metrics_equal_ranx() -> None:
+    rng = np.random.default_rng(0)
+    users, items, k = 60, 200, 20
+    score = torch.from_numpy(rng.permutation(users * items).reshape(users, items)).float()
+    held = rng.random((users, items)) < 0.05
+    seen = (rng.random((users, items)) < 0.1) & ~held
+    held[0] = False
+    pair = lambda matrix: tuple(x.astype(np.int32) for x in np.nonzero(matrix))  # noqa: E731
+    total, table = ranking.evaluate(
+        lambda u: score[u].clone(),
+        torch.arange(users),
+        ranking.Seen.of([pair(seen)], users),
+        ranking.Seen.of([pair(held)], users),
+        items,
+        (5, k),
+        16,
+        keep=True,
+    )
+    qrels = {f"u{u}": {f"i{i}": 1 for i in np.flatnonzero(held[u])} for u in range(users) if held[u].any()}
+    run = {
+        f"u{u}": {f"i{i}": float(score[u, i]) for i in np.flatnonzero(~seen[u])} for u in range(users) if held[u].any()
+    }
+    theirs = {"precision": "precision", "recall": "recall", "ndcg": "ndcg", "hit": "hit_rate", "mrr": "mrr"}
+    names = {f"{ours}@{at}": f"{name}@{at}" for ours, name in theirs.items() for at in (5, k)}
+    got = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), list(names.values()))
+    assert total.users == len(qrels) == len(table["user"])
+    for ours, name in names.items():
+        assert total.means()[ours] == pytest.approx(got[name], abs=1e-9), ours
