@@ -1,0 +1,1 @@
+"""What m3dist costs, as ratios printed in one run: `python -m benchmarks`."""
