@@ -118,7 +118,7 @@ def ranked(rate: float, users: int = 3000, items: int = 6710, d: int = 128) -> d
     everyone = torch.arange(users)
 
     def ours() -> ranking.Metrics:
-        return ranking.evaluate(lambda u: user_Ud[u] @ item_Id.T, everyone, seen, held, items, (10, 20), 1024)[0]
+        return ranking.evaluate(lambda u: user_Ud[u] @ item_Id.T, everyone, seen, held, items, (10, 20), 256)[0]
 
     few = 300
     sets = [[set(part.tolist()) for part in x[1].reshape(users, -1)[:few]] for x in (seen_pairs, held_pairs)]

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 _GROUP = 16  # columns whose maximum stands for them in the first pass
+_NAN = "the model's scores hold NaN; lower the learning rate"
 
 
 def _order_keys(score: Tensor, item: Tensor) -> Tensor:
-    """int64 keys that sort by score, then by smaller id. NaN is refused by the caller."""
+    """int64 keys that sort by score, then by smaller id. NaN has no place among them."""
     score = score.float() + 0.0  # -0.0 and 0.0 tie
     bits = score.contiguous().view(torch.int32).long()
     ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
@@ -28,24 +29,31 @@ def _order_keys(score: Tensor, item: Tensor) -> Tensor:
 def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best items of every row: ids int64 and scores, [u, k], best first, ties to the smaller id.
 
-    Two passes: the k groups of columns with the best maxima must hold the k best items (a group left out has k
-    groups before it, each with an item that beats all of its own), so only their columns are sorted.
-    k is cut to I.
+    Two passes. Columns g, g + G, g + 2G, ... form group g; the k groups with the best maxima hold the k best items
+    unless the k-th maximum is tied with a group left out, since k items beat everything outside. Only these groups'
+    columns are sorted; rows with such a tie are sorted whole. k is cut to I. Raises FloatingPointError on NaN.
     """
     u, n_items = score_uI.shape
     k = min(k, n_items)
-    whole = n_items // _GROUP * _GROUP
     device = score_uI.device
-    if whole // _GROUP <= 2 * k:
-        item_uI = torch.arange(n_items, device=device).expand(u, n_items)
-        return _sorted(score_uI, item_uI, k)
-    maximum_uG = score_uI[:, :whole].view(u, -1, _GROUP).amax(2)
-    groups = maximum_uG.shape[1]
-    best_uk = torch.topk(_order_keys(maximum_uG, torch.arange(groups, device=device)), k, dim=1, sorted=False).indices
-    item = (best_uk.unsqueeze(2) * _GROUP + torch.arange(_GROUP, device=device)).flatten(1)
-    tail = torch.arange(whole, n_items, device=device).expand(u, n_items - whole)
-    item = torch.cat([item, tail], dim=1)
-    return _sorted(score_uI.gather(1, item), item, k)
+    groups = n_items // _GROUP
+    if groups <= 2 * k:
+        if torch.isnan(score_uI).any():
+            raise FloatingPointError(_NAN)
+        return _sorted(score_uI, torch.arange(n_items, device=device).expand(u, n_items), k)
+    tail = torch.arange(groups * _GROUP, n_items, device=device)
+    maximum_uG = score_uI[:, : groups * _GROUP].view(u, _GROUP, groups).amax(1)
+    if torch.isnan(maximum_uG).any() or torch.isnan(score_uI[:, tail]).any():
+        raise FloatingPointError(_NAN)
+    value, best_uk = torch.topk(maximum_uG, k, dim=1)
+    columns = (best_uk.unsqueeze(2) + torch.arange(_GROUP, device=device) * groups).flatten(1)
+    columns = torch.cat([columns, tail.expand(u, len(tail))], dim=1)
+    item, score = _sorted(score_uI.gather(1, columns), columns, k)
+    tied = ((maximum_uG >= value[:, -1:]).sum(1) > k).nonzero().squeeze(1)
+    if len(tied):
+        everything = torch.arange(n_items, device=device).expand(len(tied), n_items)
+        item[tied], score[tied] = _sorted(score_uI[tied], everything, k)
+    return item, score
 
 
 def _sorted(score: Tensor, item: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -94,8 +102,6 @@ def rank(score: Scorer, users: Tensor, seen: Seen, k: int, block: int) -> Iterat
     """Blocks of (users [u], top items [u, k], their scores [u, k]); a masked item has score -inf."""
     for user_u in users.split(block):
         score_uI = mask_seen(score(user_u), user_u, seen)
-        if torch.isnan(score_uI).any():
-            raise FloatingPointError("the model's scores hold NaN; lower the learning rate")
         yield user_u, *top_k(score_uI, k)
 
 
