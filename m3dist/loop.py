@@ -11,6 +11,8 @@ from torch import Tensor
 
 from m3dist.config import Fit
 from m3dist.data.batches import Batch, Sampler
+from m3dist.parallel.engine import Dense
+from m3dist.parallel.tables import RowTable
 from m3dist.tracking import Tracker
 
 
@@ -18,15 +20,14 @@ class Task(Protocol):
     """What the loop trains."""
 
     sampler: Sampler
+    dense: Dense
+    tables: dict[str, RowTable]
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step; the terms of the loss, `loss` among them."""
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the validation split."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Live tensors that make up the model."""
 
 
 def fit(task: Task, config: Fit, metric: str, stage: str, tracker: Tracker) -> dict[str, float]:
@@ -59,11 +60,11 @@ def fit(task: Task, config: Fit, metric: str, stage: str, tracker: Tracker) -> d
         if config.patience and waited >= config.patience:
             break
     tracker.finish(bar)
-    with torch.no_grad():
-        for name, value in task.state().items():
-            value.copy_(kept[name])
+    task.dense.load({name: x for name, x in kept.items() if name not in task.tables})
+    for name, table in task.tables.items():
+        table.weight.copy_(kept[name])
     return best
 
 
 def _copy(task: Task) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in task.state().items()}
+    return task.dense.state() | {name: table.weight.clone() for name, table in task.tables.items()}

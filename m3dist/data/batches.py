@@ -67,8 +67,14 @@ class Batch:
     size: int  # B
     item_B: torch.Tensor  # items of the whole global batch, for losses over it
     user_B: torch.Tensor
+    negative_B: torch.Tensor  # negatives of the whole global batch: [N], or [B, n] per positive
     bounds: tuple[int, int]  # this worker's slice of the global batch
     seed: int  # for whatever else the step draws
+
+    @property
+    def part(self) -> float:
+        """This worker's share of the global batch; shares add up to 1."""
+        return len(self.user_b) / self.size
 
 
 def share(n: int, rank: int, world: int) -> tuple[int, int]:
@@ -117,18 +123,20 @@ class Sampler:
         rng = numpy_rng(self.seed, self.purpose, "negatives", epoch, step)
         low, high = share(size, rank, world)
         if self.per_positive:
-            drawn = rng.integers(0, self.n_items, (size, self.negatives))[low:high]
+            drawn = rng.integers(0, self.n_items, (size, self.negatives))
         else:
             drawn = rng.integers(0, self.n_items, self.negatives)
+        negative_B = torch.from_numpy(drawn).to(device)
         user_B, item_B = self.user[index_B].long(), self.item[index_B].long()
         return Batch(
             index_b=index_B[low:high],
             user_b=user_B[low:high],
             item_b=item_B[low:high],
-            negative=torch.from_numpy(drawn).to(device),
+            negative=negative_B[low:high] if self.per_positive else negative_B,
             size=size,
             item_B=item_B,
             user_B=user_B,
+            negative_B=negative_B,
             bounds=(low, high),
             seed=derive(self.seed, self.purpose, "step", epoch, step),
         )

@@ -41,12 +41,13 @@ class Aligner(nn.Module):
         """Widths of v_1..v_M and z_{M+1}."""
         return [*(self.widths if self.encoder == "identity" else [self.dim] * len(self.widths)), self.dim]
 
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_m [R, D] for m = 1..M, z_{M+1} [R, D]."""
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_m [R, D] for m = 1..M, z_{M+1} [R, D], and tau."""
         h = [f(part) for f, part in zip(self.f, x, strict=True)]
         common = self.g(self.f_all(torch.cat(x, dim=1)))
         specific = x if self.encoder == "identity" else h
-        return [k(part) for k, part in zip(self.k, specific, strict=True)], [self.g(part) for part in h], common
+        v = [k(part) for k, part in zip(self.k, specific, strict=True)]
+        return v, [self.g(part) for part in h], common, self.tau
 
 
 class Club(nn.Module):
@@ -54,13 +55,22 @@ class Club(nn.Module):
 
     def __init__(self, z_width: int, v_width: int, hidden: int):
         super().__init__()
-        self.hidden = nn.Linear(z_width, hidden)
-        self.mean = nn.Linear(hidden, v_width)
-        self.logvar = nn.Linear(hidden, v_width)
+        self.hidden = _Linear(z_width, hidden)
+        self.mean = _Linear(hidden, v_width)
+        self.logvar = _Linear(hidden, v_width)
 
-    def forward(self, z_Cd: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.relu(self.hidden(z_Cd))
-        return self.mean(h), self.logvar(h).tanh() * 5  # bounded: a vanishing variance would make the bound explode
+    def forward(self, z_Cd: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and log variance [C, v_width]; `fixed` lets gradients through to z but not to q's parameters."""
+        h = F.relu(self.hidden(z_Cd, fixed))
+        # bounded: a vanishing variance would make the bound explode
+        return self.mean(h, fixed), self.logvar(h, fixed).tanh() * 5
+
+
+class _Linear(nn.Linear):
+    """A linear map that can be held fixed inside its own forward, where ZeRO-3 has gathered its parameters."""
+
+    def forward(self, x: Tensor, fixed: bool = False) -> Tensor:
+        return F.linear(x, self.weight.detach(), self.bias.detach()) if fixed else super().forward(x)
 
 
 def _near_identity(layer: nn.Linear) -> nn.Linear:

@@ -3,24 +3,100 @@
 L = L_rec + lambda_com L_com + lambda_MI L_MI, each a mean over its samples; CLUB's q(v|z) is fitted beside it on
 detached representations, and held fixed in the bound.
 
-Shapes: R distinct items of a step, C of them under contrast.
+Shapes: R distinct items of a worker's step, C items of the global batch under contrast, of which c are its anchors.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from m3dist import losses
-from m3dist.config import Config
-from m3dist.data.batches import Batch
+from m3dist.config import Align, Config
+from m3dist.data.batches import Batch, share
 from m3dist.data.dataset import Dataset
 from m3dist.loop import fit
 from m3dist.models.alignment import Aligner, Club
+from m3dist.models.ultragcn import UltraGCN
+from m3dist.parallel.tables import push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
 from m3dist.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The items of a global batch under contrast, and this worker's anchors among them."""
+
+    item_C: Tensor
+    present: list[Tensor]  # bool [C] of every modality
+    bounds: tuple[int, int]  # of this worker's anchors
+    counts: list[int]  # anchors of every worker
+
+    @property
+    def anchor_c(self) -> Tensor:
+        return self.item_C[self.bounds[0] : self.bounds[1]]
+
+
+class AlignModel(nn.Module):
+    """All that stage 1 trains apart from tables; its forward computes a worker's share of the loss."""
+
+    def __init__(self, data: Data, config: Align, aligner: Aligner, club: nn.ModuleList, backbone: UltraGCN):
+        super().__init__()
+        self.data, self.config = data, config
+        self.aligner, self.club, self.backbone = aligner, club, backbone
+
+    def forward(self, what: str, *args: Any) -> Any:
+        return getattr(self, what)(*args)
+
+    def loss(
+        self, batch: Batch, contrast: Contrast, rows: Rows, user_Rd: Tensor, item_id_Rd: Tensor, x_R: list[Tensor]
+    ) -> dict[str, Tensor]:
+        align = self.config
+        v, z, common, tau = self.aligner(x_R)
+        item_Rd = self.backbone.item_rows(item_id_Rd, torch.cat([*v, common], dim=1))
+        out = backbone_loss(self.data, batch, rows, user_Rd, item_Rd)
+        out["recommendation"] = out.pop("loss")
+        com, mi, nll = (torch.zeros((), device=self.data.device) for _ in range(3))
+        gathered = self._gathered(v, z, common, rows, contrast)
+        for (v_C, z_C, common_C), q, present in zip(gathered, self.club, contrast.present, strict=True):
+            n = int(present.sum())
+            low, high = (int(present[:at].sum()) if n > 1 else 0 for at in contrast.bounds)
+            v_H, z_H, common_H = (x if n == len(x) else x[present] for x in (v_C, z_C, common_C))
+            v_h, z_h, common_h = (x if high - low == n else x[low:high] for x in (v_H, z_H, common_H))
+            com = com + losses.contrastive(z_h, common_h, z_H, common_H, tau, low) / max(n, 1)
+            mean_h, logvar_h = q(z_h, fixed=True)
+            mi = mi + losses.club(v_h, mean_h, logvar_h, v_H) / max(n, 1)
+            nll = nll + losses.gaussian_nll(v_h.detach(), *q(z_h.detach())) / max(n, 1)
+        loss = out["recommendation"] + align.lambda_com * com + align.lambda_mi * mi
+        out |= {"contrastive": com, "club": mi, "club_nll": nll, "tau": tau * batch.part, "loss": loss}
+        return out
+
+    def _gathered(
+        self, v: list[Tensor], z: list[Tensor], common: Tensor, rows: Rows, contrast: Contrast
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """v_m, z_m and z_{M+1} of the items under contrast [C, D], from the workers whose anchors they are."""
+        at_c = rows.more_at
+        assert at_c is not None
+        if self.data.engine.world == 1:
+            return [(v_m[at_c], z_m[at_c], common[at_c]) for v_m, z_m in zip(v, z, strict=True)]
+        anchors = torch.cat([part[at_c] for part in (*v, *z, common)], dim=1)
+        *vz, common_C = self.data.engine.gather(anchors, contrast.counts).split(
+            [part.shape[1] for part in (*v, *z, common)], dim=1
+        )
+        return [(v_C, z_C, common_C) for v_C, z_C in zip(vz[: len(v)], vz[len(v) :], strict=True)]
+
+    def representations(self, x: list[Tensor]) -> list[Tensor]:
+        """v_1..v_M and z_{M+1}, [I, D] each."""
+        v, _, common, _ = self.aligner(x)
+        return [*v, common]
+
+    def catalogue(self, x: list[Tensor], id_Id: Tensor) -> Tensor:
+        """Whole rows of items, whose product with users' rows is the score."""
+        return self.backbone.item_rows(id_Id, torch.cat(self.representations(x), dim=1))
 
 
 class AlignTask:
@@ -28,64 +104,56 @@ class AlignTask:
         self.data, self.config = data, config
         self.x = data.features()
         align = config.align
-        self.present = [torch.from_numpy(data.dataset.present(name)) for name in data.dataset.modalities]
+        self.present = [torch.from_numpy(data.dataset.present(m)).to(data.device) for m in data.dataset.modalities]
         with torch.random.fork_rng():
             torch.manual_seed(derive(config.seed, "align", "init"))
-            self.aligner = Aligner([x.shape[1] for x in self.x], align.dim, align.encoder, align.tau, align.tau_fixed)
-            widths = self.aligner.out_widths
-            self.club = nn.ModuleList(Club(align.dim, width, align.club_hidden) for width in widths[:-1])
+            aligner = Aligner([x.shape[1] for x in self.x], align.dim, align.encoder, align.tau, align.tau_fixed)
+            widths = aligner.out_widths
+            club = nn.ModuleList(Club(align.dim, width, align.club_hidden) for width in widths[:-1])
         self.member = Member(data, sum(widths), "align", "member")
+        self.tables = {"user": self.member.user, "item": self.member.item}
         self.sampler = data.sampler(align.batch_size, "align")
-        dense = [*self.aligner.parameters(), *self.member.model.parameters()]
-        self.optimizer = torch.optim.Adam(
-            [{"params": dense, "lr": align.lr}, {"params": list(self.club.parameters()), "lr": align.club_lr}],
-            fused=True,
+        dense = [*aligner.parameters(), *self.member.model.parameters()]
+        self.dense = data.engine.wrap(
+            AlignModel(data, align, aligner, club, self.member.model),
+            [{"params": dense, "lr": align.lr}, {"params": list(club.parameters()), "lr": align.club_lr}],
         )
 
+    def contrast(self, batch: Batch) -> Contrast:
+        item_C, _ = self.data.distinct_item(batch.item_B)
+        limit, engine = self.config.align.contrastive_items, self.data.engine
+        if len(item_C) > limit:  # spread over the ids
+            item_C = item_C[torch.arange(limit, device=item_C.device) * len(item_C) // limit]
+        bounds = [share(len(item_C), rank, engine.world) for rank in range(engine.world)]
+        counts = [high - low for low, high in bounds]
+        return Contrast(item_C, [present[item_C] for present in self.present], bounds[engine.rank], counts)
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        align, member = self.config.align, self.member
-        rows = Rows(self.data, batch)
-        user_Rd, item_id_Rd = member.user.pull(rows.user_R), member.item.pull(rows.item_R)
-        v, z, common = self.aligner([x[rows.item_R] for x in self.x])
-        item_Rd = member.model.item_rows(item_id_Rd, torch.cat([*v, common], dim=1))
-        out = backbone_loss(member, batch, rows, user_Rd, item_Rd)
-        out["recommendation"] = out.pop("loss")
-        chosen = torch.unique(rows.item_at)
-        if len(chosen) > align.contrastive_items:  # spread over the ids, the same for every number of workers
-            step = torch.arange(align.contrastive_items) * len(chosen) // align.contrastive_items
-            chosen = chosen[step]
-        com, mi, nll = (torch.zeros(()) for _ in range(3))
-        for v_m, z_m, q, present in zip(v, z, self.club, self.present, strict=True):
-            have = chosen[present[rows.item_R[chosen]]]
-            if len(have) < 2:
-                continue
-            v_C, z_C, common_C = v_m[have], z_m[have], common[have]
-            com = com + losses.contrastive(z_C, common_C, z_C, common_C, self.aligner.tau, 0) / len(have)
-            fixed = {name: p.detach() for name, p in q.named_parameters()}
-            mean, logvar = functional_call(q, fixed, (z_C,))
-            mi = mi + losses.club(v_C, mean, logvar, v_C) / len(have)
-            nll = nll + losses.gaussian_nll(v_C.detach(), *q(z_C.detach())) / len(have)
-        loss = out["recommendation"] + align.lambda_com * com + align.lambda_mi * mi
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss + nll).backward()
-        self.optimizer.step()
-        member.user.push(rows.user_R, user_Rd, align.lr)
-        member.item.push(rows.item_R, item_id_Rd, align.lr)
-        return {**out, "contrastive": com, "club": mi, "club_nll": nll, "tau": self.aligner.tau, "loss": loss}
+        contrast = self.contrast(batch)
+        rows = Rows(self.data, batch, contrast.anchor_c)
+        user_Rd, item_id_Rd = self.member.user.pull(rows.user.ids_R), self.member.item.pull(rows.item.ids_R)
+        x_R = [x[rows.item.ids_R] for x in self.x]
+        out = self.dense("loss", batch, contrast, rows, user_Rd, item_id_Rd, x_R)
+        self.dense.backward(out["loss"] + out["club_nll"])
+        self.dense.step()
+        pulled = [(self.member.user, rows.user, user_Rd), (self.member.item, rows.item, item_id_Rd)]
+        push_rows(self.data.engine, pulled, self.config.align.lr)
+        return out
 
     @torch.no_grad()
     def representations(self) -> list[Tensor]:
         """v_1..v_M and z_{M+1} of every item, [I, D] each."""
-        v, _, common = self.aligner(self.x)
-        return [*v, common]
+        return self.dense("representations", self.x)
 
+    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        item_Id = self.member.item_matrix(torch.cat(self.representations(), dim=1))
+        item_Id = self.dense("catalogue", self.x, self.member.item.weight)
         return self.data.evaluate(lambda user_u: self.member.user.weight[user_u] @ item_Id.T, "val")[0]
 
     def state(self) -> dict[str, Tensor]:
-        dense = {f"aligner.{name}": x for name, x in self.aligner.state_dict().items()}
-        return dense | self.member.state("member.")
+        """What later stages read, by the names of the artifact."""
+        dense = {name.replace("backbone.", "member.model."): x for name, x in self.dense.state().items()}
+        return {name: x for name, x in dense.items() if not name.startswith("club.")} | self.member.state("member.")
 
 
 def run(dataset: Dataset, config: Config, tracker: Tracker) -> tuple[dict[str, Tensor], dict]:

@@ -16,18 +16,21 @@ from m3dist.data.batches import Batch, Distinct, Sampler
 from m3dist.data.dataset import Dataset
 from m3dist.data.graph import item_neighbours
 from m3dist.models.ultragcn import UltraGCN, Weights, interaction_loss
-from m3dist.parallel.tables import RowTable
+from m3dist.parallel.engine import Engine
+from m3dist.parallel.tables import RowTable, Touched
 from m3dist.seeding import numpy_rng, torch_rng
 
 
 class Data:
-    """A data set as a stage uses it; splits are read when asked for."""
+    """A data set as a stage uses it on one worker; splits are read when asked for."""
 
-    def __init__(self, dataset: Dataset, config: Config):
+    def __init__(self, dataset: Dataset, config: Config, engine: Engine | None = None):
         self.dataset, self.config = dataset, config
+        self.engine = engine or Engine()
+        self.device = self.engine.device
         self.n_users, self.n_items = dataset.n_users, dataset.n_items
         user, item = dataset.interactions("train")
-        self.user, self.item = torch.from_numpy(user.copy()), torch.from_numpy(item.copy())
+        self.user, self.item = (torch.from_numpy(x.copy()).to(self.device) for x in (user, item))
         user_degree, item_degree = (torch.from_numpy(x) for x in dataset.degrees())
         backbone = config.backbone
         neighbour = omega = None
@@ -35,7 +38,7 @@ class Data:
             pair = item_neighbours(user, item, self.n_users, self.n_items, backbone.neighbours)
             neighbour, omega = (torch.from_numpy(x) for x in pair)
         w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
-        self.weights = Weights(user_degree, item_degree, w, backbone.kappa, neighbour, omega)
+        self.weights = Weights(user_degree, item_degree, w, backbone.kappa, neighbour, omega).to(self.device)
         self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
 
     def features(self) -> list[Tensor]:
@@ -49,7 +52,7 @@ class Data:
             present = torch.from_numpy(self.dataset.present(name))
             have = x[present]
             x = (x - have.mean(0)) / have.std(0, correction=0).clamp(min=1e-6)
-            out.append(F.normalize(x, dim=1) * present[:, None])
+            out.append((F.normalize(x, dim=1) * present[:, None]).to(self.device))
         return out
 
     def sampler(self, batch_size: int, purpose: str, negatives: int | None = None) -> Sampler:
@@ -63,16 +66,24 @@ class Data:
     def evaluate(
         self, score: ranking.Scorer, split: str, users: Tensor | None = None, keep: bool = False
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Metrics of a scorer on `val` (training items masked) or `test` (validation items masked too)."""
+        """Metrics of a scorer on `val` (training items masked) or `test` (validation items masked too).
+
+        Workers share out the users, by id modulo their number; all get the same metrics, and with `keep` the table
+        of their own users.
+        """
         masked = ["train"] if split == "val" else ["train", "val"]
-        seen = ranking.Seen.of([self.dataset.interactions(name) for name in masked], self.n_users)
-        relevant = ranking.Seen.of([self.dataset.interactions(split)], self.n_users)
-        evaluation = self.config.evaluation
+        seen = ranking.Seen.of([self.dataset.interactions(name) for name in masked], self.n_users, self.device)
+        relevant = ranking.Seen.of([self.dataset.interactions(split)], self.n_users, self.device)
+        evaluation, engine = self.config.evaluation, self.engine
         everyone = torch.arange(self.n_users) if users is None else users
+        mine = everyone[everyone % engine.world == engine.rank].to(self.device)
         with torch.no_grad():
             total, table = ranking.evaluate(
-                score, everyone, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep
+                score, mine, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep
             )
+        total.sums = engine.totals(total.sums)
+        total.users = int(engine.totals({"users": total.users})["users"])
+        engine.add_up(total.listed.values())
         return total.means(), table
 
 
@@ -81,12 +92,12 @@ class Member:
 
     def __init__(self, data: Data, width: int, *keys: str | int, init: dict[str, Tensor] | None = None):
         config: Backbone = data.config.backbone
-        self.config, self.data = config, data
+        self.config = config
         rng = torch_rng(data.config.seed, *keys)
         content = config.content_dim if width else 0
         dense = data.config.optimizer == "dense"
-        self.user = RowTable.random(data.n_users, config.dim + content, config.init_std, rng, dense)
-        self.item = RowTable.random(data.n_items, config.dim, config.init_std, rng, dense)
+        self.user = RowTable.random(data.n_users, config.dim + content, config.init_std, rng, dense, data.device)
+        self.item = RowTable.random(data.n_items, config.dim, config.init_std, rng, dense, data.device)
         with torch.random.fork_rng():
             torch.manual_seed(rng.initial_seed())
             self.model = UltraGCN(width, content)
@@ -95,47 +106,54 @@ class Member:
             self.item.weight.copy_(init["item"])
 
     def state(self, prefix: str) -> dict[str, Tensor]:
-        tables = {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
-        return tables | {f"{prefix}model.{name}": x for name, x in self.model.state_dict(keep_vars=False).items()}
-
-    def item_matrix(self, content_Iw: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            return self.model.item_rows(self.item.weight, content_Iw)
+        """The live tables."""
+        return {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
 
 
 class Rows:
-    """The distinct rows that a step touches, and where its samples stand among them."""
+    """The distinct rows that a worker's share of a step touches, and where its samples stand among them.
 
-    def __init__(self, data: Data, batch: Batch):
+    items: ids [n] of further items that the worker needs, for which `more_at` is their place.
+    """
+
+    def __init__(self, data: Data, batch: Batch, items: Tensor | None = None):
         backbone, weights = data.config.backbone, data.weights
-        self.user_R, (self.user_at,) = data.distinct_user(batch.user_b)
-        extra: list[Tensor] = []
+        user_R, (self.user_at,) = data.distinct_user(batch.user_b)
+        more = [] if items is None else [items]
+        columns: Tensor | None = None
         if backbone.nu:
             drawn = numpy_rng(batch.seed, "neighbours").permutation(backbone.neighbours)[: backbone.neighbour_samples]
-            columns = torch.from_numpy(drawn)
-            extra = [weights.neighbour_Ik[batch.item_b][:, columns]]
+            columns = torch.from_numpy(drawn).to(data.device)
+            more.append(weights.neighbour_Ik[batch.item_b][:, columns])
             scale = backbone.neighbours / len(columns)
             self.omega = weights.omega_Ik[batch.item_b][:, columns] * scale
-        self.item_R, at = data.distinct_item(batch.item_b, batch.negative, *extra)
-        self.item_at, self.negative_at = at[0], at[1]
-        self.neighbour_at = at[2] if extra else None
+        item_R, (self.item_at, self.negative_at, *at) = data.distinct_item(batch.item_b, batch.negative, *more)
+        self.more_at = None if items is None else at[0]
+        self.neighbour_at = at[-1] if columns is not None else None
+        self.user, self.item = Touched(user_R), Touched(item_R)
+        if data.engine.world > 1 and not data.engine.sharded:  # whose gradients all workers add up
+            everyone = [] if columns is None else [weights.neighbour_Ik[batch.item_B][:, columns]]
+            item_G, _ = data.distinct_item(batch.item_B, batch.negative_B, *everyone)
+            user_G, _ = data.distinct_user(batch.user_B)
+            self.user = Touched(user_R, user_G, torch.searchsorted(user_G, user_R))
+            self.item = Touched(item_R, item_G, torch.searchsorted(item_G, item_R))
 
 
-def backbone_loss(member: Member, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> dict[str, Tensor]:
-    """L_O + kappa L_C + nu L_I + L2 of one member; item_Rd holds whole item rows, content included."""
-    config = member.config
+def backbone_loss(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> dict[str, Tensor]:
+    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share; item_Rd: whole item rows with content."""
+    config = data.config.backbone
     user_bd = user_Rd[rows.user_at]
     positive, negative = interaction_loss(
-        user_bd, item_Rd, rows.item_at, rows.negative_at, member.data.weights, batch.user_b, batch.item_b,
+        user_bd, item_Rd, rows.item_at, rows.negative_at, data.weights, batch.user_b, batch.item_b,
         batch.negative, batch.size, config.negative_weight,
     )  # fmt: skip
     out = {"positive": positive, "negative": negative}
     if rows.neighbour_at is not None:
         score_bs = (user_bd[:, None] * item_Rd[rows.neighbour_at]).sum(2)
         out["neighbours"] = config.nu * losses.neighbours(score_bs, rows.omega) / batch.size
-    square = torch.zeros(user_Rd.shape[1])
-    square = square + user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
-    square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0)
+    square = user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
+    if len(batch.user_b):  # the mean over negatives is the batch's, of which each worker takes its part
+        square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0) * batch.part
     out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
     out["loss"] = torch.stack(list(out.values())).sum()
     return out

@@ -7,14 +7,18 @@ Shapes: M members, u users of a block, I items.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3dist import fusion
 from m3dist.config import Config
 from m3dist.data.batches import Batch
 from m3dist.data.dataset import Dataset
 from m3dist.loop import fit
+from m3dist.models.ultragcn import UltraGCN
+from m3dist.parallel.tables import push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
 from m3dist.tracking import Tracker
@@ -55,49 +59,76 @@ class Fused:
         return fusion.fuse(self.weights(scores), scores)
 
 
+class MergeModel(nn.Module):
+    """The members' backbones; forward computes the worker's share of all their losses."""
+
+    def __init__(self, data: Data, backbones: list[UltraGCN]):
+        super().__init__()
+        self.data = data
+        self.backbones = nn.ModuleList(backbones)
+
+    def forward(self, what: str, *args: Any) -> Any:
+        return getattr(self, what)(*args)
+
+    def loss(
+        self, batch: Batch, rows: Rows, users: list[Tensor], items: list[Tensor], contents: list[Tensor | None]
+    ) -> list[dict[str, Tensor]]:
+        out = []
+        for backbone, user_Rd, id_Rd, content_Rw in zip(self.backbones, users, items, contents, strict=True):
+            assert isinstance(backbone, UltraGCN)
+            out.append(backbone_loss(self.data, batch, rows, user_Rd, backbone.item_rows(id_Rd, content_Rw)))
+        return out
+
+    def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
+        backbone = self.backbones[m]
+        assert isinstance(backbone, UltraGCN)
+        return backbone.item_rows(id_Id, content_Iw)
+
+
 class MergeTask:
     def __init__(self, data: Data, config: Config, contents: list[Tensor | None], init: dict[str, Tensor] | None):
-        self.data, self.config, self.contents = data, config, contents
+        self.data, self.config = data, config
+        self.contents = [None if x is None else x.to(data.device) for x in contents]
         self.members = [
             Member(data, 0 if x is None else x.shape[1], "merge", m, init=init) for m, x in enumerate(contents)
         ]
+        self.tables = {f"{m}.user": x.user for m, x in enumerate(self.members)}
+        self.tables |= {f"{m}.item": x.item for m, x in enumerate(self.members)}
         self.sampler = data.sampler(config.merge.batch_size, "merge")
-        dense = [p for member in self.members for p in member.model.parameters()]
-        self.optimizer = torch.optim.Adam(dense, lr=config.merge.lr, fused=True) if dense else None
+        model = MergeModel(data, [member.model for member in self.members])
+        self.dense = data.engine.wrap(model, [{"params": list(model.parameters()), "lr": config.merge.lr}])
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         rows = Rows(self.data, batch)
-        total: dict[str, Tensor] = {}
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
-        for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True)):
-            user_Rd, item_id_Rd = member.user.pull(rows.user_R), member.item.pull(rows.item_R)
-            item_Rd = member.model.item_rows(item_id_Rd, None if content is None else content[rows.item_R])
-            terms = backbone_loss(member, batch, rows, user_Rd, item_Rd)
-            terms["loss"].backward()
-            member.user.push(rows.user_R, user_Rd, self.config.merge.lr)
-            member.item.push(rows.item_R, item_id_Rd, self.config.merge.lr)
-            for name, value in terms.items():
-                value = value.detach()
-                total[f"{m}/{name}"] = value
-                total[name] = total.get(name, torch.zeros(())) + value
-        if self.optimizer is not None:
-            self.optimizer.step()
-        return total
+        users = [member.user.pull(rows.user.ids_R) for member in self.members]
+        items = [member.item.pull(rows.item.ids_R) for member in self.members]
+        contents = [None if x is None else x[rows.item.ids_R] for x in self.contents]
+        terms = self.dense("loss", batch, rows, users, items, contents)
+        self.dense.backward(torch.stack([part["loss"] for part in terms]).sum())
+        self.dense.step()
+        pulled = [(x.user, rows.user, leaf) for x, leaf in zip(self.members, users, strict=True)]
+        pulled += [(x.item, rows.item, leaf) for x, leaf in zip(self.members, items, strict=True)]
+        push_rows(self.data.engine, pulled, self.config.merge.lr)
+        out = {f"{m}/{name}": x.detach() for m, part in enumerate(terms) for name, x in part.items()}
+        return out | {name: torch.stack([part[name].detach() for part in terms]).sum() for name in terms[0]}
 
+    @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
         """State and the items' whole matrices."""
-        matrix = {
-            f"{m}.matrix": x.item_matrix(c) for m, (x, c) in enumerate(zip(self.members, self.contents, strict=True))
-        }
-        return self.state() | matrix
+        out = self.state()
+        for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True)):
+            out[f"{m}.matrix"] = self.dense("catalogue", m, member.item.weight, content)
+        return out
 
     def evaluate(self) -> dict[str, float]:
         strategy = self.config.merge.fusion if self.config.merge.fusion in ("equal", "entropy") else "equal"
         return self.data.evaluate(Fused(self.tensors(), strategy), "val")[0]
 
     def state(self) -> dict[str, Tensor]:
-        return {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
+        """What evaluation reads, by the names of the artifact."""
+        dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
+        named = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
+        return named | {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
 
 
 def _validation_pairs(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
