@@ -122,6 +122,14 @@ class Synthetic(Section):
     interactions: PositiveInt = 40  # per user, over all splits
 
 
+class Checkpoint(Section):
+    """Checkpoints inside a stage; a stage that is done keeps only its artifact."""
+
+    every_epochs: NonNegativeInt = 1  # 0: by time alone
+    every_minutes: NonNegativeFloat = 10.0  # between steps too; 0: by epochs alone
+    keep: PositiveInt = 2  # the latest ones
+
+
 class Config(Section):
     """One run. `m3dist train --print-config` shows it resolved."""
 
@@ -130,6 +138,19 @@ class Config(Section):
     seed: NonNegativeInt = 0
     model: Literal["m3-invrl", "ultragcn"] = "m3-invrl"  # ultragcn: one backbone on the concatenated features
     stages: tuple[Stage, ...] = STAGES
+    artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
+    workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
+    use_gpu: bool = False  # one for each worker
+    resources_per_worker: dict[str, PositiveFloat] = {}  # Ray's names, such as CPU; default: 1 CPU, and 1 GPU if used
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
+    deepspeed: dict[str, Any] = {}  # further values of DeepSpeed's own config
+    embeddings: Literal["replicated", "sharded"] = "replicated"  # does every worker hold all rows, or its share
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it
+    actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
+    actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
+    max_failures: NonNegativeInt = 3  # of workers, per stage, before the run gives up
+    checkpoint: Checkpoint = Checkpoint()
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
     backbone: Backbone = Backbone()
     align: Align = Align()
@@ -142,6 +163,12 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.stages != STAGES[: len(self.stages)] or not self.stages:
             raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(STAGES)}")
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers: expected [min, max] with min <= max, got {list(self.workers)}")
+        if self.deepspeed and self.strategy != "deepspeed":
+            raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
+        if self.embeddings == "sharded" and self.optimizer == "dense":
+            raise ValueError("optimizer: dense moves whole tables, which sharded embeddings do not have; use lazy")
         name, _, k = self.evaluation.metric.partition("@")
         if name not in METRICS or not k.isdigit():
             raise ValueError(f"evaluation.metric: expected NAME@K with NAME one of {', '.join(METRICS)}")

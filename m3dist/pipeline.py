@@ -24,7 +24,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.stages import align, invariance, merge
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
-from m3dist.tracking import Tracker
+from m3dist.tracking import Listener, Tracker
 
 
 def open_data(config: Config) -> Dataset:
@@ -37,6 +37,11 @@ def open_data(config: Config) -> Dataset:
     if not (root / "dataset.json").is_file():
         synthetic.write(root, config.synthetic, config.seed)
     return Dataset(root)
+
+
+def artifact_store(config: Config) -> Store:
+    """Where a run's finished stages are."""
+    return Store(Path(config.artifacts) if config.artifacts else Path(config.out) / "artifacts")
 
 
 def keys(config: Config, dataset: Dataset) -> dict[str, str]:
@@ -75,12 +80,16 @@ def _contents(dataset: Dataset, config: Config, aligned: dict[str, Tensor], mask
     return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
 
 
-def run(config: Config, quiet: bool = False) -> dict[str, Any]:
-    """Train what `config` says and return the content of result.json."""
+def run(config: Config, quiet: bool = False, listener: Listener | None = None, test: bool = True) -> dict[str, Any]:
+    """Train what `config` says and return the content of result.json.
+
+    listener: called with every (stage, step, values) logged; may raise tracking.Stopped. test: whether to read the
+    test split at the end; a search does not.
+    """
     started = time.time()
     out = Path(config.out)
     dataset = open_data(config)
-    store = Store(out / "artifacts")
+    store = artifact_store(config)
     key = keys(config, dataset)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(to_yaml(config))
@@ -88,7 +97,7 @@ def run(config: Config, quiet: bool = False) -> dict[str, Any]:
     write_json(out / "versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
     result: dict[str, Any] = {"model": config.model, "data": dataset.name, "keys": key, "stages": {}}
 
-    with Tracker(out, quiet) as tracker:
+    with Tracker(out, quiet, listener) as tracker:
 
         def stage(name: str, work: Any) -> dict[str, Tensor]:
             if store.has(name, key[name]):
@@ -114,8 +123,10 @@ def run(config: Config, quiet: bool = False) -> dict[str, Any]:
                 start = init if config.merge.init == "align" else None
                 final = stage("merge", lambda: merge.run(dataset, config, q, start, tracker))
         if "merge" in result["stages"]:
+            result["validation"] = result["stages"]["merge"]["validation"]
+        if test and "merge" in result["stages"]:
             metrics, table = Data(dataset, config).evaluate(Fused(final, config.merge.fusion), "test", keep=True)
-            result["validation"], result["test"] = result["stages"]["merge"]["validation"], metrics
+            result["test"] = metrics
             pq.write_table(pa.table(table), out / "test_users.parquet")
             tracker.log("test", 0, metrics)
     result["seconds"] = time.time() - started

@@ -14,8 +14,7 @@ import torch
 
 from m3dist import config as configs
 from m3dist import ranking
-from m3dist.artifacts import Store
-from m3dist.pipeline import keys, open_data
+from m3dist.pipeline import artifact_store, keys, open_data
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 
@@ -27,10 +26,10 @@ class Run:
         root = Path(root)
         if not (root / "result.json").is_file():
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
-        self.config = configs.load(root / "config.yaml")
+        self.config = configs.load(root / "config.yaml").model_copy(update={"out": str(root)})
         self.dataset = open_data(self.config)
         key = keys(self.config, self.dataset)["merge"]
-        store = Store(root / "artifacts")
+        store = artifact_store(self.config)
         if not store.has("merge", key):
             raise ValueError(f"{root}: no merge stage for this config and data; train it again with out={root}")
         self.fused = Fused(store.load("merge", key)[0], self.config.merge.fusion)

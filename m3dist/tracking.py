@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -12,12 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+Listener = Callable[[str, int, dict[str, float]], None]
+
+
+class Stopped(Exception):
+    """Raised by a listener to end a run early; what was reported stays."""
+
 
 class Tracker:
-    """Writes what a run reports; a context manager that closes its files and bars."""
+    """Writes what a run reports; a context manager that closes its files and bars.
 
-    def __init__(self, folder: Path, quiet: bool = False):
+    listener: called with (stage, step, values) after every `log`, by searches and distributed runs.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False, listener: Listener | None = None):
         folder.mkdir(parents=True, exist_ok=True)
+        self._listener = listener
         self.console = Console(stderr=True, quiet=quiet)
         self._lines = (folder / "metrics.jsonl").open("a")
         self._board = SummaryWriter(str(folder / "tb"))
@@ -54,6 +65,9 @@ class Tracker:
             short = {k: v for k, v in values.items() if k in ("loss", "interactions/s") or k.startswith("ndcg@")}
             shown = " ".join(f"{name} {value:.4g}" for name, value in short.items())
             self.console.print(f"{stage} {step}: {shown}", highlight=False, soft_wrap=True)
+
+        if self._listener is not None:
+            self._listener(stage, step, values)
 
     def histogram(self, stage: str, name: str, step: int, values: Tensor) -> None:
         self._board.add_histogram(f"{stage}/{name}", values, step)

@@ -86,7 +86,7 @@ class Sampler:
     """Global steps over the training interactions.
 
     user, item: int32/int64 tensors [n] of training pairs. With `per_positive`, every positive has its own
-    `negatives` draws (the paper's form); otherwise the global batch shares them. Negatives are uniform over items.
+    `negatives` draws (the paper's form); otherwise the global batch shares them, stratified. Uniform over items.
     """
 
     def __init__(
@@ -125,7 +125,9 @@ class Sampler:
         if self.per_positive:
             drawn = rng.integers(0, self.n_items, (size, self.negatives))
         else:
-            drawn = rng.integers(0, self.n_items, self.negatives)
+            # one from each of N equal stretches of ids: uniform, with less variance than independent draws
+            at = np.arange(self.negatives) + rng.random(self.negatives)
+            drawn = (at * self.n_items / self.negatives).astype(np.int64)
         negative_B = torch.from_numpy(drawn).to(device)
         user_B, item_B = self.user[index_B].long(), self.item[index_B].long()
         return Batch(

@@ -60,7 +60,8 @@ class AlignModel(nn.Module):
         item_Rd = self.backbone.item_rows(item_id_Rd, torch.cat([*v, common], dim=1))
         out = backbone_loss(self.data, batch, rows, user_Rd, item_Rd)
         out["recommendation"] = out.pop("loss")
-        com, mi, nll = (torch.zeros((), device=self.data.device) for _ in range(3))
+        com, nll = (torch.zeros((), device=self.data.device) for _ in range(2))
+        bounds = []
         gathered = self._gathered(v, z, common, rows, contrast)
         for (v_C, z_C, common_C), q, present in zip(gathered, self.club, contrast.present, strict=True):
             n = int(present.sum())
@@ -69,8 +70,13 @@ class AlignModel(nn.Module):
             v_h, z_h, common_h = (x if high - low == n else x[low:high] for x in (v_H, z_H, common_H))
             com = com + losses.contrastive(z_h, common_h, z_H, common_H, tau, low) / max(n, 1)
             mean_h, logvar_h = q(z_h, fixed=True)
-            mi = mi + losses.club(v_h, mean_h, logvar_h, v_H) / max(n, 1)
+            bounds.append(losses.club(v_h, mean_h, logvar_h, v_H) / max(n, 1))
             nll = nll + losses.gaussian_nll(v_h.detach(), *q(z_h.detach())) / max(n, 1)
+        # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
+        bound_m = torch.stack(bounds)
+        total_m = bound_m.detach().clone()
+        self.data.engine.add_up([total_m])
+        mi = (bound_m * (total_m > 0)).sum()
         loss = out["recommendation"] + align.lambda_com * com + align.lambda_mi * mi
         out |= {"contrastive": com, "club": mi, "club_nll": nll, "tau": tau * batch.part, "loss": loss}
         return out

@@ -1,0 +1,98 @@
+"""Small planted data, and worker functions that run in processes of their own."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from m3dist import config as configs
+from m3dist.config import Config
+from m3dist.data import synthetic
+from m3dist.data.dataset import Dataset
+from m3dist.parallel.engine import Engine
+from m3dist.stages.align import AlignTask
+from m3dist.stages.common import Data
+from m3dist.stages.merge import MergeTask
+
+SMALL = [
+    "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
+    "backbone.content_dim=8", "backbone.negatives=24", "align.epochs=3", "align.batch_size=301", "align.dim=16",
+    "align.encoder=linear", "align.contrastive_items=41", "invariance.rounds=2", "invariance.environments=3",
+    "invariance.batch_size=512", "invariance.negatives=32", "merge.epochs=3", "merge.batch_size=301",
+    "evaluation.k=[5,10]", "align.evaluate_every=1", "merge.evaluate_every=1",
+]  # fmt: skip
+
+
+def small(*extra: str) -> Config:
+    return configs.load(None, [*SMALL, *extra])
+
+
+def planted(root: Path, config: Config) -> Path:
+    """A planted data set of which a third of the items lack modality 1."""
+    synthetic.write(root, config.synthetic, config.seed)
+    (root / "present").mkdir(exist_ok=True)
+    present = np.arange(config.synthetic.items) % 3 > 0
+    np.save(root / "present" / "modality1.npy", present)
+    features = np.load(root / "features" / "modality1.npy")
+    features[~present] = 0
+    np.save(root / "features" / "modality1.npy", features)
+    return root
+
+
+def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """What work(rank, world, *args) returns in `world` gloo processes; raises what one of them raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(_child, (world, folder, work, args), world, join=False, start_method="spawn")
+        until = time.monotonic() + timeout
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{world} workers of {work.__name__} still ran after {timeout} s")
+        finally:
+            for process in context.processes:
+                process.kill()
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
+    )
+    result = work(rank, world, *args)
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def engine_of(config: Config, rank: int, world: int) -> Engine:
+    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto",
+                  config.embeddings == "sharded")  # fmt: skip
+
+
+def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
+    data = Data(Dataset(root), config, engine)
+    return AlignTask(data, config) if stage == "align" else MergeTask(data, config, [*data.features()], None)
+
+
+def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, steps: int) -> dict[str, Any]:
+    """Losses of the first steps, the validation metrics and the parameters after them."""
+    engine = engine_of(config, rank, world)
+    task = task_of(stage, config, root, engine)
+    per, losses = task.sampler.steps, []
+    for t in range(steps):
+        terms = task.step(task.sampler(t // per, t % per, rank, world))
+        losses.append(engine.totals({name: float(x.detach()) for name, x in terms.items()}))
+    return {"losses": losses, "metrics": task.evaluate(), "state": task.state(), "sent": engine.sent}
+
+
+def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
+    return [trajectory(rank, world, stage, config, root, steps) for stage, config in runs]
