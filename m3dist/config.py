@@ -149,6 +149,7 @@ class Config(Section):
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
+    autoscaling: bool = False  # the cluster can grow: wait for workers instead of refusing
     max_failures: NonNegativeInt = 3  # of workers, per stage, before the run gives up
     checkpoint: Checkpoint = Checkpoint()
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments

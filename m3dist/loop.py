@@ -1,19 +1,25 @@
-"""The only training loop: step, evaluate, keep the best, stop early, log."""
+"""The only training loop: step, evaluate, keep the best, stop early, checkpoint, log."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Fit
 from m3dist.data.batches import Batch, Sampler
-from m3dist.parallel.engine import Dense
+from m3dist.parallel.engine import Dense, Engine
 from m3dist.parallel.tables import RowTable
-from m3dist.tracking import Tracker
+from m3dist.tracking import Stopped, Tracker
+
+_CHECK = 16  # steps between workers' agreeing on whether to save or stop; a worker alone looks after every step
+_SAVE, _END = 1, 2  # what the lead may want between steps
 
 
 class Task(Protocol):
@@ -24,47 +30,151 @@ class Task(Protocol):
     tables: dict[str, RowTable]
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step; the terms of the loss, `loss` among them."""
+        """One optimiser step; this worker's share of the terms of the loss, `loss` among them."""
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the validation split."""
+        """Metrics on the validation split, the same on every worker."""
 
 
-def fit(task: Task, config: Fit, metric: str, stage: str, tracker: Tracker) -> dict[str, float]:
+@dataclass
+class Progress:
+    """Where a fit stands: the next step to take, and what was best so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the epoch's steps so far, over all workers
+    best: dict[str, float] = field(default_factory=dict)
+    waited: int = 0  # evaluations since the best
+
+
+class Fitting:
+    """A task under training, with what a checkpoint needs of it."""
+
+    def __init__(self, task: Task, checkpoints: Checkpoints | None):
+        self.task, self.checkpoints = task, checkpoints
+        self.engine: Engine = task.dense.engine
+        self.at = Progress()
+        self.kept = self.weights()
+        self._saved_best = ""
+        saved = checkpoints.latest() if checkpoints else None
+        if checkpoints and saved:
+            self._load(saved.tensors())
+            self.at = Progress(**saved.meta["progress"])
+            if saved.meta["needs"]:
+                self._saved_best = saved.meta["needs"][0]
+                self.kept = checkpoints.open(self._saved_best).tensors()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of what the model is made of; every worker must call it."""
+        return self.task.dense.state() | {name: table.weight.clone() for name, table in self.task.tables.items()}
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        self.task.dense.load({name: x for name, x in weights.items() if name not in self.task.tables})
+        for name, table in self.task.tables.items():
+            table.weight.copy_(weights[name])
+
+    def save(self, sums: dict[str, Tensor]) -> None:
+        """Write a checkpoint of this very moment; `sums` are this worker's of the running epoch."""
+        if self.checkpoints is None:
+            return
+        self.at.sums = self.engine.totals({name: float(x) for name, x in sums.items()})
+        best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
+        if best and best != self._saved_best:
+            self.checkpoints.save(best, {}, self.kept)
+            self._saved_best = best
+        tensors = {f"model/{name}": x for name, x in self.weights().items()}
+        tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
+        for name, table in self.task.tables.items():
+            tensors |= {f"table/{name}/{key}": x for key, x in table.moments().items()}
+        name = f"{self.at.epoch:05d}-{self.at.step:07d}"
+        meta = {"progress": dataclasses.asdict(self.at)}
+        self.checkpoints.save(name, meta, tensors, needs=[best] if best else [])
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+        self.restore(under("model/"))
+        self.task.dense.load_moments(under("adam/"))
+        for name, table in self.task.tables.items():
+            table.load_moments(under(f"table/{name}/"))
+
+
+def fit(
+    task: Task, config: Fit, metric: str, stage: str, tracker: Tracker, checkpoints: Checkpoints | None = None
+) -> dict[str, float]:
     """Train for at most config.epochs and leave the task at its best validation epoch, whose metrics are returned.
 
-    Raises FloatingPointError when the loss stops being finite.
+    Goes on from the latest of `checkpoints`, in the middle of an epoch too, with the numbers that an uninterrupted
+    run has. Raises FloatingPointError when the loss stops being finite, Stopped when a listener ends the run, and
+    KeyboardInterrupt, after saving, when the tracker is interrupted.
     """
-    bar = tracker.start(stage, config.epochs)
-    best, kept, waited = task.evaluate() if config.epochs == 0 else {}, _copy(task), 0
-    for epoch in range(config.epochs):
-        sums: dict[str, Tensor] = {}
-        started = time.perf_counter()
-        for step in range(task.sampler.steps):
-            for name, value in task.step(task.sampler(epoch, step)).items():
-                sums[name] = sums.get(name, torch.zeros(())) + value.detach()
-        report = {name: float(total) / task.sampler.steps for name, total in sums.items()}
+    fitting = Fitting(task, checkpoints)
+    at, engine = fitting.at, fitting.engine
+    if config.epochs == 0:
+        return task.evaluate()
+    tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
+    while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
+        report = _epoch(task, fitting, tracker)
         if not math.isfinite(report["loss"]):
-            raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {epoch}; lower {stage}.lr")
-        report["interactions/s"] = len(task.sampler.user) / (time.perf_counter() - started)
-        last = epoch == config.epochs - 1
+            raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
+        epoch, last = at.epoch, at.epoch == config.epochs - 1
         if (epoch + 1) % config.evaluate_every == 0 or last:
             metrics = task.evaluate()
-            if not best or metrics[metric] > best[metric]:
-                best, kept, waited = {**metrics, "epoch": epoch}, _copy(task), 0
+            if not at.best or metrics[metric] > at.best[metric]:
+                at.best, fitting.kept, at.waited = {**metrics, "epoch": epoch}, fitting.weights(), 0
             else:
-                waited += 1
+                at.waited += 1
             report |= metrics
+        at.epoch, at.step = epoch + 1, 0
+        note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"
+        tracker.progress(stage, config.epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
+        stopped = _log(tracker, engine, stage, epoch, report)
+        if checkpoints and not last and (stopped or checkpoints.due_after(epoch)):
+            fitting.save({})
+        if stopped:
+            raise Stopped(f"{stage}: stopped after epoch {epoch}")
+    tracker.progress(stage, at.epoch, at.epoch, f"best {metric} {at.best.get(metric, math.nan):.4f}")
+    fitting.restore(fitting.kept)
+    return at.best
+
+
+def _epoch(task: Task, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
+    """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
+    at, engine, sampler = fitting.at, fitting.engine, task.sampler
+    sums = {name: torch.tensor(total if engine.lead else 0.0) for name, total in at.sums.items()}
+    started, first = time.perf_counter(), at.step
+    while at.step < sampler.steps:
+        for name, value in task.step(sampler(at.epoch, at.step, engine.rank, engine.world)).items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        at.step += 1
+        if at.step < sampler.steps and (engine.world == 1 or at.step % _CHECK == 0):
+            wish = _wish(tracker, fitting.checkpoints, engine)
+            if wish:
+                fitting.save(sums)
+            if wish == _END:
+                raise KeyboardInterrupt
+    seconds = time.perf_counter() - started
+    totals = engine.totals({name: float(x) for name, x in sums.items()})
+    at.sums = {}
+    report = {name: total / sampler.steps for name, total in totals.items()}
+    share = (sampler.steps - first) / sampler.steps
+    return report | {"interactions/s": share * len(sampler.user) / seconds if seconds else 0.0}
+
+
+def _wish(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> int:
+    """What the lead wants now, on every worker."""
+    wish = 0
+    if engine.lead:
+        wish = _END if tracker.interrupted() else _SAVE if checkpoints is not None and checkpoints.overdue() else 0
+    return engine.largest(wish)
+
+
+def _log(tracker: Tracker, engine: Engine, stage: str, epoch: int, report: dict[str, float]) -> bool:
+    """Log an epoch; whether the lead's listener ended the run."""
+    stopped = False
+    try:
         tracker.log(stage, epoch, report)
-        tracker.advance(bar, f"loss {report['loss']:.4f}  best {metric} {best.get(metric, math.nan):.4f}")
-        if config.patience and waited >= config.patience:
-            break
-    tracker.finish(bar)
-    task.dense.load({name: x for name, x in kept.items() if name not in task.tables})
-    for name, table in task.tables.items():
-        table.weight.copy_(kept[name])
-    return best
-
-
-def _copy(task: Task) -> dict[str, Tensor]:
-    return task.dense.state() | {name: table.weight.clone() for name, table in task.tables.items()}
+    except Stopped:
+        stopped = True
+    return bool(engine.largest(int(stopped)))

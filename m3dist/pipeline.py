@@ -1,13 +1,16 @@
 """Run the stages in order; a stage whose artifact is already there is skipped.
 
-A stage's key hashes what its output depends on: the data, the seed, the values of its sections and the stage before.
-Test data is read once, after everything was chosen on validation data.
+A stage's key hashes what its output depends on: the data, the seed, the values of its sections and the stage before;
+never how many workers compute it. Test data is read once, after everything was chosen on validation data.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +21,50 @@ import torch
 from torch import Tensor
 
 import m3dist
-from m3dist.artifacts import Store, write_json
+from m3dist.artifacts import Store
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import Dataset
+from m3dist.files import Folder
+from m3dist.parallel.engine import Engine
 from m3dist.stages import align, invariance, merge
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
-from m3dist.tracking import Listener, Tracker
+from m3dist.tracking import Interrupts, Listener, Tracker
 
 
 def open_data(config: Config) -> Dataset:
-    """The run's data set; `synthetic` is made on first use, in the run folder."""
+    """The run's data set, local or by URI; `synthetic` is made on first use, in the run folder."""
     if config.data != "synthetic":
-        return Dataset(config.data)
+        return Dataset(Folder(config.data).here() if "://" in config.data else config.data)
     from m3dist.data import synthetic
 
-    root = Path(config.out) / f"data-{digest([config.synthetic.model_dump(), config.seed])}"
-    if not (root / "dataset.json").is_file():
-        synthetic.write(root, config.synthetic, config.seed)
-    return Dataset(root)
+    folder = Folder(config.out) / f"data-{digest([config.synthetic.model_dump(), config.seed])}"
+    if not folder.exists("dataset.json"):
+        with tempfile.TemporaryDirectory() as temporary:
+            made = Path(folder.path) if folder.is_local else Path(temporary) / "data"
+            synthetic.write(made, config.synthetic, config.seed)
+            if not folder.is_local:
+                folder.upload(made)
+    return Dataset(folder.here())
 
 
 def artifact_store(config: Config) -> Store:
     """Where a run's finished stages are."""
-    return Store(Path(config.artifacts) if config.artifacts else Path(config.out) / "artifacts")
+    return Store(Folder(config.artifacts) if config.artifacts else Folder(config.out) / "artifacts")
 
 
 def keys(config: Config, dataset: Dataset) -> dict[str, str]:
-    """The artifact key of every stage."""
+    """The artifact key of every step of a run, in order; `test` is the reading of the test split."""
     root = [dataset.fingerprint, config.seed, config.backbone.model_dump(), config.optimizer]
     selects = config.evaluation.metric
     if config.model == "ultragcn":
-        return {"merge": digest([root, "ultragcn", config.merge.model_dump(), selects])}
-    first = digest([root, config.align.model_dump(), selects])
-    second = digest([first, config.invariance.model_dump()])
-    third = digest([second, config.merge.model_dump(), selects])
-    return {"align": first, "invariance": second, "merge": third}
+        out = {"merge": digest([root, "ultragcn", config.merge.model_dump(), selects])}
+    else:
+        out = {"align": digest([root, config.align.model_dump(), selects])}
+        out["invariance"] = digest([out["align"], config.invariance.model_dump()])
+        out["merge"] = digest([out["invariance"], config.merge.model_dump(), selects])
+    return out | {"test": digest([out["merge"], config.evaluation.k])}
 
 
 def predict_memory(config: Config, dataset: Dataset) -> dict[str, int]:
@@ -80,57 +91,127 @@ def _contents(dataset: Dataset, config: Config, aligned: dict[str, Tensor], mask
     return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
 
 
+class Step:
+    """Computes the artifact of one step of a run on this worker."""
+
+    def __init__(self, config: Config, engine: Engine, tracker: Tracker):
+        self.config, self.engine, self.tracker = config, engine, tracker
+        self.dataset = open_data(config)
+        self.store, self.keys = artifact_store(config), keys(config, self.dataset)
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        folder = Folder(self.config.out) / "checkpoints" / f"{name}-{self.keys[name]}"
+        return Checkpoints(folder, self.keys[name], self.config.checkpoint, self.engine)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        return self.store.load(name, self.keys[name])[0]
+
+    def align(self) -> tuple[dict[str, Tensor], dict]:
+        return align.run(self.dataset, self.config, self.tracker, self.engine, self.checkpoints("align"))
+
+    def invariance(self) -> tuple[dict[str, Tensor], dict]:
+        return invariance.run(self.dataset, self.config, self.tensors("align"), self.tracker)
+
+    def merge(self) -> tuple[dict[str, Tensor], dict]:
+        init: dict[str, Tensor] | None = None
+        if self.config.model == "ultragcn":
+            features = Data(self.dataset, self.config).features()
+            contents: list[Tensor | None] = [torch.cat(features, dim=1) if features else None]
+        else:
+            aligned, masks = self.tensors("align"), self.tensors("invariance")
+            contents = [*_contents(self.dataset, self.config, aligned, masks)]
+            if self.config.merge.init == "align":
+                init = {"user": aligned["member.user"], "item": aligned["member.item"]}
+        saved = self.checkpoints("merge")
+        return merge.run(self.dataset, self.config, contents, init, self.tracker, self.engine, saved)
+
+    def test(self) -> tuple[dict[str, Tensor], dict]:
+        """Metrics on the test split, and every user's."""
+        data = Data(self.dataset, self.config, self.engine)
+        metrics, table = data.evaluate(Fused(self.tensors("merge"), self.config.merge.fusion), "test", keep=True)
+        self.tracker.log("test", 0, metrics)
+        tables = self.engine.collect(table)
+        order = np.argsort(np.concatenate([part["user"] for part in tables]), kind="stable")
+        users = {name: np.concatenate([part[name] for part in tables])[order] for name in table}
+        return {name: torch.from_numpy(values) for name, values in users.items()}, {"metrics": metrics}
+
+
+def work(config: Config, steps: tuple[str, ...], engine: Engine, tracker: Tracker) -> None:
+    """Compute the artifacts of these steps that are not there yet; every worker calls it alike."""
+    step = Step(config, engine, tracker)
+    for name in steps:
+        key = step.keys[name]
+        if engine.largest(int(engine.lead and step.store.has(name, key))):
+            continue
+        tensors, meta = getattr(step, name)()
+        if engine.lead:
+            step.store.save(name, key, tensors, meta)
+            step.checkpoints(name).clear() if name != "test" else None
+        engine.barrier()
+
+
+def _groups(config: Config, steps: list[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
+    """(on workers, steps that run together): a start-up each, so as few as can be.
+
+    Environment models that train as actors are led by the driver, which holds no workers meanwhile.
+    """
+    here = [not config.workers or (name == "invariance" and config.actors > 0) for name in steps]
+    start = 0
+    for at in range(1, len(steps) + 1):
+        if at == len(steps) or here[at] != here[start]:
+            yield not here[start], tuple(steps[start:at])
+            start = at
+
+
 def run(config: Config, quiet: bool = False, listener: Listener | None = None, test: bool = True) -> dict[str, Any]:
     """Train what `config` says and return the content of result.json.
 
     listener: called with every (stage, step, values) logged; may raise tracking.Stopped. test: whether to read the
-    test split at the end; a search does not.
+    test split at the end; a search does not. Raises KeyboardInterrupt when interrupted, after a checkpoint.
     """
     started = time.time()
-    out = Path(config.out)
+    out = Folder(config.out)
     dataset = open_data(config)
-    store = artifact_store(config)
-    key = keys(config, dataset)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(to_yaml(config))
+    store, key = artifact_store(config), keys(config, dataset)
+    steps = [name for name in key if name in config.stages or (test and name == "test" and "merge" in config.stages)]
+    out.write_text("config.yaml", to_yaml(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    write_json(out / "versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
-    result: dict[str, Any] = {"model": config.model, "data": dataset.name, "keys": key, "stages": {}}
+    out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
 
-    with Tracker(out, quiet, listener) as tracker:
+    done = [name for name in steps if store.has(name, key[name])]
+    for on_workers, names in _groups(config, [name for name in steps if name not in done]):
+        todo = functools.partial(work, config, names)
+        if on_workers:
+            from m3dist.parallel import launch
 
-        def stage(name: str, work: Any) -> dict[str, Tensor]:
-            if store.has(name, key[name]):
-                tracker.console.print(f"{name}: already done, skipped", highlight=False)
-            else:
-                store.save(name, key[name], *work())
-            tensors, result["stages"][name] = store.load(name, key[name])
-            return tensors
-
-        if config.model == "ultragcn":
-            features = Data(dataset, config).features()
-            content = [torch.cat(features, dim=1) if features else None]
-            final = stage("merge", lambda: merge.run(dataset, config, content, None, tracker))
+            with Tracker(None, quiet, visible=True) as tracker:
+                launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener)
         else:
-            aligned = stage("align", lambda: align.run(dataset, config, tracker))
-            if "invariance" in config.stages:
-                masks = stage("invariance", lambda: invariance.run(dataset, config, aligned, tracker))
-                if (truth := mask_auc(dataset, aligned, masks)) is not None:
-                    result["mask_auc"] = truth
-            if "merge" in config.stages:
-                init = {"user": aligned["member.user"], "item": aligned["member.item"]}
-                q: list[Tensor | None] = [*_contents(dataset, config, aligned, masks)]
-                start = init if config.merge.init == "align" else None
-                final = stage("merge", lambda: merge.run(dataset, config, q, start, tracker))
-        if "merge" in result["stages"]:
-            result["validation"] = result["stages"]["merge"]["validation"]
-        if test and "merge" in result["stages"]:
-            metrics, table = Data(dataset, config).evaluate(Fused(final, config.merge.fusion), "test", keep=True)
-            result["test"] = metrics
-            pq.write_table(pa.table(table), out / "test_users.parquet")
-            tracker.log("test", 0, metrics)
+            with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
+                todo(Engine.of(config), tracker)
+
+    result = _result(config, dataset, store, key, steps)
     result["seconds"] = time.time() - started
-    write_json(out / "result.json", result)
+    result["skipped"] = done
+    out.write_json("result.json", result)
+    return result
+
+
+def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str], steps: list[str]) -> dict[str, Any]:
+    """What result.json says, from the artifacts alone; also writes test_users.parquet."""
+    stages = {name: store.meta(name, key[name]) for name in steps if name != "test"}
+    result: dict[str, Any] = {"model": config.model, "data": dataset.name, "keys": key, "stages": stages}
+    if "invariance" in stages:
+        masks, aligned = store.load("invariance", key["invariance"])[0], store.load("align", key["align"])[0]
+        if (truth := mask_auc(dataset, aligned, masks)) is not None:
+            result["mask_auc"] = truth
+    if "merge" in stages:
+        result["validation"] = stages["merge"]["validation"]
+    if "test" in steps:
+        users, meta = store.load("test", key["test"])
+        result["test"] = meta["metrics"]
+        with Folder(config.out).writing("test_users.parquet") as path:
+            pq.write_table(pa.table({name: values.numpy() for name, values in users.items()}), path)
     return result
 
 

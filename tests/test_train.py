@@ -57,10 +57,11 @@ def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
         now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "artifacts").glob("*")}
         return {name.split("-")[0] for name, when in now.items() if before.get(name) != when}
 
-    assert trained() == {"align", "invariance", "merge"}
+    assert trained() == {"align", "invariance", "merge", "test"}
     assert trained() == set()
-    assert trained("merge.fusion=equal") == {"merge"}
-    assert trained("invariance.gamma=0.5") == {"invariance", "merge"}
+    assert trained("workers=2", "strategy=deepspeed", "max_failures=1") == set()
+    assert trained("merge.fusion=equal") == {"merge", "test"}
+    assert trained("invariance.gamma=0.5") == {"invariance", "merge", "test"}
 
 
 @pytest.mark.parametrize(

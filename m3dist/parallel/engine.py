@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from m3dist.config import Config
 from m3dist.data.batches import share
 
 
@@ -43,6 +44,18 @@ class Engine:
         self.precision = precision
         self.sharded = sharded and world > 1
         self.sent = 0
+
+    @staticmethod
+    def of(config: Config, rank: int = 0, world: int = 1, device: str | torch.device | None = None) -> Engine:
+        """A worker as a config describes it; alone, on the GPU when the config uses one."""
+        if device is None:
+            device = "cuda" if config.use_gpu else "cpu"
+            if config.use_gpu and not torch.cuda.is_available():
+                raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
+        return Engine(
+            rank, world, device, config.strategy, config.zero_stage, config.deepspeed, config.precision,
+            config.embeddings == "sharded",
+        )  # fmt: skip
 
     @property
     def lead(self) -> bool:
@@ -82,6 +95,14 @@ class Engine:
         total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         self.add_up([total])
         return dict(zip(values, total.tolist(), strict=True))
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every worker's plain value, in rank order."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
 
     def largest(self, value: int) -> int:
         if self.world == 1:

@@ -56,6 +56,15 @@ class RowTable:
         """Normal rows from a CPU generator, the same on every device."""
         return RowTable((torch.randn(n, d, generator=generator) * std).to(device), dense)
 
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's state, as `load_moments` takes it."""
+        return {"first": self.first, "second": self.second, "steps": torch.tensor(self.steps)}
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        self.first.copy_(moments["first"])
+        self.second.copy_(moments["second"])
+        self.steps = int(moments["steps"])
+
     def pull(self, ids_R: Tensor) -> Tensor:
         """A leaf [R, d] whose gradient `push` takes."""
         return self.weight[ids_R].requires_grad_()

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from m3dist import losses
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Align, Config
 from m3dist.data.batches import Batch, share
 from m3dist.data.dataset import Dataset
 from m3dist.loop import fit
 from m3dist.models.alignment import Aligner, Club
 from m3dist.models.ultragcn import UltraGCN
+from m3dist.parallel.engine import Engine
 from m3dist.parallel.tables import push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
@@ -162,11 +164,17 @@ class AlignTask:
         return {name: x for name, x in dense.items() if not name.startswith("club.")} | self.member.state("member.")
 
 
-def run(dataset: Dataset, config: Config, tracker: Tracker) -> tuple[dict[str, Tensor], dict]:
+def run(
+    dataset: Dataset,
+    config: Config,
+    tracker: Tracker,
+    engine: Engine | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[dict[str, Tensor], dict]:
     """Train stage 1. Returns its tensors (representation.r, member.*) and the best validation metrics."""
     if not dataset.modalities:
         raise ValueError(f"{dataset.root}: m3-invrl needs item features and this data set has none; use model=ultragcn")
-    task = AlignTask(Data(dataset, config), config)
-    best = fit(task, config.align, config.evaluation.metric, "align", tracker)
+    task = AlignTask(Data(dataset, config, engine), config)
+    best = fit(task, config.align, config.evaluation.metric, "align", tracker, checkpoints)
     named = {f"representation.{r}": x for r, x in enumerate(task.representations())}
     return {**task.state(), **named}, {"validation": best}

@@ -193,7 +193,7 @@ def run(
     n, E = len(data.user), settings.environments
     environment = [torch.randint(E, (n,), generator=torch_rng(config.seed, "split", r)) for r in range(len(x))]
     history: list[dict[str, Any]] = []
-    bar = tracker.start("invariance", settings.rounds)
+    tracker.begin("invariance", "")
     for round_ in range(settings.rounds):
         report: dict[str, float] = {}
         with torch.no_grad():
@@ -210,11 +210,10 @@ def run(
             report[f"{r}/mask"] = float(mask.detach().mean())
             tracker.histogram("invariance", f"mask {r}", round_, mask.detach())
         tracker.log("invariance", round_, report)
-        tracker.advance(bar)
+        tracker.progress("invariance", settings.rounds, round_ + 1)
         history.append({**report, "empty": {r: e for r, e in empty.items() if e}})
         if all(report[f"{r}/moved"] < settings.moved for r in range(len(x))):
             break
-    tracker.finish(bar)
     with torch.no_grad():
         masks = gate() if settings.rounds else [torch.ones(part.shape[1]) for part in x]
     out = {f"mask.{r}": mask.detach().clone() for r, mask in enumerate(masks)}

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from m3dist import fusion
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config
 from m3dist.data.batches import Batch
 from m3dist.data.dataset import Dataset
 from m3dist.loop import fit
 from m3dist.models.ultragcn import UltraGCN
+from m3dist.parallel.engine import Engine
 from m3dist.parallel.tables import push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
@@ -168,11 +170,17 @@ def fit_fusion(data: Data, config: Config, fused: Fused) -> dict[str, Tensor]:
 
 
 def run(
-    dataset: Dataset, config: Config, contents: list[Tensor | None], init: dict[str, Tensor] | None, tracker: Tracker
+    dataset: Dataset,
+    config: Config,
+    contents: list[Tensor | None],
+    init: dict[str, Tensor] | None,
+    tracker: Tracker,
+    engine: Engine | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[dict[str, Tensor], dict]:
     """Train the members together on the same batches. Returns their tensors and validation metrics of the fusion."""
-    task = MergeTask(Data(dataset, config), config, contents, init)
-    best = fit(task, config.merge, config.evaluation.metric, "merge", tracker)
+    task = MergeTask(Data(dataset, config, engine), config, contents, init)
+    best = fit(task, config.merge, config.evaluation.metric, "merge", tracker, checkpoints)
     tensors = task.tensors()
     with torch.no_grad():
         fused = Fused(tensors, "equal")

@@ -1,0 +1,107 @@
+"""Checkpoints inside a stage: a folder of tensors and plain values each, complete when its meta.json is there.
+
+Nothing in them speaks of workers, DDP or DeepSpeed: tensors are whole and named as in the model, so any number of
+workers under any strategy goes on from them. Shards of tables are files of their own (`part`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from m3dist import config as configs
+from m3dist.files import Folder
+from m3dist.parallel.engine import Engine
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint: plain values, and where its tensors are."""
+
+    meta: dict[str, Any]
+    folder: Folder
+
+    def tensors(self, name: str = "state") -> dict[str, Tensor]:
+        """Raises ValueError when the file is damaged."""
+        try:
+            return self.folder.read_tensors(f"{name}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{self.folder}: damaged checkpoint ({error}); delete the folder and train again"
+            ) from None
+
+
+class Checkpoints:
+    """The checkpoints of one stage of one run; every worker calls its methods alike, the lead writes.
+
+    key: of the stage. config: how often and how many. A checkpoint may lean on others by name (`needs`), which are
+    kept with it.
+    """
+
+    def __init__(self, folder: Folder, key: str, config: configs.Checkpoint, engine: Engine):
+        self.folder, self.key, self.config, self.engine = folder, key, config, engine
+        self._last = time.monotonic()
+
+    def overdue(self) -> bool:
+        """Whether `every_minutes` have passed on this worker's clock since the last save."""
+        minutes = self.config.every_minutes
+        return minutes > 0 and time.monotonic() - self._last >= 60 * minutes
+
+    def due_after(self, epoch: int) -> bool:
+        """Whether the end of this epoch is a time to save."""
+        every = self.config.every_epochs
+        return every > 0 and (epoch + 1) % every == 0
+
+    def latest(self) -> Saved | None:
+        """The newest complete checkpoint."""
+        for name in reversed(self._numbered()):
+            if (self.folder / name).exists("meta.json"):
+                return Saved((self.folder / name).read_json("meta.json"), self.folder / name)
+        return None
+
+    def open(self, name: str) -> Saved:
+        return Saved((self.folder / name).read_json("meta.json"), self.folder / name)
+
+    def save(
+        self,
+        name: str,
+        meta: dict[str, Any],
+        tensors: dict[str, Tensor],
+        parts: dict[str, dict[str, Tensor]] | None = None,
+        needs: list[str] | None = None,
+    ) -> None:
+        """Write a checkpoint and drop those that are no longer kept.
+
+        name: sorts after those before it and starts with a digit, unless it is one that others need. tensors: the
+        lead's, whole. parts: files of this worker alone, by name.
+        """
+        folder = self.folder / name
+        for part, values in (parts or {}).items():
+            folder.write_tensors(f"{part}.safetensors", values)
+        self.engine.barrier()
+        if self.engine.lead:
+            folder.write_tensors("state.safetensors", tensors)
+            folder.write_json("meta.json", {**meta, "needs": needs or []})
+            if name[0].isdigit():
+                self._prune()
+        self.engine.barrier()
+        self._last = time.monotonic()
+
+    def clear(self) -> None:
+        """Delete all of them; the stage is done."""
+        if self.engine.lead:
+            self.folder.remove()
+
+    def _numbered(self) -> list[str]:
+        return [name for name in self.folder.names() if name[0].isdigit()]
+
+    def _prune(self) -> None:
+        kept = [name for name in self._numbered() if (self.folder / name).exists("meta.json")][-self.config.keep :]
+        needed = {need for name in kept for need in (self.folder / name).read_json("meta.json")["needs"]}
+        for name in self.folder.names():
+            if name not in kept and name not in needed:
+                self.folder.remove(name)

@@ -1,0 +1,149 @@
+"""Folders on any filesystem that pyarrow knows: a local or NFS path, or a URI such as s3://bucket/run.
+
+Every file appears whole or not at all. Local files are written beside their place and moved; objects of a store
+appear when their upload is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class Folder:
+    """A folder by path or URI; names are relative to it and may hold slashes.
+
+    Raises ValueError when the URI names no filesystem that is known here.
+    """
+
+    def __init__(self, uri: str | Path):
+        self.uri = str(uri).rstrip("/")
+        if "://" in self.uri:
+            try:
+                self.fs, self.path = fs.FileSystem.from_uri(self.uri)
+            except (OSError, ValueError, NotImplementedError) as error:
+                raise ValueError(
+                    f"{self.uri}: cannot be opened ({error}); expected a path or a URI like s3://"
+                ) from None
+        else:
+            self.fs, self.path = fs.LocalFileSystem(), str(Path(self.uri).absolute())
+        self.is_local = isinstance(self.fs, fs.LocalFileSystem)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> Folder:
+        below = object.__new__(Folder)
+        below.uri, below.fs, below.path = f"{self.uri}/{name}", self.fs, f"{self.path}/{name}"
+        below.is_local = self.is_local
+        return below
+
+    def exists(self, name: str = "") -> bool:
+        return self.fs.get_file_info(self._at(name)).type != fs.FileType.NotFound
+
+    def names(self) -> list[str]:
+        """Names of the files and folders in it, sorted; none when it does not exist."""
+        found = self.fs.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def make(self) -> None:
+        self.fs.create_dir(self.path)
+
+    def remove(self, name: str = "") -> None:
+        """Delete a file or a folder with all that is in it; nothing happens when there is none."""
+        kind = self.fs.get_file_info(self._at(name)).type
+        with contextlib.suppress(FileNotFoundError):
+            if kind == fs.FileType.Directory:
+                self.fs.delete_dir(self._at(name))
+            elif kind == fs.FileType.File:
+                self.fs.delete_file(self._at(name))
+
+    def read_text(self, name: str) -> str:
+        """Raises FileNotFoundError."""
+        with self.fs.open_input_stream(self._at(name)) as stream:
+            return stream.read().decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        with self.writing(name) as path:
+            path.write_text(text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Raises FileNotFoundError, or ValueError when it is no JSON."""
+        return json.loads(self.read_text(name))
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        with self.writing(name) as path:
+            save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, path)
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """On the CPU. Raises OSError or safetensors' error when it is missing or damaged."""
+        with self.local(name) as path:
+            return load_file(path)
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A local path to read a file from: the file itself, or a copy that is gone afterwards."""
+        if self.is_local:
+            yield Path(self._at(name))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            fs.copy_files(self._at(name), str(path), self.fs, fs.LocalFileSystem())
+            yield path
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write to; when the block ends without error it becomes the file `name`."""
+        if self.is_local:
+            final = Path(self._at(name))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            partial = final.with_name(f".{final.name}.partial")
+            try:
+                yield partial
+                partial.replace(final)
+            finally:
+                partial.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            yield path
+            self.upload(path, name)
+
+    def upload(self, source: Path, name: str = "") -> None:
+        """Copy a local file, or all that is in a local folder, to `name`."""
+        target = self._at(name)
+        if source.is_dir():
+            self.fs.create_dir(target)
+        else:
+            self.fs.create_dir(target.rsplit("/", 1)[0])
+        fs.copy_files(str(source), target, fs.LocalFileSystem(), self.fs)
+
+    def here(self) -> Path:
+        """The folder as a local path. A remote one is copied once to this node's cache, by its address."""
+        if self.is_local:
+            return Path(self.path)
+        cache = Path(tempfile.gettempdir()) / "m3dist-cache" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        if not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+                fs.copy_files(self.path, folder, self.fs, fs.LocalFileSystem())
+                with contextlib.suppress(OSError):  # another process of this node was first
+                    shutil.copytree(folder, f"{folder}.whole")
+                    Path(f"{folder}.whole").rename(cache)
+        return cache
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path

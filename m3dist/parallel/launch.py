@@ -1,0 +1,295 @@
+"""Run a worker function as a Ray Train run, with progress, interrupts and plain errors in the process that asked.
+
+The driver polls one small actor, the relay, through which the lead worker sends what it shows and logs, and learns
+whether it should go on. Ray Train restarts dead workers; the function itself goes on from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from m3dist.config import Config
+from m3dist.files import Folder
+from m3dist.parallel.engine import Engine
+from m3dist.tracking import Interrupts, Listener, Stopped, Tracker
+
+Work = Callable[[Engine, Tracker], None]
+_POLL = 0.1  # seconds between the driver's looks at the relay
+_OOM = ("OutOfMemory", "out of memory", "OOM", "running low on memory")
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already."""
+    if not ray.is_initialized():
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+
+
+def per_worker(config: Config) -> dict[str, float]:
+    """Ray resources of one worker."""
+    default = {"CPU": 1.0, "GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
+    return default | dict(config.resources_per_worker)
+
+
+def least_workers(config: Config) -> int:
+    return config.workers[0] if isinstance(config.workers, tuple) else config.workers
+
+
+def check(config: Config) -> None:
+    """Raises ValueError, in one line, when the cluster can never run this config."""
+    resources = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if config.use_gpu and not resources.get("GPU"):
+        raise ValueError(f"use_gpu: the cluster has no GPU ({_shown(resources)}); set use_gpu=false or join another")
+    if not config.autoscaling:
+        for what, name, count, each in _needs(config):
+            have = resources.get(name, 0)
+            fits = sum(int(node["Resources"].get(name, 0) / each + 1e-9) for node in nodes)
+            if fits < count:
+                raise ValueError(
+                    f"{what}: {count} x {each:g} {name} do not fit the cluster, which has {have:g} {name} on "
+                    f"{len(nodes)} node(s), room for {fits}; ask for less, join a larger cluster, or set "
+                    f"autoscaling=true when it can grow"
+                )
+    if len(nodes) > 1:
+        _check_shared(config.out, nodes)
+
+
+def _needs(config: Config) -> list[tuple[str, str, int, float]]:
+    """(config key, resource, how many, of how much each)."""
+    return [("workers", name, least_workers(config), each) for name, each in per_worker(config).items()]
+
+
+def _shown(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def _check_shared(out: str, nodes: list[dict]) -> None:
+    """Raises ValueError naming the nodes that do not see what is written in the run folder."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder, name = Folder(out), f".shared-{uuid.uuid4().hex[:8]}"
+    folder.write_text(name, "seen")
+    try:
+        looks = {
+            node["NodeManagerHostname"] + " " + node["NodeID"][:8]: _sees.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(out if "://" in out else folder.path, name)
+            for node in nodes
+        }
+        blind = [node for node, seen in looks.items() if not ray.get(seen, timeout=60)]
+    finally:
+        folder.remove(name)
+    if blind:
+        raise ValueError(
+            f"out={out}: not shared by all nodes; {', '.join(blind)} cannot see it; use a folder that every node "
+            f"mounts, or a URI such as s3://bucket/run"
+        )
+
+
+@ray.remote
+def _sees(out: str, name: str) -> bool:
+    return Folder(out).exists(name)
+
+
+class _Relay:
+    """What the lead worker and the driver tell each other."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple] = []
+        self.sent = self.handled = 0
+        self.wish = ""  # what the driver wants: "", "interrupt" or "stop"
+        self.end: tuple[str, str] | None = None
+
+    def push(self, event: tuple) -> int:
+        self.events.append(event)
+        self.sent += 1
+        return self.sent
+
+    def pull(self, handled: int) -> list[tuple]:
+        self.handled = handled
+        out, self.events = self.events, []
+        return out
+
+    def state(self) -> tuple[int, str]:
+        return self.handled, self.wish
+
+    def want(self, wish: str) -> None:
+        self.wish = wish
+
+    def finish(self, kind: str, text: str) -> None:
+        self.end = (kind, text)
+
+    def ended(self) -> tuple[str, str] | None:
+        return self.end
+
+
+class _Remote:
+    """A display and a listener whose events appear in the driver."""
+
+    def __init__(self, relay: Any, listens: bool):
+        self.relay, self.listens = relay, listens
+        self._asked, self._wish = 0.0, ""
+
+    def open(self) -> None:
+        pass
+
+    close = open
+
+    def bar(self, stage: str, total: int, done: int, note: str) -> None:
+        self.relay.push.remote(("bar", stage, total, done, note))
+
+    def say(self, text: str) -> None:
+        self.relay.push.remote(("say", text))
+
+    def values(self, stage: str, step: int, values: dict[str, float]) -> None:
+        self.relay.push.remote(("values", stage, step, values))
+
+    def heard(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Hand values to the driver's listener and wait for what it says."""
+        number = ray.get(self.relay.push.remote(("heard", stage, step, values)))
+        while True:
+            handled, wish = ray.get(self.relay.state.remote())
+            if wish == "stop":
+                raise Stopped
+            if handled >= number or wish:
+                return
+            time.sleep(_POLL / 2)
+
+    def interrupted(self) -> bool:
+        if time.monotonic() - self._asked > 0.5:
+            self._asked = time.monotonic()
+            self._wish = ray.get(self.relay.state.remote())[1]
+        return self._wish == "interrupt"
+
+
+def _worker(loop: dict[str, Any]) -> None:
+    """The training function of Ray Train."""
+    config, relay, work = loop["config"], loop["relay"], loop["work"]
+    if ray.get(relay.ended.remote()) is not None:  # a restart after an error that a restart cannot mend
+        return
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, int(per_worker(config)["CPU"])))
+    device = ray.train.torch.get_device() if config.use_gpu else "cpu"
+    engine = Engine.of(config, rank, world, device)
+    remote = _Remote(relay, loop["listens"])
+    heard = remote.heard if loop["listens"] else None
+    mine = Tracker(Folder(config.out), False, heard, remote, remote.interrupted) if engine.lead else Tracker(None)
+    try:
+        with mine as tracker:
+            work(engine, tracker)
+    except (Stopped, KeyboardInterrupt, FloatingPointError) as end:  # all workers come here together
+        if rank == 0:
+            ray.get(relay.finish.remote(type(end).__name__, str(end)))
+    except ValueError as error:
+        ray.get(relay.finish.remote("ValueError", str(error)))
+        raise
+
+
+def run(work: Work, config: Config, name: str, tracker: Tracker, listener: Listener | None = None) -> None:
+    """Call work(engine, tracker) on config.workers workers of a Ray cluster; tracker: the driver's.
+
+    name: of the Ray Train run, as Ray's dashboard shows it. Raises ValueError when the cluster cannot run it or the
+    workers found bad input, FloatingPointError, Stopped and KeyboardInterrupt as `work` does, and RuntimeError when
+    workers died more often than config.max_failures.
+    """
+    connect()
+    check(config)
+    relay: Any = ray.remote(num_cpus=0)(_Relay).options(name=f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
+    storage = Folder(config.out) / "ray"
+    elastic = isinstance(config.workers, tuple)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "relay": relay, "work": work, "listens": listener is not None},
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,  # type: ignore[arg-type]
+            use_gpu=config.use_gpu,
+            resources_per_worker=per_worker(config),
+        ),
+        run_config=RunConfig(
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            storage_path=storage.uri if "://" in storage.uri else storage.path,
+            failure_config=FailureConfig(max_failures=max(config.max_failures, 1 if elastic else 0)),
+            # Ray's type hints are those of Train V1
+            worker_runtime_env={"env_vars": _environment()},  # type: ignore[call-arg]
+        ),
+    )
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)  # elsewhere Ray would take over SIGINT
+    with Interrupts() as interrupts:
+        thread.start()
+        handled, told = 0, False
+        while True:
+            alive = thread.is_alive()
+            for event in ray.get(relay.pull.remote(handled)):
+                handled += 1
+                try:
+                    _show(event, tracker, listener)
+                except Stopped:
+                    ray.get(relay.want.remote("stop"))
+            if not alive:
+                break
+            if interrupts.wanted and not told:
+                told = True
+                tracker.say("interrupted: workers save a checkpoint and end; once more ends at once")
+                ray.get(relay.want.remote("interrupt"))
+            thread.join(_POLL)
+    end = ray.get(relay.ended.remote())
+    ray.kill(relay)
+    with contextlib.suppress(OSError):
+        storage.remove()
+    if end is not None:
+        kinds: dict[str, type[BaseException]] = {
+            kind.__name__: kind for kind in (Stopped, KeyboardInterrupt, FloatingPointError, ValueError)
+        }
+        raise kinds[end[0]](end[1])
+    if failed:
+        raise _explained(failed[0], config)
+
+
+def _show(event: tuple, tracker: Tracker, listener: Listener | None) -> None:
+    kind, *values = event
+    if kind == "heard":
+        if listener is not None:
+            listener(*values)
+    else:
+        getattr(tracker.display, kind)(*values)
+
+
+def _environment() -> dict[str, str]:
+    """What workers must share with the driver: one BLAS thread each unless said otherwise."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def _explained(error: BaseException, config: Config) -> BaseException:
+    """One line for what ended a Ray Train run."""
+    text = str(error)
+    if any(sign in text for sign in _OOM):
+        return ValueError(
+            "a worker ran out of memory; lower batch_size or evaluation.block, set embeddings=sharded with more "
+            "workers, or give workers more by resources_per_worker"
+        )
+    last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), type(error).__name__)
+    return RuntimeError(f"workers failed more than max_failures={config.max_failures} times; the last error: {last}")
