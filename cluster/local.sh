@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# A Ray cluster on this machine, to try things out: a head and N nodes, all on the loopback interface.
+#
+#   cluster/local.sh [N]       start a head and N nodes (default 1); prints the address for m3dist submit
+#   cluster/local.sh --stop    stop exactly what was started
+#   cluster/local.sh --status  the recorded processes that still run
+#
+# PORT (8265: the dashboard and job API; the cluster takes PORT+1, PORT+2 and free ports), CPUS (of each node: 2),
+# GPUS (of each node: 0), MEMORY (bytes of each object store: 200 MB) and STATE (logs and pids) may be set in the
+# environment. Clusters with different PORT and STATE do not touch each other. Ray's own variables apply, such as
+# RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH; a token never appears on a command line.
+set -euo pipefail
+
+PORT=${PORT:-8265} CPUS=${CPUS:-2} GPUS=${GPUS:-0} MEMORY=${MEMORY:-200000000}
+STATE=${STATE:-${TMPDIR:-/tmp}/m3dist-local-$(id -u)-$PORT}
+export M3DIST_LOCAL_CLUSTER=$STATE             # every process of the cluster carries this mark
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0     # what makes Ray keep 127.0.0.1 and not look for a public address
+export RAY_DISABLE_IMPORT_WARNING=1 RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # processes that share cores run one thread each
+
+die() { echo "local.sh: $*" >&2; exit 2; }
+
+marked() { # pids whose environment carries this cluster's mark: workers outlive a killed parent
+  [ -d /proc/self ] || return 0
+  local environ pid
+  for environ in /proc/[0-9]*/environ; do
+    pid=${environ#/proc/} pid=${pid%/environ}
+    [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
+    # not this script's own helpers, which carry the mark too
+    { tr '\0' '\n' <"$environ" | grep -qxF "M3DIST_LOCAL_CLUSTER=$STATE"; } 2>/dev/null || continue
+    grep -q local.sh "/proc/$pid/cmdline" 2>/dev/null || echo "$pid"
+  done
+}
+
+family() { # the recorded processes, all their descendants, and the marked ones
+  local pids next
+  pids=$(cat "$STATE"/*.pid 2>/dev/null || true)
+  next=$pids
+  while [ -n "$next" ]; do
+    next=$(for pid in $next; do pgrep -P "$pid" || true; done)
+    pids="$pids $next"
+  done
+  for pid in $pids $(marked); do
+    if [ "$pid" != $$ ] && kill -0 "$pid" 2>/dev/null; then echo "$pid"; fi
+  done | sort -un
+}
+
+# Ray replaces 127.0.0.1 by the machine's public address when several nodes are wanted, and its services then listen
+# there. This start of it does not.
+START='
+from ray._private import ray_constants, services
+from ray.scripts.scripts import main
+ray_constants.ENABLE_RAY_CLUSTER = True
+services.node_ip_address_from_perspective = lambda address=None: "127.0.0.1"
+main()'
+
+launch() { # launch NAME OPTIONS...: a node in a session of its own, its pid recorded
+  local name=$1; shift
+  setsid python -c "$START" start --block --node-ip-address 127.0.0.1 --num-cpus "$CPUS" --num-gpus "$GPUS" \
+    --object-store-memory "$MEMORY" --dashboard-agent-listen-port 0 \
+    --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" \
+    >"$STATE/$name.log" 2>&1 </dev/null &
+  echo $! >"$STATE/$name.pid"
+}
+
+listens() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+nodes() { # how many nodes the cluster counts
+  python - "127.0.0.1:$((PORT + 1))" <<'PY' 2>/dev/null || echo 0
+import sys
+from ray._raylet import GcsClient
+print(sum(node.state == 0 for node in GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5).values()))
+PY
+}
+
+case ${1:-1} in
+  --status)
+    family ;;
+  --stop)
+    [ -d "$STATE" ] || die "nothing to stop: no $STATE"
+    pids=$(family)
+    if [ -n "$pids" ]; then
+      kill -TERM $(cat "$STATE"/*.pid) 2>/dev/null || true # ray start ends its node
+      for _ in $(seq 50); do
+        [ -n "$(family)" ] || break
+        sleep 0.2
+      done
+      pids=$(family)
+      [ -z "$pids" ] || kill -KILL $pids 2>/dev/null || true
+    fi
+    rm -rf "$STATE"
+    echo "stopped" ;;
+  *[!0-9]* | "")
+    die "expected a number of nodes, --stop or --status, got ${1:-}" ;;
+  *)
+    n=${1:-1}
+    command -v ray >/dev/null || die "ray is not installed here: pip install 'ray[default]'"
+    [ ! -d "$STATE" ] || die "$STATE is there: a cluster runs, or its stop was forgotten; $0 --stop"
+    if listens "$PORT"; then die "port $PORT is taken; choose another: PORT=8365 $0"; fi
+    mkdir -m 700 -p "$STATE"
+    trap '[ "${ready:-}" ] || { tail -n 5 "$STATE"/*.log >&2; "$0" --stop >/dev/null; }' EXIT
+    launch head --head --port $((PORT + 1)) --dashboard-host 127.0.0.1 --dashboard-port "$PORT" --temp-dir "$STATE/ray" \
+      --ray-client-server-port $((PORT + 2))
+    until listens $((PORT + 1)) && listens "$PORT"; do
+      kill -0 "$(cat "$STATE/head.pid")" 2>/dev/null || die "the head ended; see above"
+      [ $SECONDS -lt 90 ] || die "the head did not come up in 90 s"
+      sleep 0.5
+    done
+    for i in $(seq "$n"); do launch "node$i" --address "127.0.0.1:$((PORT + 1))"; done
+    until [ "$(nodes)" -gt "$n" ]; do
+      [ $SECONDS -lt 180 ] || die "only $(nodes) of $((n + 1)) nodes came up in 3 minutes"
+      sleep 0.5
+    done
+    ready=yes
+    echo "a head and $n nodes run; logs: $STATE/*.log"
+    echo "address: http://127.0.0.1:$PORT    stop: PORT=$PORT STATE=$STATE $0 --stop" ;;
+esac

@@ -1,0 +1,5 @@
+"""`python -m m3dist`"""
+
+from m3dist.cli import main
+
+main()

@@ -1,0 +1,21 @@
+"""Files that users copy and edit: an example config, searches (tune/) and places to run (cluster/).
+
+In a checkout the folders stand at the top; in an installed package they are beside this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def files() -> dict[str, Path]:
+    """Every example by the relative path it is copied to."""
+    root = _HERE if (_HERE / "cluster").is_dir() else _HERE.parent.parent
+    out = {"config.yaml": _HERE / "config.yaml"}
+    for name in ("tune", "cluster"):
+        for path in sorted((root / name).glob("*")):
+            if path.is_file() and not path.name.startswith((".", "__")):
+                out[f"{name}/{path.name}"] = path
+    return out

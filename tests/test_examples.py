@@ -1,0 +1,59 @@
+"""`m3dist init` and the examples it copies, from a checkout and from a built wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from m3dist import cli, config, examples
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(x) for x in arguments])
+    return int(end.value.code or 0)
+
+
+def test_init_copies_all_and_overwrites_nothing(tmp_path, capsys):
+    assert run("init", tmp_path / "new") == 0
+    copied = {str(p.relative_to(tmp_path / "new")) for p in (tmp_path / "new").rglob("*") if p.is_file()}
+    assert copied == set(examples.files())
+    assert {"config.yaml", "cluster/local.sh"} <= copied
+    assert os.access(tmp_path / "new/cluster/local.sh", os.X_OK)
+
+    (tmp_path / "new/config.yaml").write_text("mine")
+    (tmp_path / "new/cluster/local.sh").unlink()
+    assert run("init", tmp_path / "new") == 2
+    assert "config.yaml" in capsys.readouterr().err
+    assert (tmp_path / "new/config.yaml").read_text() == "mine"
+    assert not (tmp_path / "new/cluster/local.sh").exists()
+
+
+def test_the_example_config_is_valid_and_holds_defaults():
+    example = config.load(examples.files()["config.yaml"])
+    assert example.model_copy(update={"out": config.Config().out}) == config.Config()
+
+
+def test_a_wheel_carries_the_examples(tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    source = tmp_path / "source"
+    kept = ("m3dist", "cluster", "tune", "pyproject.toml", "setup.py", "README.md")
+    source.mkdir()
+    for name in kept:  # a link would be built in place and leave build/ in the checkout
+        if (ROOT / name).exists():
+            subprocess.run(["cp", "-r", str(ROOT / name), str(source / name)], check=True)
+    subprocess.run([*pip, str(source)], check=True, timeout=200)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    command = [sys.executable, "-m", "m3dist", "init", str(tmp_path / "new")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")})
+    for name, path in examples.files().items():
+        assert (tmp_path / "new" / name).read_bytes() == path.read_bytes(), name
