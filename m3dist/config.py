@@ -19,6 +19,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 Stage = Literal["align", "invariance", "merge"]
 STAGES: tuple[Stage, ...] = ("align", "invariance", "merge")
+RECOMMENDERS = {  # the value of `model`: its class, imported when used
+    "vbpr": "m3dist.models.vbpr:VBPR",
+}
 
 
 class ConfigError(ValueError):
@@ -104,6 +107,17 @@ class Merge(Fit):
     attention_lr: PositiveFloat = 1e-2
 
 
+class Baseline(Fit):
+    """Every recommender of RECOMMENDERS."""
+
+    batch_size: PositiveInt = 4096  # interactions, or users where a sample is a user's history
+    dim: PositiveInt = 64
+    l2: NonNegativeFloat = 1e-3  # on the rows of a step, per sample
+    sampling: Literal["shared", "per_positive"] = "shared"
+    negatives: PositiveInt = 256  # per global batch when shared, per positive otherwise
+    options: dict[str, Any] = {}  # of one recommender: the keyword-only arguments of its class
+
+
 class Evaluation(Section):
     k: tuple[PositiveInt, ...] = (10, 20)
     metric: str = "ndcg@10"  # the validation metric that selects
@@ -136,7 +150,7 @@ class Config(Section):
     data: str = "synthetic"  # a prepared data set, or `synthetic`
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
-    model: Literal["m3-invrl", "ultragcn"] = "m3-invrl"  # ultragcn: one backbone on the concatenated features
+    model: str = "m3-invrl"  # ultragcn: one backbone on the concatenated features; or one of RECOMMENDERS
     stages: tuple[Stage, ...] = STAGES
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
@@ -157,8 +171,19 @@ class Config(Section):
     align: Align = Align()
     invariance: Invariance = Invariance()
     merge: Merge = Merge()
+    baseline: Baseline = Baseline()
     evaluation: Evaluation = Evaluation()
     synthetic: Synthetic = Synthetic()
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        names = ["m3-invrl", "ultragcn", *RECOMMENDERS]
+        if model not in names:
+            near = difflib.get_close_matches(model, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"no such model; expected one of {', '.join(names)}{hint}")
+        return model
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -170,6 +195,8 @@ class Config(Section):
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
         if self.embeddings == "sharded" and self.optimizer == "dense":
             raise ValueError("optimizer: dense moves whole tables, which sharded embeddings do not have; use lazy")
+        if self.embeddings == "sharded" and self.model in RECOMMENDERS:
+            raise ValueError(f"embeddings: {self.model} keeps whole tables on every worker; zero_stage=3 shards them")
         name, _, k = self.evaluation.metric.partition("@")
         if name not in METRICS or not k.isdigit():
             raise ValueError(f"evaluation.metric: expected NAME@K with NAME one of {', '.join(METRICS)}")

@@ -60,6 +60,11 @@ def neighbours(score_bk: Tensor, omega_bk: Tensor) -> Tensor:
     return (omega_bk * F.softplus(-score_bk)).sum()
 
 
+def bpr(positive_b: Tensor, negative_bn: Tensor) -> Tensor:
+    """Pairwise ranking (Rendle et al., UAI 2009), summed over b: the mean over n of -log sigmoid(s_i - s_j)."""
+    return F.softplus(negative_bn - positive_b[:, None]).mean(1).sum()
+
+
 def contrastive(z_cd: Tensor, common_cd: Tensor, z_Cd: Tensor, common_Cd: Tensor, tau: Tensor, start: int) -> Tensor:
     """Eq. 2-4 of the paper, summed over this worker's c anchors; the negatives are all C items.
 

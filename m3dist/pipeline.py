@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 import m3dist
+from m3dist import ranking
 from m3dist.artifacts import Store
 from m3dist.checkpoints import Checkpoints
-from m3dist.config import Config, digest, to_yaml
+from m3dist.config import RECOMMENDERS, Config, digest, to_yaml
 from m3dist.data.dataset import Dataset
 from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
-from m3dist.stages import align, invariance, merge
+from m3dist.stages import align, baseline, invariance, merge
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 from m3dist.tracking import Interrupts, Listener, Tracker
@@ -58,13 +59,39 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     """The artifact key of every step of a run, in order; `test` is the reading of the test split."""
     root = [dataset.fingerprint, config.seed, config.backbone.model_dump(), config.optimizer]
     selects = config.evaluation.metric
-    if config.model == "ultragcn":
+    if config.model in RECOMMENDERS:
+        trained = [dataset.fingerprint, config.seed, config.model, config.baseline.model_dump(), selects]
+        out = {"baseline": digest(trained)}
+    elif config.model == "ultragcn":
         out = {"merge": digest([root, "ultragcn", config.merge.model_dump(), selects])}
     else:
         out = {"align": digest([root, config.align.model_dump(), selects])}
         out["invariance"] = digest([out["align"], config.invariance.model_dump()])
         out["merge"] = digest([out["invariance"], config.merge.model_dump(), selects])
-    return out | {"test": digest([out["merge"], config.evaluation.k])}
+    return out | {"test": digest([out[final_stage(config)], config.evaluation.k])}
+
+
+def final_stage(config: Config) -> str:
+    """The stage whose artifact ranks."""
+    return "baseline" if config.model in RECOMMENDERS else "merge"
+
+
+def planned(config: Config, test: bool) -> list[str]:
+    """The steps that a run of `config` takes, in order."""
+    if config.model in RECOMMENDERS:
+        stages = ["baseline"]
+    elif config.model == "ultragcn":
+        stages = [name for name in config.stages if name == "merge"]
+    else:
+        stages = [*config.stages]
+    return [*stages, "test"] if test and final_stage(config) in stages else stages
+
+
+def scorer(config: Config, tensors: dict[str, Tensor]) -> ranking.Scorer:
+    """The final stage's tensors, ready to rank."""
+    if config.model in RECOMMENDERS:
+        return baseline.scorer(config.model, tensors)
+    return Fused(tensors, config.merge.fusion)
 
 
 def predict_memory(config: Config, dataset: Dataset) -> dict[str, int]:
@@ -125,10 +152,14 @@ class Step:
         saved = self.checkpoints("merge")
         return merge.run(self.dataset, self.config, contents, init, self.tracker, self.engine, saved)
 
+    def baseline(self) -> tuple[dict[str, Tensor], dict]:
+        return baseline.run(self.dataset, self.config, self.tracker, self.engine, self.checkpoints("baseline"))
+
     def test(self) -> tuple[dict[str, Tensor], dict]:
         """Metrics on the test split, and every user's."""
         data = Data(self.dataset, self.config, self.engine)
-        metrics, table = data.evaluate(Fused(self.tensors("merge"), self.config.merge.fusion), "test", keep=True)
+        score = scorer(self.config, self.tensors(final_stage(self.config)))
+        metrics, table = data.evaluate(score, "test", keep=True)
         self.tracker.log("test", 0, metrics)
         tables = self.engine.collect(table)
         order = np.argsort(np.concatenate([part["user"] for part in tables]), kind="stable")
@@ -173,7 +204,7 @@ def run(config: Config, quiet: bool = False, listener: Listener | None = None, t
     out = Folder(config.out)
     dataset = open_data(config)
     store, key = artifact_store(config), keys(config, dataset)
-    steps = [name for name in key if name in config.stages or (test and name == "test" and "merge" in config.stages)]
+    steps = planned(config, test)
     out.write_text("config.yaml", to_yaml(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
@@ -205,8 +236,8 @@ def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str],
         masks, aligned = store.load("invariance", key["invariance"])[0], store.load("align", key["align"])[0]
         if (truth := mask_auc(dataset, aligned, masks)) is not None:
             result["mask_auc"] = truth
-    if "merge" in stages:
-        result["validation"] = stages["merge"]["validation"]
+    if final_stage(config) in stages:
+        result["validation"] = stages[final_stage(config)]["validation"]
     if "test" in steps:
         users, meta = store.load("test", key["test"])
         result["test"] = meta["metrics"]

@@ -14,7 +14,7 @@ import torch
 
 from m3dist import config as configs
 from m3dist import ranking
-from m3dist.pipeline import artifact_store, keys, open_data
+from m3dist.pipeline import artifact_store, final_stage, keys, open_data, scorer
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 
@@ -28,19 +28,21 @@ class Run:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
         self.config = configs.load(root / "config.yaml").model_copy(update={"out": str(root)})
         self.dataset = open_data(self.config)
-        key = keys(self.config, self.dataset)["merge"]
+        stage = final_stage(self.config)
+        key = keys(self.config, self.dataset)[stage]
         store = artifact_store(self.config)
-        if not store.has("merge", key):
-            raise ValueError(f"{root}: no merge stage for this config and data; train it again with out={root}")
-        self.fused = Fused(store.load("merge", key)[0], self.config.merge.fusion)
+        if not store.has(stage, key):
+            raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
+        self.score = scorer(self.config, store.load(stage, key)[0])
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics on `val` or `test`."""
-        return Data(self.dataset, self.config).evaluate(self.fused, split)[0]
+        return Data(self.dataset, self.config).evaluate(self.score, split)[0]
 
     def recommend(self, user_ids: Sequence | None = None, k: int = 20) -> pa.Table:
         """The k best unseen items of each user (original ids): user, rank, item, score and weight_<modality>.
 
+        A model without fusion has one weight, weight_model, of 1.
         Items of all splits count as seen. Raises ValueError on an unknown user.
         """
         everyone = self.dataset.user_ids
@@ -54,13 +56,15 @@ class Run:
             user_n = torch.from_numpy(at.to_numpy().astype("int64"))
         pairs = [self.dataset.interactions(split) for split in ("train", "val", "test")]
         seen = ranking.Seen.of(pairs, self.dataset.n_users)
-        names = list(self.dataset.modalities) if self.fused.models > 1 else ["model"]
+        fused = self.score if isinstance(self.score, Fused) and self.score.models > 1 else None
+        names = list(self.dataset.modalities) if fused else ["model"]
         parts = []
         with torch.no_grad():
-            for user_u, item_uk, score_uk in ranking.rank(self.fused, user_n, seen, k, self.config.evaluation.block):
+            for user_u, item_uk, score_uk in ranking.rank(self.score, user_n, seen, k, self.config.evaluation.block):
                 listed = (score_uk > float("-inf")).flatten()
                 width = item_uk.shape[1]
-                weight_uM = self.fused.weights(self.fused.scores(user_u)).repeat_interleave(width, 0)[listed]
+                weight_uM = fused.weights(fused.scores(user_u)) if fused else torch.ones(len(user_u), 1)
+                weight_uM = weight_uM.repeat_interleave(width, 0)[listed]
                 columns = {
                     "user": everyone.take(pa.array(user_u.repeat_interleave(width)[listed].numpy())),
                     "rank": torch.arange(1, width + 1).repeat(len(user_u))[listed].numpy(),

@@ -1,0 +1,92 @@
+"""A graph small enough to work out by hand, batches of it, and popularity as the one to beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m3dist.config import validate
+from m3dist.data.batches import Batch
+from m3dist.data.dataset import Dataset
+from m3dist.models.recommender import Given, Recommender
+from m3dist.stages.baseline import BaselineTask
+from m3dist.stages.common import Data
+
+PAIRS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 4)]  # 4 users, 5 items
+
+
+def tiny(widths: tuple[int, ...] = (3, 2), seed: int = 0) -> Given:
+    rng = torch.Generator().manual_seed(seed)
+    user, item = torch.tensor(PAIRS).T
+    return Given(4, 5, [torch.randn(5, w, generator=rng) for w in widths], user, item)
+
+
+def adjacency() -> np.ndarray:
+    """[U + I, U + I], float64."""
+    A = np.zeros((9, 9))
+    for u, i in PAIRS:
+        A[u, 4 + i] = A[4 + i, u] = 1
+    return A
+
+
+def randomise(model: Recommender, seed: int = 1) -> dict[str, np.ndarray]:
+    """Give every parameter a random value, and return them in float64."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=rng) * 0.5)
+    return {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+
+
+def linear(p: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
+
+
+def leaky(x: np.ndarray, slope: float = 0.01) -> np.ndarray:
+    return np.where(x > 0, x, slope * x)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def batch_of(users: list[int], items: list[int], negatives: Any, parts: tuple[int, int] | None = None) -> Batch:
+    user, item, negative = (torch.tensor(x) for x in (users, items, negatives))
+    low, high = parts or (0, len(users))
+    mine = negative[low:high] if negative.ndim == 2 else negative
+    return Batch(
+        torch.arange(low, high), user[low:high], item[low:high], mine, len(users), item, user, negative, (low, high), 7
+    )
+
+
+def scores(model: Recommender) -> Tensor:
+    """Of all users and items, [U, I]."""
+    with torch.no_grad():
+        return model.score(model("tensors"), torch.arange(model.n_users))
+
+
+def popularity(data: Data) -> dict[str, float]:
+    """Validation metrics of ranking by training interactions."""
+    degree = torch.from_numpy(data.dataset.degrees()[1]).float()
+    return data.evaluate(lambda user_u: degree.expand(len(user_u), -1).clone(), "val")[0]
+
+
+def trained(root: Path, model: str, epochs: int, **baseline: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Validation metrics of `model` after some epochs on a data set, and popularity's."""
+    section = {"dim": 16, "batch_size": 512, "lr": 0.02, "negatives": 64, "l2": 1e-3, **baseline}
+    config = validate({"model": model, "data": str(root), "baseline": section})
+    data = Data(Dataset(root), config)
+    task = BaselineTask(data, config)
+    for epoch in range(epochs):
+        for step in range(task.sampler.steps):
+            task.step(task.sampler(epoch, step))
+    return task.evaluate(), popularity(data)

@@ -1,0 +1,118 @@
+"""Every recommender: scores worked out independently in float64, shares that add up, and more than popularity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recommender_helpers import batch_of, randomise, scores, tiny, trained
+
+from m3dist import config as configs
+from m3dist import pipeline
+from m3dist.config import RECOMMENDERS, validate
+from m3dist.models.vbpr import VBPR
+from m3dist.stages import baseline
+
+EPOCHS = {"vbpr": 6}
+OPTIONS: dict[str, dict] = {}
+
+
+def test_vbpr_scores() -> None:
+    given = tiny()
+    model = VBPR(given, dim=2, l2=0.1)
+    p = randomise(model)
+    f = torch.cat(given.features, dim=1).double().numpy()
+    gamma, theta = p["user"][:, :2], p["user"][:, 2:]
+    E, beta = p["project.weight"][1:], p["project.weight"][0]
+    want = gamma @ p["item"].T + theta @ (E @ f.T) + p["bias"] + beta @ f.T
+    np.testing.assert_allclose(scores(model), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("negatives", [[3, 4], [[3, 4, 0], [0, 3, 3], [1, 4, 2]]])
+def test_bpr_and_l2_by_hand(negatives: list) -> None:
+    model = VBPR(tiny(()), dim=2, l2=0.1)
+    p = randomise(model)
+    batch = batch_of([0, 1, 3], [1, 2, 4], negatives)
+    terms = model("loss", batch)
+    s = p["user"] @ p["item"].T + p["bias"]
+    loss, l2 = 0.0, 0.0
+    for at, (u, i) in enumerate([(0, 1), (1, 2), (3, 4)]):
+        own = negatives[at] if isinstance(negatives[0], list) else negatives
+        loss += np.mean([np.log1p(np.exp(s[u, j] - s[u, i])) for j in own]) / 3
+        l2 += 0.1 * ((p["user"][u] ** 2).sum() + (p["item"][i] ** 2).sum()) / 3
+        l2 += 0.1 * np.mean([(p["item"][j] ** 2).sum() for j in own]) / 3
+    assert float(terms["bpr"]) == pytest.approx(loss, rel=1e-5)
+    assert float(terms["l2"]) == pytest.approx(l2, rel=1e-5)
+    assert float(terms["loss"]) == pytest.approx(loss + l2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+@pytest.mark.parametrize("negatives", [[3, 4], [[3, 4], [0, 3], [1, 4]]])
+def test_shares_of_a_batch_add_up(name: str, negatives: list) -> None:
+    kind = baseline.recommender(name)
+    model = kind(tiny(), 4, 0.1, **OPTIONS.get(name, {}))
+    randomise(model)
+    users, items = [0, 1, 3], [1, 2, 4]
+    if kind.batches == "users" and isinstance(negatives[0], list):
+        pytest.skip("samples users, without negatives")
+    whole = model("loss", batch_of(users, items, negatives))
+    parts = [model("loss", batch_of(users, items, negatives, cut)) for cut in ((0, 1), (1, 3))]
+    for term, value in whole.items():
+        assert float(sum(part[term] for part in parts)) == pytest.approx(float(value), rel=1e-4, abs=1e-6), term
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_every_parameter_learns(name: str) -> None:
+    """DDP waits for the gradient of every parameter."""
+    model = baseline.recommender(name)(tiny(), 4, 0.1, **OPTIONS.get(name, {}))
+    randomise(model)
+    model("loss", batch_of([0, 1, 3], [1, 2, 4], [3, 4]))["loss"].backward()
+    for parameter, p in model.named_parameters():
+        assert p.grad is not None, parameter
+        assert float(p.grad.abs().sum()) > 0, parameter
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_learns_planted_data_better_than_popularity(name: str, planted_root: Path) -> None:
+    ours, popular = trained(planted_root, name, EPOCHS[name], options=OPTIONS.get(name, {}))
+    assert ours["ndcg@10"] > 1.25 * popular["ndcg@10"]
+
+
+def test_train_evaluate_recommend(planted_root: Path, tmp_path: Path) -> None:
+    import m3dist
+
+    config = validate({"model": "vbpr", "data": str(planted_root), "out": str(tmp_path), "baseline": {"epochs": 2}})
+    result = pipeline.run(config, quiet=True)
+    opened = m3dist.load(str(tmp_path))
+    assert opened.evaluate("test") == pytest.approx(result["test"])
+    top = opened.recommend([5], 3).to_pylist()
+    assert [row["rank"] for row in top] == [1, 2, 3]
+    assert [row["weight_model"] for row in top] == [1.0] * 3
+    user, item = opened.dataset.interactions("train")
+    s = opened.score(torch.tensor([5]))[0]
+    for split in ("train", "val", "test"):
+        user, item = opened.dataset.interactions(split)
+        s[item[user == 5].astype(int)] = float("-inf")
+    assert [row["item"] for row in top] == torch.topk(s, 3).indices.tolist()
+    again = pipeline.run(config, quiet=True)
+    assert again["test"] == result["test"]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["model=vbrp"], "did you mean vbpr"),
+        (["model=vbpr", "embeddings=sharded"], "zero_stage=3"),
+    ],
+)
+def test_bad_values(values: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        configs.load(None, values)
+
+
+def test_unknown_option_names_the_key(planted_root: Path, tmp_path: Path) -> None:
+    config = configs.load(None, ["model=vbpr", f"data={planted_root}", f"out={tmp_path}", "baseline.options.depth=2"])
+    with pytest.raises(ValueError, match=r"baseline.options.depth: vbpr has no such option"):
+        pipeline.run(config, quiet=True)
