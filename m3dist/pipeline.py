@@ -6,11 +6,12 @@ never how many workers compute it. Test data is read once, after everything was 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from m3dist.stages import align, baseline, invariance, merge
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 from m3dist.tracking import Interrupts, Listener, Tracker
+
+Claim = Callable[[str, str], contextlib.AbstractContextManager[Any]]
 
 
 def open_data(config: Config) -> Dataset:
@@ -194,11 +197,19 @@ def _groups(config: Config, steps: list[str]) -> Iterator[tuple[bool, tuple[str,
             start = at
 
 
-def run(config: Config, quiet: bool = False, listener: Listener | None = None, test: bool = True) -> dict[str, Any]:
+def run(
+    config: Config,
+    quiet: bool = False,
+    listener: Listener | None = None,
+    test: bool = True,
+    claim: Claim | None = None,
+) -> dict[str, Any]:
     """Train what `config` says and return the content of result.json.
 
     listener: called with every (stage, step, values) logged; may raise tracking.Stopped. test: whether to read the
-    test split at the end; a search does not. Raises KeyboardInterrupt when interrupted, after a checkpoint.
+    test split at the end; a search does not. claim(stage, key): a context entered before a stage is looked
+    up and left when all are done; waits while another run trains the same stage. Raises KeyboardInterrupt when
+    interrupted, after a checkpoint.
     """
     started = time.time()
     out = Folder(config.out)
@@ -209,17 +220,20 @@ def run(config: Config, quiet: bool = False, listener: Listener | None = None, t
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
 
-    done = [name for name in steps if store.has(name, key[name])]
-    for on_workers, names in _groups(config, [name for name in steps if name not in done]):
-        todo = functools.partial(work, config, names)
-        if on_workers:
-            from m3dist.parallel import launch
+    with contextlib.ExitStack() as claimed:
+        for name in steps if claim else []:
+            claimed.enter_context(claim(name, key[name]))  # type: ignore[misc]
+        done = [name for name in steps if store.has(name, key[name])]
+        for on_workers, names in _groups(config, [name for name in steps if name not in done]):
+            todo = functools.partial(work, config, names)
+            if on_workers:
+                from m3dist.parallel import launch
 
-            with Tracker(None, quiet, visible=True) as tracker:
-                launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener)
-        else:
-            with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
-                todo(Engine.of(config), tracker)
+                with Tracker(None, quiet, visible=True) as tracker:
+                    launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener)
+            else:
+                with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
+                    todo(Engine.of(config), tracker)
 
     result = _result(config, dataset, store, key, steps)
     result["seconds"] = time.time() - started
