@@ -1,6 +1,6 @@
 """The command line: `m3dist COMMAND`. Each command is one module of m3dist/commands, loaded when called.
 
-Exit codes: 0 done, 2 bad input (one clear error, no traceback), 130 interrupted (resumable).
+Exit codes: 0 done, 1 workers failed, 2 bad input (one clear error, no traceback), 130 interrupted (resumable).
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ValueErrors are the user's and end with exit code 2, without a traceback."""
     try:
         code = cli.main(arguments, standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted; the same command goes on after the last finished stage", err=True)
-        code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on after the last finished stage", err=True)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted; the same command goes on from here", err=True)
         code = 130
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         code = 2
+    except Exception as error:
+        if type(error).__name__ != "RunFailed":  # by name: reading its module costs a second that --help should not
+            raise
+        click.echo(f"error: {error}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

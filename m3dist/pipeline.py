@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import m3dist
+from m3dist import config as configs
 from m3dist import ranking
 from m3dist.artifacts import Store
 from m3dist.checkpoints import Checkpoints
@@ -121,6 +123,36 @@ def _contents(dataset: Dataset, config: Config, aligned: dict[str, Tensor], mask
     return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
 
 
+def resumed(run: str, overrides: tuple[str, ...]) -> Config:
+    """The config of a run folder with overrides that change no result, to go on with it.
+
+    Raises ValueError when there is no such run or an override would make it another one.
+    """
+    folder = Folder(run)
+    if not folder.exists("config.yaml"):
+        raise ValueError(f"{run}: no run to resume (no config.yaml); start one with `m3dist train out={run}`")
+    with folder.local("config.yaml") as path:
+        before, config = (configs.load(path, [*given, f"out={run}"]) for given in ((), overrides))
+    if config.data != before.data:
+        raise ValueError(f"{run}: belongs to data={before.data}; drop data={config.data} or train in another out")
+    dataset = open_data(config)
+    was, now = keys(before, dataset), keys(config, dataset)
+    if changed := [name for name in now if was.get(name) != now[name]]:
+        raise ValueError(
+            f"{run}: belongs to another config: {' '.join(overrides)} would change its stage {changed[0]}; drop that "
+            f"or train with another out"
+        )
+    return config
+
+
+def _own(config: Config, out: Folder) -> None:
+    """Raises ValueError when the run folder holds a run on other data, whose results would be mixed with these."""
+    if out.exists("config.yaml"):
+        data = dict(OmegaConf.create(out.read_text("config.yaml"))).get("data")
+        if data != config.data:
+            raise ValueError(f"out={config.out}: holds a run on data={data}; choose another out")
+
+
 class Step:
     """Computes the artifact of one step of a run on this worker."""
 
@@ -213,6 +245,7 @@ def run(
     """
     started = time.time()
     out = Folder(config.out)
+    _own(config, out)
     dataset = open_data(config)
     store, key = artifact_store(config), keys(config, dataset)
     steps = planned(config, test)

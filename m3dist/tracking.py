@@ -26,6 +26,10 @@ class Stopped(Exception):
     """Raised by a listener to end a run early; what was reported stays."""
 
 
+class RunFailed(Exception):
+    """Workers kept failing; the message is one line, and what they saved stays."""
+
+
 class Display:
     """Bars and short lines in the terminal."""
 

@@ -11,12 +11,23 @@ from m3dist import config as configs
 
 @click.command(name="train")
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+@click.option("--resume", metavar="RUN", help="Go on with the run in this folder, from where it was cut off.")
 @click.option("--print-config", is_flag=True, help="Show the resolved config and stop.")
 @click.option("--dry-run", is_flag=True, help="Check the config and the data, predict memory, and stop.")
-def command(arguments: tuple[str, ...], print_config: bool, dry_run: bool) -> None:
-    """Train the stages of CONFIG.yaml; without one, the planted data that comes with m3dist."""
+def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, dry_run: bool) -> None:
+    """Train the stages of CONFIG.yaml; without one, the planted data that comes with m3dist.
+
+    --resume takes values that change no result, such as workers, strategy and max_failures.
+    """
     path = arguments[0] if arguments and "=" not in arguments[0] else None
-    config = configs.load(path, arguments[1:] if path else arguments)
+    if resume is not None:
+        if path:
+            raise click.UsageError("--resume reads the run's own config; give RUN alone")
+        from m3dist import pipeline
+
+        config = pipeline.resumed(resume, arguments)
+    else:
+        config = configs.load(path, arguments[1:] if path else arguments)
     if print_config:
         click.echo(configs.to_yaml(config), nl=False)
         return

@@ -29,12 +29,12 @@ class Aligner(nn.Module):
         self.k = nn.ModuleList(
             nn.Identity() if encoder == "identity" else _near_identity(nn.Linear(dim, dim)) for _ in widths
         )
-        self.log_tau = nn.Parameter(torch.tensor(math.log(tau)), requires_grad=not tau_fixed)
+        self.log_tau = nn.Parameter(torch.full((1,), math.log(tau)), requires_grad=not tau_fixed)
 
     @property
     def tau(self) -> Tensor:
         """The temperature of eq. 2, kept in [0.01, 100]."""
-        return self.log_tau.clamp(math.log(0.01), math.log(100.0)).exp()
+        return self.log_tau.clamp(math.log(0.01), math.log(100.0)).exp().squeeze(0)
 
     @property
     def out_widths(self) -> list[int]:

@@ -246,19 +246,29 @@ class Zero(Dense):
 
     def load(self, state: dict[str, Tensor]) -> None:
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         stage = self.engine.zero_stage
         if stage < 3:
             super().load(state)  # the copy that forward reads
-        if stage > 0:
-            for name, p in self.named().items():  # the copy that Adam moves
-                safe_set_full_fp32_param(p, state[name].to(self.engine.device))
+        for name, p in self.named().items() if stage else ():  # the copy that Adam moves
+            value = state[name].to(self.engine.device)
+            if stage < 3:
+                safe_set_full_fp32_param(p, value)
+            else:
+                safe_set_local_fp32_param(p, self._slice(p, value))
         if stage == 3:
             parameters = self.named()
             with deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0), torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(state[name])
+
+    def _slice(self, p: Any, value: Tensor) -> Tensor:
+        """This worker's part of a whole parameter under ZeRO-3, padded with zeros: its own setter cannot pad."""
+        n = p.ds_tensor.numel()
+        padded = value.new_zeros(n * self.engine.world)
+        padded[: value.numel()] = value.flatten()
+        return padded[n * self.engine.rank :][:n]
 
     def moments(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -277,7 +287,7 @@ class Zero(Dense):
         return out
 
     def load_moments(self, moments: dict[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not moments:
             return
@@ -293,6 +303,8 @@ class Zero(Dense):
                 value = moments[f"{name}/{key}"].to(self.engine.device)
                 if self.engine.zero_stage == 0:
                     self.inner.state[p][key].copy_(value)
+                elif self.engine.zero_stage == 3:
+                    safe_set_local_optimizer_state(p, self._slice(p, value), key)
                 else:
                     safe_set_full_optimizer_state(p, value, key)
         self._count(max(float(x) for name, x in moments.items() if name.endswith("/step")))

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +19,20 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from m3dist.config import Config
 from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
-from m3dist.tracking import Interrupts, Listener, Stopped, Tracker
+from m3dist.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker
 
 Work = Callable[[Engine, Tracker], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
+_OUT_OF_MEMORY = (
+    "a worker ran out of memory; lower batch_size or evaluation.block, or set embeddings=sharded with more workers"
+)
 _OOM = ("OutOfMemory", "out of memory", "OOM", "running low on memory")
 
 
@@ -195,17 +200,34 @@ def _worker(loop: dict[str, Any]) -> None:
     except (Stopped, KeyboardInterrupt, FloatingPointError) as end:  # all workers come here together
         if rank == 0:
             ray.get(relay.finish.remote(type(end).__name__, str(end)))
-    except ValueError as error:
-        ray.get(relay.finish.remote("ValueError", str(error)))
+    except Exception as error:
+        if not _of_a_peer(error):  # a restart would meet it again
+            traceback.print_exc()
+            ray.get(relay.finish.remote(*_plain(error)))
         raise
+
+
+def _of_a_peer(error: Exception) -> bool:
+    """Whether a collective failed because another worker is gone, which a restart mends."""
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection"))
+
+
+def _plain(error: Exception) -> tuple[str, str]:
+    """(kind, one line) of what went wrong in a worker."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "ValueError", _OUT_OF_MEMORY
+    if isinstance(error, ValueError):
+        return "ValueError", str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return "RunFailed", f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
 
 
 def run(work: Work, config: Config, name: str, tracker: Tracker, listener: Listener | None = None) -> None:
     """Call work(engine, tracker) on config.workers workers of a Ray cluster; tracker: the driver's.
 
     name: of the Ray Train run, as Ray's dashboard shows it. Raises ValueError when the cluster cannot run it or the
-    workers found bad input, FloatingPointError, Stopped and KeyboardInterrupt as `work` does, and RuntimeError when
-    workers died more often than config.max_failures.
+    workers found bad input, FloatingPointError, Stopped and KeyboardInterrupt as `work` does, and RunFailed on other
+    errors or when workers died more often than config.max_failures.
     """
     connect()
     check(config)
@@ -262,7 +284,7 @@ def run(work: Work, config: Config, name: str, tracker: Tracker, listener: Liste
         storage.remove()
     if end is not None:
         kinds: dict[str, type[BaseException]] = {
-            kind.__name__: kind for kind in (Stopped, KeyboardInterrupt, FloatingPointError, ValueError)
+            kind.__name__: kind for kind in (Stopped, KeyboardInterrupt, FloatingPointError, ValueError, RunFailed)
         }
         raise kinds[end[0]](end[1])
     if failed:
@@ -287,9 +309,6 @@ def _explained(error: BaseException, config: Config) -> BaseException:
     """One line for what ended a Ray Train run."""
     text = str(error)
     if any(sign in text for sign in _OOM):
-        return ValueError(
-            "a worker ran out of memory; lower batch_size or evaluation.block, set embeddings=sharded with more "
-            "workers, or give workers more by resources_per_worker"
-        )
+        return ValueError(_OUT_OF_MEMORY)
     last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), type(error).__name__)
-    return RuntimeError(f"workers failed more than max_failures={config.max_failures} times; the last error: {last}")
+    return RunFailed(f"workers failed more than max_failures={config.max_failures} times; the last error: {last}")

@@ -1,0 +1,108 @@
+"""Ray Train runs: the numbers of one process, errors in one line, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parallel_helpers import SMALL, small
+
+from m3dist import config as configs
+from m3dist import pipeline
+from m3dist.parallel import launch
+from m3dist.tracking import RunFailed, Stopped
+
+pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
+
+
+def trained(out: Path, *extra: str, **options: Any) -> dict[str, Any]:
+    return pipeline.run(configs.load(None, [*SMALL, f"out={out}", *extra]), quiet=True, **options)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        pytest.param(["strategy=deepspeed", "zero_stage=3"], marks=pytest.mark.slow),
+        pytest.param(["actors=1"], marks=pytest.mark.slow),
+    ],
+)
+def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path: Path, alone: dict[str, Any]) -> None:
+    result = trained(tmp_path, "workers=2", *extra)
+    for split in ("validation", "test"):
+        assert result[split] == pytest.approx(alone[split], abs=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    epochs = [(line["stage"], line["step"]) for line in lines]
+    assert len(epochs) == len(set(epochs))
+    assert {"align", "invariance", "merge", "test"} == {stage for stage, _ in epochs}
+    assert list((tmp_path / "tb").rglob("events*"))
+    assert not (tmp_path / "ray").exists()
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_listener_hears_workers_and_ends_them(tmp_path: Path) -> None:
+    heard = []
+
+    def listener(stage: str, step: int, values: dict[str, float]) -> None:
+        heard.append((stage, step, values["loss"]))
+        if len(heard) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trained(tmp_path, "workers=1", listener=listener)
+    assert [at for *at, _ in heard] == [["align", 0], ["align", 1]]
+
+
+def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
+    def work(engine: Any, tracker: Any) -> None:
+        raise ValueError("features of 'visual' are bad")
+
+    from m3dist.tracking import Tracker
+
+    config = small("workers=1", f"out={tmp_path}")
+    with pytest.raises(ValueError, match="features of 'visual' are bad"):
+        launch.run(work, config, "bad", Tracker(None))
+
+
+def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
+    def work(engine: Any, tracker: Any) -> None:
+        raise FloatingPointError("align: the loss is nan")
+
+    from m3dist.tracking import Tracker
+
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        launch.run(work, small("workers=1", f"out={tmp_path}"), "nan", Tracker(None))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["workers=9"], "workers: 9 x 1 CPU do not fit the cluster, which has 2 CPU"),
+        (["workers=1", "resources_per_worker={CPU: 3}"], "1 x 3 CPU do not fit"),
+        (["workers=1", "use_gpu=true"], "the cluster has no GPU"),
+        (["workers=1", "resources_per_worker={TPU: 1}"], "1 x 1 TPU do not fit"),
+    ],
+)
+def test_what_the_cluster_cannot_run_is_refused(values: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        launch.check(small(*values))
+
+
+def test_elastic_workers_need_their_minimum_alone() -> None:
+    launch.check(small("workers=[2,9]"))
+    launch.check(small("workers=9", "autoscaling=true"))
+
+
+def test_a_worker_out_of_memory_is_explained() -> None:
+    error = launch._explained(RuntimeError("ray.exceptions.OutOfMemoryError: Task was killed"), small())
+    assert "batch_size" in str(error)
+    assert isinstance(launch._explained(RuntimeError("a\nlast words"), small()), RunFailed)
+    assert launch._plain(torch.OutOfMemoryError("CUDA"))[0] == "ValueError"
