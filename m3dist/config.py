@@ -21,6 +21,14 @@ Stage = Literal["align", "invariance", "merge"]
 STAGES: tuple[Stage, ...] = ("align", "invariance", "merge")
 RECOMMENDERS = {  # the value of `model`: its class, imported when used
     "vbpr": "m3dist.models.vbpr:VBPR",
+    "duif": "m3dist.models.duif:DUIF",
+    "cb2cf": "m3dist.models.cb2cf:CB2CF",
+    "ngcf": "m3dist.models.ngcf:NGCF",
+    "disengcn": "m3dist.models.disengcn:DisenGCN",
+    "macridvae": "m3dist.models.macridvae:MacridVAE",
+    "mmgcn": "m3dist.models.mmgcn:MMGCN",
+    "huign": "m3dist.models.huign:HUIGN",
+    "grcn": "m3dist.models.grcn:GRCN",
 }
 
 

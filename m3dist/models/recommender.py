@@ -70,8 +70,8 @@ class Recommender(nn.Module):
         """Whose inner products are the scores: [U, d] and [I, d]."""
         raise NotImplementedError
 
-    def ego(self) -> tuple[Tensor, Tensor]:
-        """Tables under L2, [U, d] and [I, d]."""
+    def ego(self) -> tuple[Tensor, Tensor | None]:
+        """Tables under L2, [U, d] and, where items have one, [I, d]."""
         raise NotImplementedError
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,10 +83,13 @@ class Recommender(nn.Module):
         """This worker's share of every term; `loss` is their sum."""
         out = {"bpr": bpr(batch, *self.rows(batch)), **self.extra(batch)}
         user, item = self.ego()
-        square = user[batch.user_b].square().sum() + item[batch.item_b].square().sum()
-        own = batch.negative.ndim == 2
-        negative = item[batch.negative].square().sum() / (batch.negative.shape[-1] if own else batch.negative.shape[0])
-        out["l2"] = self.l2 * (square / batch.size + negative * (1 / batch.size if own else batch.part))
+        square = user[batch.user_b].square().sum() / batch.size
+        if item is not None:
+            negative = item[batch.negative].square().sum() / batch.negative.shape[-1]
+            own = batch.negative.ndim == 2
+            square = square + item[batch.item_b].square().sum() / batch.size
+            square = square + negative * (1 / batch.size if own else batch.part)
+        out["l2"] = self.l2 * square
         return out | {"loss": torch.stack(list(out.values())).sum()}
 
     def extra(self, batch: Batch) -> dict[str, Tensor]:
@@ -104,6 +107,29 @@ class Recommender(nn.Module):
         return tensors["user"][user_u] @ tensors["item"].T
 
 
+class GraphRecommender(Recommender):
+    """A recommender that propagates along the training interactions, from id vectors and the items' content.
+
+    content: whether an item's vector starts as v_i + W f_i instead of v_i.
+    """
+
+    def __init__(self, given: Given, dim: int, l2: float, content: bool):
+        super().__init__(given, dim, l2)
+        self.user, self.item = xavier(given.n_users, dim), xavier(given.n_items, dim)
+        self.project = nn.Linear(given.width, dim) if content and given.width else None
+        self.graph = given.graph()
+
+    def nodes(self) -> Tensor:
+        """Users, then items, before propagation, [U + I, d]."""
+        return torch.cat([self.user, self.item if self.project is None else self.item + self.project(self.feature)])
+
+    def split(self, node_nd: Tensor) -> tuple[Tensor, Tensor]:
+        return node_nd[: self.n_users], node_nd[self.n_users :]
+
+    def ego(self) -> tuple[Tensor, Tensor | None]:
+        return self.user, self.item
+
+
 def bpr(batch: Batch, user_bd: Tensor, item_bd: Tensor, negative: Tensor) -> Tensor:
     """Mean over positives and their negatives of -log sigmoid(s_ui - s_uj) (Rendle et al., UAI 2009).
 
@@ -115,6 +141,13 @@ def bpr(batch: Batch, user_bd: Tensor, item_bd: Tensor, negative: Tensor) -> Ten
     else:
         score = torch.bmm(negative, user_bd.unsqueeze(2)).squeeze(2)
     return losses.bpr((user_bd * item_bd).sum(1), score) / batch.size
+
+
+def distinct_items(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct items of a step [R], and where its positives and negatives stand among them."""
+    ids, at = torch.unique(torch.cat([batch.item_b, batch.negative.flatten()]), return_inverse=True)
+    b = len(batch.item_b)
+    return ids, at[:b], at[b:].view(batch.negative.shape)
 
 
 def xavier(*shape: int) -> nn.Parameter:

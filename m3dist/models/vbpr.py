@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from m3dist.data.batches import Batch
-from m3dist.models.recommender import Given, Recommender, xavier
+from m3dist.models.recommender import Given, Recommender, distinct_items, xavier
 
 
 class VBPR(Recommender):
@@ -43,10 +43,9 @@ class VBPR(Recommender):
         return self.users(), self.items()
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        ids, at = torch.unique(torch.cat([batch.item_b, batch.negative.flatten()]), return_inverse=True)
+        ids, at_b, at_negative = distinct_items(batch)
         item = self.items(ids)
-        b = len(batch.item_b)
-        return self.users(batch.user_b), item[at[:b]], item[at[b:].view(batch.negative.shape)]
+        return self.users(batch.user_b), item[at_b], item[at_negative]
 
-    def ego(self) -> tuple[Tensor, Tensor]:
+    def ego(self) -> tuple[Tensor, Tensor | None]:
         return self.user, self.item

@@ -7,27 +7,65 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recommender_helpers import batch_of, randomise, scores, tiny, trained
+from recommender_helpers import batch_of, linear, randomise, scores, tiny, trained
 
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.config import RECOMMENDERS, validate
+from m3dist.models.cb2cf import CB2CF
+from m3dist.models.duif import DUIF
+from m3dist.models.recommender import Given, Recommender
 from m3dist.models.vbpr import VBPR
 from m3dist.stages import baseline
 
-EPOCHS = {"vbpr": 6}
-OPTIONS: dict[str, dict] = {}
+EPOCHS = {"vbpr": 6, "duif": 10, "cb2cf": 10, "macridvae": 20}  # others: 8
+OPTIONS: dict[str, dict] = {
+    "disengcn": {"channels": 2},
+    "huign": {"levels": (3, 2), "neighbours": 3},
+    "macridvae": {"concepts": 2, "hidden": 32},
+}
+
+
+def content(given: Given) -> np.ndarray:
+    return torch.cat(given.features, dim=1).double().numpy()
+
+
+def close(model: Recommender, want: np.ndarray) -> None:
+    np.testing.assert_allclose(scores(model), want, rtol=2e-5, atol=2e-6)
+
+
+def test_duif_scores() -> None:
+    given = tiny()
+    model = DUIF(given, dim=2, l2=0.1, hidden=3)
+    p = randomise(model)
+    item = linear(p, "second", np.maximum(linear(p, "first", content(given)), 0))
+    close(model, p["user"] @ item.T)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_cb2cf_scores_and_regression(warm: bool) -> None:
+    given = tiny()
+    given = Given(4, 6, [torch.cat([x, x[:1] * 2]) for x in given.features], given.user, given.item)  # item 5 is cold
+    model = CB2CF(given, dim=2, l2=0.1, hidden=3, warm=warm)
+    p = randomise(model)
+    f = linear(p, "second", np.maximum(linear(p, "first", content(given)), 0))
+    served = np.concatenate([p["item"][:5], f[5:]]) if warm else f
+    close(model, p["user"] @ served.T)
+    terms = model("loss", batch_of([0, 1, 3], [1, 2, 4], [3, 4]))
+    assert float(terms["regression"]) == pytest.approx(((p["item"] - f)[[1, 2, 4]] ** 2).sum() / 3, rel=1e-5)
+    terms["regression"].backward()
+    assert model.item.grad is None  # collaborative vectors do not move towards the content
 
 
 def test_vbpr_scores() -> None:
     given = tiny()
     model = VBPR(given, dim=2, l2=0.1)
     p = randomise(model)
-    f = torch.cat(given.features, dim=1).double().numpy()
+    f = content(given)
     gamma, theta = p["user"][:, :2], p["user"][:, 2:]
     E, beta = p["project.weight"][1:], p["project.weight"][0]
     want = gamma @ p["item"].T + theta @ (E @ f.T) + p["bias"] + beta @ f.T
-    np.testing.assert_allclose(scores(model), want, rtol=1e-5, atol=1e-6)
+    close(model, want)
 
 
 @pytest.mark.parametrize("negatives", [[3, 4], [[3, 4, 0], [0, 3, 3], [1, 4, 2]]])
@@ -76,7 +114,8 @@ def test_every_parameter_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_learns_planted_data_better_than_popularity(name: str, planted_root: Path) -> None:
-    ours, popular = trained(planted_root, name, EPOCHS[name], options=OPTIONS.get(name, {}))
+    size = 50 if baseline.recommender(name).batches == "users" else 512
+    ours, popular = trained(planted_root, name, EPOCHS.get(name, 8), options=OPTIONS.get(name, {}), batch_size=size)
     assert ours["ndcg@10"] > 1.25 * popular["ndcg@10"]
 
 
