@@ -1,0 +1,67 @@
+"""FLOPs and bytes of each step by formula: the matrix products that the mathematics needs, and the memory that must
+move once (rows of tables with Adam's moments in and out, rows of features in; scores can stay in cache).
+
+Letters: B interactions, N negatives, d id width, c content width, w width of an item's content, s neighbours drawn,
+U and R distinct rows of users and items, D representation width, C items under contrast, h hidden width of CLUB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    flop: float = 0.0
+    moved: float = 0.0  # bytes
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flop + other.flop, self.moved + other.moved)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.flop * times, self.moved * times)
+
+
+def product(rows: float, inner: float, columns: float, passes: int = 3) -> float:
+    """FLOPs of a matrix product with `passes` - 1 of its two gradients."""
+    return passes * 2 * rows * inner * columns
+
+
+def backbone(B: int, N: int, d: int, c: int, w: int, s: int, U: int, R: int, through: bool = False) -> Cost:
+    """One step of a backbone. `through`: its content is trained too and needs its gradient."""
+    flop = product(B, d + c, N) + 3 * 2 * B * (1 + s) * (d + c) + product(R, w, c, 3 if through else 2)
+    tables = 6 * 4 * (U * (d + c) + R * d)
+    return Cost(flop, tables + 4 * R * w)
+
+
+def align(R: int, C: int, widths: list[int], D: int, h: int, identity: bool) -> Cost:
+    """What stage 1 adds to its backbone's step: encoders and heads of R rows, contrast and CLUB of C."""
+    flop = product(R, sum(widths), D, 2)  # f_all; the common representation is content of every row
+    flop += product(R, D, D)  # g of the common representation
+    rows = C if identity else R  # with the identity encoder f_m serves the contrast alone
+    for width in widths:
+        v = width if identity else D
+        flop += product(rows, width, D, 2) + product(C, D, D)
+        if not identity:
+            flop += product(R, D, D)
+        flop += product(C, D, C) * 3  # z x common, z x z, common x common
+        flop += product(C, D, h, 2) + 2 * product(C, h, v, 2)  # CLUB's bound, through a fixed q
+        flop += product(C, D, h, 2) + 2 * product(C, h, v, 3)  # and q's likelihood
+    return Cost(flop)
+
+
+def environments(B: int, N: int, d: int, c: int, D: int, U: int, R: int) -> Cost:
+    """One step of all environment models of one representation; embeddings are frozen and only read."""
+    flop = product(B, c, D, 2) + product(B, d + D, N, 2)
+    return Cost(flop, 4 * (U * (d + c) + R * (d + D)))
+
+
+def mask(B: int, N: int, d: int, c: int, D: int, U: int, R: int) -> Cost:
+    """One mask step of one representation: scores, the gradients of query and mask, and every sample's pull."""
+    flop = product(B, c, D, 2) + product(B, d, N, 1) + product(B, D, N, 3) + product(B, N, D, 1) + product(B, c, D, 1)
+    return Cost(flop, 4 * (U * (d + c) + R * (d + D)))
+
+
+def ranking(users: int, items: int, d: int, models: int = 1) -> Cost:
+    """Scores of all users and items; the items' matrix fits a cache, the lists are small."""
+    return Cost(product(users, d, items, 1) * models, 4 * models * (users + items) * d)

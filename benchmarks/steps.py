@@ -1,0 +1,124 @@
+"""Section `steps`: every stage's step at four sizes: rate, share of the roof, peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import costs
+from benchmarks.measure import Roof, Row, against_roof, peak_mib
+from benchmarks.subjects import Subject, stepping
+from m3dist import ranking
+from m3dist.stages import invariance
+
+
+def measure(subject: Subject, size: str, limits: Roof) -> Iterator[Row]:
+    yield train("backbone", subject, size, limits)
+    yield train("align", subject, size, limits)
+    yield environments(subject, size, limits)
+    yield masks(subject, size, limits)
+    yield train("merge", subject, size, limits)
+    yield ranks(subject, size, limits)
+
+
+def cost(kind: str, subject: Subject) -> costs.Cost:
+    """Of one step of `backbone`, `align` or `merge`."""
+    config, widths = subject.config, list(subject.dataset.modalities.values())
+    task = getattr(subject, kind)
+    B, N, D = task.sampler.batch_size, config.backbone.negatives, config.align.dim
+    s = config.backbone.neighbour_samples if config.backbone.nu else 0
+    U, R = subject.touched(task.sampler)
+    d, c = config.backbone.dim, config.backbone.content_dim
+    if kind == "backbone":
+        return costs.backbone(B, N, d, c, sum(widths), s, U, R)
+    own = widths if config.align.encoder == "identity" else [D] * len(widths)
+    if kind == "merge":
+        return sum((costs.backbone(B, N, d, c, width + D, s, U, R) for width in own), costs.Cost())
+    batches = [task.sampler(0, step) for step in range(min(5, task.sampler.steps))]
+    C = sum(len(task.contrast(batch).item_C) for batch in batches) // len(batches)
+    through = costs.backbone(B, N, d, c, sum(own) + D, s, U, R, through=True)
+    return through + costs.align(R, C, widths, D, config.align.club_hidden, config.align.encoder == "identity")
+
+
+def train(kind: str, subject: Subject, size: str, limits: Roof) -> Row:
+    task = getattr(subject, kind)
+    step = stepping(task.step, task.sampler)
+    spent = cost(kind, subject)
+    values = against_roof(step, spent.flop, spent.moved, limits)
+    rate = task.sampler.batch_size / values["ms"] * 1e3
+    return Row("steps", f"{kind} step, {size}", {"interactions/s": rate, **values, "peak MiB": peak_mib(step)})
+
+
+def _stage2(subject: Subject, formula: str) -> costs.Cost:
+    """One step of every representation."""
+    config, data = subject.config, subject.data
+    settings, backbone = config.invariance, config.backbone
+    B = min(settings.batch_size, len(data.user))
+    sampler = data.sampler(B, "touched", settings.negatives)
+    batch = sampler(0, 0)
+    U, R = len(batch.user_b.unique()), len(torch.cat([batch.item_b, batch.negative]).unique())
+    parts = [
+        getattr(costs, formula)(B, settings.negatives, backbone.dim, backbone.content_dim, x.shape[1], U, R)
+        for x in subject.representations
+    ]
+    return sum(parts, costs.Cost())
+
+
+def environments(subject: Subject, size: str, limits: Roof) -> Row:
+    """Twelve steps of all environment models of all representations, and their interactions scored under each."""
+    short = subject.part(12, "invariance.environment_epochs=1")
+    frozen, split, x = short.frozen, short.split(), short.representations
+    steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
+    n, D, c = len(short.data.user), sum(part.shape[1] for part in x), short.config.backbone.content_dim
+    E = short.config.invariance.environments
+    scoring = costs.Cost(2.0 * short.data.n_items * D * E * c + 2.0 * n * E * c * len(x))
+    spent = _stage2(short, "environments") * steps + scoring
+
+    def run() -> None:
+        for r, part in enumerate(x):
+            invariance.train_environments(frozen, r, 0.5 * part, split[r], 0)
+
+    values = against_roof(run, spent.flop, spent.moved, limits, repeats=2, least=0)
+    rate = n * len(x) / values["ms"] * 1e3
+    what = f"environment steps and scoring, E={E}, {len(x)} representations, {size}"
+    return Row("steps", what, {"interactions/s": rate, **values, "peak MiB": peak_mib(run)})
+
+
+def masks(subject: Subject, size: str, limits: Roof) -> Row:
+    """Twelve steps of mask learning, all representations."""
+    short = subject.part(12, "invariance.mask_epochs=1")
+    frozen, gate, split, x = short.frozen, short.gate(), short.split(), short.representations
+    steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
+    spent = _stage2(short, "mask") * steps
+
+    def run() -> None:
+        invariance.learn_masks(frozen, gate, x, split, 0)
+
+    values = against_roof(run, spent.flop, spent.moved, limits, repeats=2, least=0)
+    rate = len(short.data.user) * len(x) / values["ms"] * 1e3
+    return Row(
+        "steps",
+        f"mask steps, {len(x)} representations, {size}",
+        {"interactions/s": rate, **values, "peak MiB": peak_mib(run)},
+    )
+
+
+def ranks(subject: Subject, size: str, limits: Roof) -> Row:
+    """Full ranking with one member's scores, over at most 4096 users with validation items."""
+    data, evaluation = subject.data, subject.config.evaluation
+    tensors = subject.backbone.tensors()
+    user_Ud, item_Id = tensors["0.user"], tensors["0.matrix"]
+    seen = ranking.Seen.of([subject.dataset.interactions("train")], data.n_users)
+    held = ranking.Seen.of([subject.dataset.interactions("val")], data.n_users)
+    users = (held.count(torch.arange(data.n_users)) > 0).nonzero().squeeze(1)[:4096]
+
+    def pass_() -> object:
+        return ranking.evaluate(
+            lambda u: user_Ud[u] @ item_Id.T, users, seen, held, data.n_items, evaluation.k, evaluation.block
+        )
+
+    spent = costs.ranking(len(users), data.n_items, user_Ud.shape[1])
+    values = against_roof(pass_, spent.flop, spent.moved, limits, repeats=5)
+    rate = len(users) / values["ms"] * 1e3
+    return Row("steps", f"ranking, {size}", {"users/s": rate, **values, "peak MiB": peak_mib(pass_)})

@@ -1,0 +1,103 @@
+"""What is measured: m3dist's own tasks on a data set, made when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from m3dist.config import Config, load
+from m3dist.data.batches import Batch, Sampler
+from m3dist.data.dataset import Dataset
+from m3dist.models.mask import Gate
+from m3dist.stages import invariance
+from m3dist.stages.align import AlignTask
+from m3dist.stages.common import Data, Rows
+from m3dist.stages.merge import Fused, MergeTask
+
+
+class Subject:
+    """The stages' tasks on one data set, untrained: a step costs the same at the start of training and at its end."""
+
+    def __init__(self, dataset: Dataset, *overrides: str):
+        self.dataset, self.overrides = dataset, overrides
+        self.config: Config = load(None, overrides)
+        self.data = Data(dataset, self.config)
+
+    def other(self, *overrides: str) -> Subject:
+        """The same data under further overrides."""
+        return Subject(self.dataset, *self.overrides, *overrides)
+
+    def part(self, steps: int = 12, *overrides: str) -> Subject:
+        """The same under overrides, with the interactions of `steps` steps of stage 2 alone, drawn at random."""
+        out = self.other(*overrides)
+        n = steps * out.config.invariance.batch_size
+        if n < len(out.data.user):
+            kept = torch.randperm(len(out.data.user), generator=torch.Generator().manual_seed(0))[:n].sort().values
+            out.data.user, out.data.item = out.data.user[kept], out.data.item[kept]
+        return out
+
+    @cached_property
+    def backbone(self) -> MergeTask:
+        """One member on the concatenated features: naive UltraGCN."""
+        return MergeTask(self.data, self.config, [torch.cat(self.data.features(), dim=1)], None)
+
+    @cached_property
+    def ids(self) -> MergeTask:
+        """One member on ids alone, as matrix factorisation has it."""
+        return MergeTask(self.data, self.config, [None], None)
+
+    @cached_property
+    def align(self) -> AlignTask:
+        return AlignTask(self.data, self.config)
+
+    @cached_property
+    def aligned(self) -> dict[str, Tensor]:
+        parts = {f"representation.{r}": x for r, x in enumerate(self.align.representations())}
+        return self.align.state() | parts
+
+    @cached_property
+    def representations(self) -> list[Tensor]:
+        return [self.aligned[f"representation.{r}"] for r in range(len(self.dataset.modalities) + 1)]
+
+    @cached_property
+    def merge(self) -> MergeTask:
+        *specific, common = self.representations
+        return MergeTask(self.data, self.config, [torch.cat([v, common], dim=1) for v in specific], None)
+
+    @cached_property
+    def fused(self) -> Fused:
+        return Fused(self.merge.tensors(), self.config.merge.fusion)
+
+    @cached_property
+    def frozen(self) -> invariance.Frozen:
+        return invariance.Frozen(self.data, self.aligned, self.config)
+
+    def gate(self) -> Gate:
+        settings = self.config.invariance
+        return Gate([x.shape[1] for x in self.representations], settings.gate, settings.init, settings.gate_noise)
+
+    def split(self, environments: int | None = None) -> list[Tensor]:
+        """A random environment for every interaction, per representation."""
+        E, n = environments or self.config.invariance.environments, len(self.data.user)
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randint(E, (n,), generator=generator) for _ in self.representations]
+
+    def touched(self, sampler: Sampler, steps: int = 5) -> tuple[int, int]:
+        """Distinct users and items of a step, on average."""
+        rows = [Rows(self.data, sampler(0, step % sampler.steps)) for step in range(steps)]
+        return sum(len(r.user.ids_R) for r in rows) // steps, sum(len(r.item.ids_R) for r in rows) // steps
+
+
+def stepping(step: Callable[[Batch], object], sampler: Sampler) -> Callable[[], object]:
+    """A call that takes the next step, sampling included."""
+    number = count()
+
+    def one() -> object:
+        epoch, at = divmod(next(number), sampler.steps)
+        return step(sampler(epoch, at))
+
+    return one

@@ -1,0 +1,144 @@
+"""Section `plain`: the same work by plain.py, in turns with m3dist's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, alternate
+from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
+from benchmarks.subjects import Subject, stepping
+from m3dist import ranking
+from m3dist.data.batches import Batch, Sampler
+from m3dist.stages import invariance
+
+NEGATIVES = 50  # of each positive, as the published scripts draw them
+
+
+def measure(subject: Subject, size: str) -> Iterator[Row]:
+    yield backbone(subject, size)
+    yield merge(subject, size)
+    yield environments(subject, size)
+    yield ranks(subject, size)
+
+
+def plain_sampler(subject: Subject, batch: int) -> Sampler:
+    data = subject.data
+    return Sampler(
+        data.user, data.item, data.n_items, batch_size=batch, negatives=NEGATIVES, per_positive=True,
+        seed=0, purpose="plain",
+    )  # fmt: skip
+
+
+def plain_model(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
+    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.data.weights)
+
+
+def plain_step(model: PlainUltraGCN, subject: Subject, lr: float) -> Callable[[Batch], object]:
+    """One step of dense Adam."""
+    adam = torch.optim.Adam(model.parameters(), lr=lr)
+    columns = torch.arange(subject.config.backbone.neighbour_samples)
+
+    def step(batch: Batch) -> None:
+        adam.zero_grad()
+        model.loss(batch.user_b, batch.item_b, batch.negative, columns).backward()
+        adam.step()
+
+    return step
+
+
+def _against(what: str, batch: int, ours: Callable[[], object], plain: Callable[[], object]) -> Row:
+    took = alternate({"plain": plain, "ours": ours}, 5, 4.0)
+    values = {"interactions/s": batch / took["ours"], "times plain": took["plain"] / took["ours"]}
+    return Row("plain", what, {**values, "plain interactions/s": batch / took["plain"]})
+
+
+def backbone(subject: Subject, size: str) -> Row:
+    task = subject.backbone
+    sampler = plain_sampler(subject, task.sampler.batch_size)
+    content = task.contents[0]
+    assert content is not None
+    plain = stepping(plain_step(plain_model(subject, content), subject, subject.config.merge.lr), sampler)
+    return _against(f"backbone step, {size}", sampler.batch_size, stepping(task.step, task.sampler), plain)
+
+
+def merge(subject: Subject, size: str) -> Row:
+    """Stage 3's members; the plain ones step after one another."""
+    task = subject.merge
+    sampler = plain_sampler(subject, task.sampler.batch_size)
+    models = [plain_model(subject, x) for x in task.contents if x is not None]
+    plain = [plain_step(model, subject, subject.config.merge.lr) for model in models]
+
+    def step(batch: Batch) -> None:
+        for one in plain:
+            one(batch)
+
+    ours = stepping(task.step, task.sampler)
+    return _against(f"merge step, {size}", sampler.batch_size, ours, stepping(step, sampler))
+
+
+def environments(subject: Subject, size: str) -> Row:
+    """One environment round of all representations: ours whole on a part of the interactions, the plain one from the
+    time of its step and of its scoring pass, which repeat without change."""
+    part = subject.part()
+    config = part.config.invariance
+    x, split, frozen = part.representations, part.split(), part.frozen
+    n, E = len(part.data.user), config.environments
+
+    def ours() -> None:
+        for r, part_ID in enumerate(x):
+            invariance.train_environments(frozen, r, 0.5 * part_ID, split[r], 0)
+
+    batch = part.config.merge.batch_size
+    sampler = plain_sampler(part, batch)
+    backbone = plain_model(part, x[0])
+    user = torch.cat([frozen.user_id, frozen.user_content], dim=1)
+    models = [PlainEnvironment(user, frozen.item_id, 0.5 * part_ID, backbone) for part_ID in x]
+    adams = [torch.optim.Adam(model.parameters(), lr=config.environment_lr) for model in models]
+    number = count()
+
+    def plain_steps() -> None:
+        """One step of each representation."""
+        for model, adam in zip(models, adams, strict=True):
+            drawn = sampler(0, next(number) % (sampler.steps - 1))
+            adam.zero_grad()
+            model.loss(drawn.user_b, drawn.item_b, drawn.negative).backward()
+            adam.step()
+
+    some = slice(0, 8 * batch)
+
+    def plain_scoring() -> None:
+        for model in models:
+            model.content_scores(part.data.user[some], part.data.item[some], batch)
+
+    took = alternate({"ours": ours, "plain steps": plain_steps, "plain scoring": plain_scoring}, 3)
+    steps = config.environment_epochs * n / batch  # over all environments, which share out the interactions
+    plain = steps * took["plain steps"] + E * n / (8 * batch) * took["plain scoring"]
+    what = f"environment round, E={E}, {len(x)} representations, {size}"
+    rate = n * config.environment_epochs * len(x) / took["ours"]
+    return Row("plain", what, {"interactions/s": rate, "times plain": plain / took["ours"]})
+
+
+def ranks(subject: Subject, size: str, few: int = 100) -> Row:
+    """Validation metrics with one member; the plain loop ranks `few` users."""
+    data, evaluation = subject.data, subject.config.evaluation
+    tensors = subject.backbone.tensors()
+    user_Ud, item_Id = tensors["0.user"], tensors["0.matrix"]
+    pairs = [subject.dataset.interactions(split) for split in ("train", "val")]
+    seen, held = (ranking.Seen.of([pair], data.n_users) for pair in pairs)
+    users = (held.count(torch.arange(data.n_users)) > 0).nonzero().squeeze(1)[:2048]
+    sets: list[list[set[int]]] = []
+    for user, item in pairs:
+        sets.append([set(item[slice(*np.searchsorted(user, [u, u + 1]))].tolist()) for u in users[:few].tolist()])
+
+    def ours() -> object:
+        return ranking.evaluate(
+            lambda u: user_Ud[u] @ item_Id.T, users, seen, held, data.n_items, evaluation.k, evaluation.block
+        )
+
+    took = alternate({"ours": ours, "plain": lambda: ndcg((user_Ud[users[:few]] @ item_Id.T).numpy(), *sets, 20)}, 3)
+    rate = len(users) / took["ours"]
+    return Row("plain", f"evaluation, {size}", {"users/s": rate, "times plain": took["plain"] / few * rate})
