@@ -118,7 +118,7 @@ class Merge(Fit):
 class Baseline(Fit):
     """Every recommender of RECOMMENDERS."""
 
-    batch_size: PositiveInt = 4096  # interactions, or users where a sample is a user's history
+    batch_size: PositiveInt = 4096  # interactions; where a sample is a user's history, so many users as hold them
     dim: PositiveInt = 64
     l2: NonNegativeFloat = 1e-3  # on the rows of a step, per sample
     sampling: Literal["shared", "per_positive"] = "shared"
@@ -158,7 +158,7 @@ class Config(Section):
     data: str = "synthetic"  # a prepared data set, or `synthetic`
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
-    model: str = "m3-invrl"  # ultragcn: one backbone on the concatenated features; or one of RECOMMENDERS
+    model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; or a RECOMMENDERS
     stages: tuple[Stage, ...] = STAGES
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
@@ -186,7 +186,7 @@ class Config(Section):
     @pydantic.field_validator("model")
     @classmethod
     def _known(cls, model: str) -> str:
-        names = ["m3-invrl", "ultragcn", *RECOMMENDERS]
+        names = ["m3-invrl", "ultragcn", "invrl", *RECOMMENDERS]
         if model not in names:
             near = difflib.get_close_matches(model, names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

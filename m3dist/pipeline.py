@@ -69,6 +69,10 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
         out = {"baseline": digest(trained)}
     elif config.model == "ultragcn":
         out = {"merge": digest([root, "ultragcn", config.merge.model_dump(), selects])}
+    elif config.model == "invrl":
+        out = {"pretrain": digest([root, "ultragcn", config.merge.model_dump(), selects])}
+        out["invariance"] = digest([out["pretrain"], "invrl", config.invariance.model_dump()])
+        out["merge"] = digest([out["invariance"], config.merge.model_dump(), selects])
     else:
         out = {"align": digest([root, config.align.model_dump(), selects])}
         out["invariance"] = digest([out["align"], config.invariance.model_dump()])
@@ -87,6 +91,8 @@ def planned(config: Config, test: bool) -> list[str]:
         stages = ["baseline"]
     elif config.model == "ultragcn":
         stages = [name for name in config.stages if name == "merge"]
+    elif config.model == "invrl":
+        stages = ["pretrain" if name == "align" else name for name in config.stages]
     else:
         stages = [*config.stages]
     return [*stages, "test"] if test and final_stage(config) in stages else stages
@@ -171,14 +177,40 @@ class Step:
     def align(self) -> tuple[dict[str, Tensor], dict]:
         return align.run(self.dataset, self.config, self.tracker, self.engine, self.checkpoints("align"))
 
+    def features(self) -> Tensor | None:
+        """All modalities side by side, [I, w]."""
+        features = Data(self.dataset, self.config).features()
+        return torch.cat(features, dim=1) if features else None
+
+    def pretrain(self) -> tuple[dict[str, Tensor], dict]:
+        """Of InvRL: the backbone on all features, whose embeddings the environments' models hold fixed."""
+        saved = self.checkpoints("pretrain")
+        content = self.features()
+        if content is None:
+            raise ValueError(f"{self.dataset.root}: invrl needs item features and this data set has none")
+        return merge.run(self.dataset, self.config, [content], None, self.tracker, self.engine, saved, "pretrain")
+
     def invariance(self) -> tuple[dict[str, Tensor], dict]:
-        return invariance.run(self.dataset, self.config, self.tensors("align"), self.tracker)
+        if self.config.model == "invrl":  # one representation: the concatenated features themselves
+            trained, content = self.tensors("pretrain"), self.features()
+            assert content is not None
+            read = {"member.user": trained["0.user"], "member.item": trained["0.item"], "representation.0": content}
+        else:
+            read = self.tensors("align")
+        return invariance.run(self.dataset, self.config, read, self.tracker)
 
     def merge(self) -> tuple[dict[str, Tensor], dict]:
         init: dict[str, Tensor] | None = None
+        contents: list[Tensor | None]
         if self.config.model == "ultragcn":
-            features = Data(self.dataset, self.config).features()
-            contents: list[Tensor | None] = [torch.cat(features, dim=1) if features else None]
+            contents = [self.features()]
+        elif self.config.model == "invrl":
+            content = self.features()
+            assert content is not None
+            contents = [self.tensors("invariance")["mask.0"] * content]
+            if self.config.merge.init == "align":
+                trained = self.tensors("pretrain")
+                init = {"user": trained["0.user"], "item": trained["0.item"]}
         else:
             aligned, masks = self.tensors("align"), self.tensors("invariance")
             contents = [*_contents(self.dataset, self.config, aligned, masks)]
@@ -280,7 +312,12 @@ def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str],
     stages = {name: store.meta(name, key[name]) for name in steps if name != "test"}
     result: dict[str, Any] = {"model": config.model, "data": dataset.name, "keys": key, "stages": stages}
     if "invariance" in stages:
-        masks, aligned = store.load("invariance", key["invariance"])[0], store.load("align", key["align"])[0]
+        masks = store.load("invariance", key["invariance"])[0]
+        if config.model == "invrl":
+            parts = masks["mask.0"].split(list(dataset.modalities.values()))
+            masks, aligned = {f"mask.{m}": part for m, part in enumerate(parts)}, {}
+        else:
+            aligned = store.load("align", key["align"])[0]
         if (truth := mask_auc(dataset, aligned, masks)) is not None:
             result["mask_auc"] = truth
     if final_stage(config) in stages:

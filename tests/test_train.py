@@ -71,6 +71,7 @@ def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
         ["merge.fusion=loss", "invariance.gate=hard_sigmoid", "merge.init=align"],
         ["backbone.sampling=per_positive", "backbone.negatives=4", "optimizer=dense", "align.encoder=linear"],
         ["model=ultragcn"],
+        ["model=invrl", "merge.init=align"],
         ["backbone.nu=0", "align.encoder=mlp", "invariance.empty=drop", "invariance.rounds=0"],
     ],
 )

@@ -69,12 +69,13 @@ class BaselineTask:
         self.model = model
         self.tables: dict[str, RowTable] = {}
         self.dense = data.engine.wrap(model, [{"params": list(model.parameters()), "lr": settings.lr}])
-        user, item = data.user, data.item
-        if kind.batches == "users":
+        user, item, size = data.user, data.item, settings.batch_size
+        if kind.batches == "users":  # as many as hold that many interactions on average
             user = torch.unique(user)
+            size = max(1, round(size * len(user) / len(item)))
             item = torch.zeros_like(user)
         self.sampler = Sampler(
-            user, item, data.n_items, batch_size=settings.batch_size, negatives=settings.negatives,
+            user, item, data.n_items, batch_size=size, negatives=settings.negatives,
             per_positive=settings.sampling == "per_positive", seed=config.seed, purpose="baseline",
         )  # fmt: skip
 

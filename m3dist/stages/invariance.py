@@ -188,7 +188,7 @@ def run(
     """T rounds. Returns tensors mask.r [D_r] and environment.r [n], and what happened in each round."""
     data, settings = Data(dataset, config), config.invariance
     frozen = Frozen(data, aligned, config)
-    x = [aligned[f"representation.{r}"] for r in range(len(dataset.modalities) + 1)]
+    x = [aligned[f"representation.{r}"] for r in range(sum(name.startswith("representation.") for name in aligned))]
     gate = Gate([part.shape[1] for part in x], settings.gate, settings.init, settings.gate_noise)
     n, E = len(data.user), settings.environments
     environment = [torch.randint(E, (n,), generator=torch_rng(config.seed, "split", r)) for r in range(len(x))]

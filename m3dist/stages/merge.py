@@ -177,10 +177,14 @@ def run(
     tracker: Tracker,
     engine: Engine | None = None,
     checkpoints: Checkpoints | None = None,
+    stage: str = "merge",
 ) -> tuple[dict[str, Tensor], dict]:
-    """Train the members together on the same batches. Returns their tensors and validation metrics of the fusion."""
+    """Train the members together on the same batches. Returns their tensors and validation metrics of the fusion.
+
+    stage: the name under which it is logged.
+    """
     task = MergeTask(Data(dataset, config, engine), config, contents, init)
-    best = fit(task, config.merge, config.evaluation.metric, "merge", tracker, checkpoints)
+    best = fit(task, config.merge, config.evaluation.metric, stage, tracker, checkpoints)
     tensors = task.tensors()
     with torch.no_grad():
         fused = Fused(tensors, "equal")
