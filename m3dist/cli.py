@@ -15,6 +15,7 @@ COMMANDS = {  # name: the module in m3dist.commands whose `command` it is
     "train": "train",
     "evaluate": "evaluate",
     "recommend": "recommend",
+    "reproduce": "reproduce",
     "init": "init",
 }
 

@@ -58,7 +58,8 @@ def test_ddp(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_zero_3(root: Path) -> None:
-    values = [[f"model={name}", *COMMON] for name in NAMES]
-    sharded = [small(*v, "strategy=deepspeed", "zero_stage=3") for v in values]
-    agree(spawn(2, train, sharded, root, timeout=240), train(0, 1, [small(*v) for v in values], root))
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_3(name: str, root: Path) -> None:
+    values = [f"model={name}", *COMMON]
+    sharded = small(*values, "strategy=deepspeed", "zero_stage=3")
+    agree(spawn(2, train, [sharded], root, timeout=240), train(0, 1, [small(*values)], root))
