@@ -1,0 +1,192 @@
+"""Runs that are killed or interrupted go on from their checkpoints and end with the numbers of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from parallel_helpers import SMALL
+from safetensors.torch import load_file
+
+from m3dist import config as configs
+from m3dist import pipeline
+
+LONG = [*SMALL, "align.batch_size=32", "merge.batch_size=32", "checkpoint.every_minutes=1e-5", "align.patience=0",
+        "merge.patience=0"]  # fmt: skip
+
+
+def start(out: Path, *extra: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "m3dist", "train", *LONG, f"out={out}", *extra]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=alone_env())
+
+
+def alone_env() -> dict[str, str]:
+    """The environment without a Ray cluster that this test session may be in."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def until(condition: Callable[[], Any], seconds: float, process: subprocess.Popen) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def mid_epoch(out: Path, stage: str) -> Callable[[], bool]:
+    """Whether a checkpoint inside an epoch after the first is there."""
+
+    def found() -> bool:
+        saved = list((out / "checkpoints").glob(f"{stage}-*/[0-9]*/meta.json"))
+        return any(not path.parent.name.startswith("00000") and path.parent.name[6:].strip("0") for path in saved)
+
+    return found
+
+
+def artifacts(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.parent.name: load_file(path) for path in sorted((out / "artifacts").glob("*/tensors.safetensors"))}
+
+
+def lines(out: Path) -> list[tuple[str, int]]:
+    return [(x["stage"], x["step"]) for x in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
+
+
+def same(out: Path, other: Path, exact: bool = True) -> None:
+    ours, theirs = artifacts(out), artifacts(other)
+    assert set(ours) == set(theirs)
+    for name, tensors in theirs.items() if exact else ():
+        for key, value in tensors.items():
+            assert torch.equal(ours[name][key], value), (name, key)
+    results = [json.loads((at / "result.json").read_text()) for at in (out, other)]
+    for split in ("validation", "test"):
+        assert results[0][split] == pytest.approx(results[1][split], abs=0 if exact else 1e-6)
+    assert lines(out) == lines(other)
+    assert not list(out.rglob("*.partial")), "half-written files"
+    assert not list((out / "checkpoints").glob("*/*"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    pipeline.run(configs.load(None, [*LONG, f"out={out}"]), quiet=True)
+    return out
+
+
+@pytest.mark.parametrize("stage", ["align", "merge"])
+def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_goes_on(stage: str, tmp_path: Path, undisturbed: Path) -> None:
+    process = start(tmp_path, "checkpoint.every_minutes=0.002")
+    until(mid_epoch(tmp_path, stage), 60, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not (tmp_path / "result.json").exists()
+    pipeline.run(pipeline.resumed(str(tmp_path), ()), quiet=True)
+    same(tmp_path, undisturbed)
+
+
+def test_a_killed_process_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+    process = start(tmp_path)
+    until(mid_epoch(tmp_path, "merge"), 60, process)
+    process.kill()
+    process.wait()
+    (next((tmp_path / "checkpoints").glob("merge-*")) / "99999-0000001").mkdir()  # what a kill while saving leaves
+    pipeline.run(pipeline.resumed(str(tmp_path), ()), quiet=True)
+    same(tmp_path, undisturbed)
+
+
+def test_resume_refuses_another_config(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match="would change its stage merge"):
+        pipeline.resumed(str(undisturbed), ("merge.lr=0.5",))
+    with pytest.raises(ValueError, match="no run to resume"):
+        pipeline.resumed(str(tmp_path), ())
+    assert pipeline.resumed(str(undisturbed), ("workers=2", "strategy=deepspeed")).workers == 2
+    with pytest.raises(ValueError, match="holds a run on data=synthetic"):
+        pipeline.run(configs.load(None, [f"out={undisturbed}", "data=elsewhere"]))
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """Processes of Ray Train workers under a driver that started its own Ray."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def nothing_left(children: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not [child.name() for child in alive]
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of two workers."""
+    out = tmp_path_factory.mktemp("two")
+    process = start(out, "workers=2")
+    assert process.wait(240) == 0, process.communicate()[1]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("strategy", [[], ["strategy=deepspeed", "zero_stage=2"]])
+def test_a_killed_worker(strategy: list[str], tmp_path: Path, by_two: Path) -> None:
+    process = start(tmp_path, "workers=2", *strategy)
+    until(mid_epoch(tmp_path, "align"), 120, process)
+    until(lambda: workers_of(process), 20, process)[0].kill()
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert process.wait(300) == 0, process.communicate()[1]
+    same(tmp_path, by_two, exact=not strategy)
+    nothing_left(children)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("values", "exact"),
+    [
+        (["workers=2"], True),
+        (["workers=1"], False),
+        (["workers=3", "resources_per_worker={CPU: 0.5}"], False),
+        (["workers=2", "strategy=deepspeed", "zero_stage=3"], False),
+        (["workers=0"], False),
+    ],
+)
+def test_a_killed_driver_goes_on_with_any_workers(values: list[str], exact: bool, tmp_path: Path, by_two: Path) -> None:
+    process = start(tmp_path, "workers=2")
+    until(mid_epoch(tmp_path, "merge"), 200, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    nothing_left(children)
+    command = [sys.executable, "-m", "m3dist", "train", "--resume", str(tmp_path), *values]
+    subprocess.run(command, check=True, timeout=300, env=alone_env(), capture_output=True)
+    same(tmp_path, by_two, exact=exact)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ctrl_c_with_workers(tmp_path: Path, by_two: Path) -> None:
+    process = start(tmp_path, "workers=2")
+    until(mid_epoch(tmp_path, "align"), 120, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    nothing_left(children)
+    process = start(tmp_path, "workers=2")
+    assert process.wait(300) == 0, process.communicate()[1]
+    same(tmp_path, by_two)
