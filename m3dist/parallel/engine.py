@@ -216,6 +216,7 @@ class Zero(Dense):
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False, verbose=False)
         config = {
             "steps_per_print": 1 << 62,
+            "gradient_clipping": 0.0,  # its own default clips to norm 1
             **engine.deepspeed,
             "train_micro_batch_size_per_gpu": 1,
             "zero_optimization": {**engine.deepspeed.get("zero_optimization", {}), "stage": engine.zero_stage},
@@ -278,6 +279,7 @@ class Zero(Dense):
         if self.engine.zero_stage == 0:
             states = [(name, key, x) for name, p in self.named().items() for key, x in self.inner.state[p].items()]
             return {f"{name}/{key}": x.detach().clone() for name, key, x in states}
+        self._link()
         steps = max(float(kept["step"]) for kept in self.inner.state.values())
         out = {}
         for name, p in self.named().items():
@@ -286,18 +288,23 @@ class Zero(Dense):
             out[f"{name}/step"] = torch.tensor(steps)
         return out
 
+    def _link(self) -> None:
+        """Point parameters at their moments: ZeRO 1 and 2 do so in the first group's step, too early for others."""
+        if self.engine.zero_stage in (1, 2):
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+
     def load_moments(self, moments: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not moments:
             return
-        for group in self.inner.param_groups:
-            for flat in group["params"]:
-                if not self.inner.state[flat]:
-                    zeros = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-                    self.inner.state[flat] = {"step": torch.zeros(()), **zeros}
-        if self.engine.zero_stage in (1, 2):
-            self.zero._lazy_init_hp_params_optimizer_state()
+        flats = [flat for group in self.inner.param_groups for flat in group["params"]]
+        for flat in self.zero.fp32_partitioned_groups_flat if self.engine.zero_stage == 3 else flats:
+            if not self.inner.state[flat]:
+                zeros = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+                self.inner.state[flat] = {"step": torch.zeros(()), **zeros}
+        self._link()
         for name, p in self.named().items():
             for key in ("exp_avg", "exp_avg_sq"):
                 value = moments[f"{name}/{key}"].to(self.engine.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -65,6 +66,7 @@ def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120
 
 def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
     torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
@@ -96,3 +98,24 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
 
 def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
     return [trajectory(rank, world, stage, config, root, steps) for stage, config in runs]
+
+
+def carried_over(rank: int, world: int, stage: str, first: Config, then: Config, root: Path, steps: int) -> Any:
+    """The parameters after `steps` steps of one strategy and, from its state and moments, `steps` of another's."""
+    out = None
+    for config, start in ((first, 0), (then, steps)):
+        engine = engine_of(config, rank, world)
+        task = task_of(stage, config, root, engine)
+        if out is not None:
+            weights, moments, tables = out
+            task.dense.load(weights)
+            task.dense.load_moments(moments)
+            for name, table in task.tables.items():
+                table.weight.copy_(tables[name]["weight"])
+                table.load_moments(tables[name])
+        for t in range(start, start + steps):
+            task.step(task.sampler(0, t, rank, world))
+        tables = {k: {"weight": x.weight.clone(), **x.moments()} for k, x in task.tables.items()}
+        out = task.dense.state(), task.dense.moments(), tables
+    assert out is not None
+    return {**out[0], **{f"table.{name}": x["weight"] for name, x in out[2].items()}}

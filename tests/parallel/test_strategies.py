@@ -1,0 +1,41 @@
+"""Model and optimiser state move between DDP and every ZeRO stage without changing a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_helpers import carried_over, planted, small, spawn
+
+DDP = small()
+ZERO = [small("strategy=deepspeed", f"zero_stage={stage}") for stage in range(4)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("planted") / "data", DDP)
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> dict[str, torch.Tensor]:
+    return carried_over(0, 1, "align", DDP, DDP, root, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (2, 3),
+        pytest.param(None, 3, marks=pytest.mark.slow),
+        pytest.param(2, None, marks=pytest.mark.slow),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(3, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_state_moves(first: int | None, then: int | None, root: Path, straight: dict[str, torch.Tensor]) -> None:
+    before, after = (DDP if stage is None else ZERO[stage] for stage in (first, then))
+    for result in spawn(2, carried_over, "align", before, after, root, 2):
+        assert set(result) == set(straight)
+        for name, value in straight.items():
+            torch.testing.assert_close(result[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
