@@ -28,7 +28,7 @@ from m3dist import ranking
 from m3dist.artifacts import Store
 from m3dist.checkpoints import Checkpoints
 from m3dist.config import RECOMMENDERS, Config, digest, to_yaml
-from m3dist.data.dataset import Dataset
+from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
 from m3dist.stages import align, baseline, invariance, merge
@@ -36,13 +36,17 @@ from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 from m3dist.tracking import Interrupts, Listener, Tracker
 
+Held = dict[str, tuple[np.ndarray, np.ndarray]]
 Claim = Callable[[str, str], contextlib.AbstractContextManager[Any]]
 
 
-def open_data(config: Config) -> Dataset:
-    """The run's data set, local or by URI; `synthetic` is made on first use, in the run folder."""
+def open_data(config: Config, held: Held | None = None) -> Dataset:
+    """The run's data set, local or by URI; `synthetic` is made on first use, in the run folder.
+
+    held: interactions by split that are in memory already.
+    """
     if config.data != "synthetic":
-        return Dataset(Folder(config.data).here() if "://" in config.data else config.data)
+        return Dataset(Folder(config.data).here() if "://" in config.data else config.data, held)
     from m3dist.data import synthetic
 
     folder = Folder(config.out) / f"data-{digest([config.synthetic.model_dump(), config.seed])}"
@@ -52,7 +56,7 @@ def open_data(config: Config) -> Dataset:
             synthetic.write(made, config.synthetic, config.seed)
             if not folder.is_local:
                 folder.upload(made)
-    return Dataset(folder.here())
+    return Dataset(folder.here(), held)
 
 
 def artifact_store(config: Config) -> Store:
@@ -162,9 +166,9 @@ def _own(config: Config, out: Folder) -> None:
 class Step:
     """Computes the artifact of one step of a run on this worker."""
 
-    def __init__(self, config: Config, engine: Engine, tracker: Tracker):
+    def __init__(self, config: Config, engine: Engine, tracker: Tracker, held: Held | None):
         self.config, self.engine, self.tracker = config, engine, tracker
-        self.dataset = open_data(config)
+        self.dataset = open_data(config, held)
         self.store, self.keys = artifact_store(config), keys(config, self.dataset)
 
     def checkpoints(self, name: str) -> Checkpoints:
@@ -234,9 +238,9 @@ class Step:
         return {name: torch.from_numpy(values) for name, values in users.items()}, {"metrics": metrics}
 
 
-def work(config: Config, steps: tuple[str, ...], engine: Engine, tracker: Tracker) -> None:
+def work(config: Config, steps: tuple[str, ...], engine: Engine, tracker: Tracker, held: Held | None = None) -> None:
     """Compute the artifacts of these steps that are not there yet; every worker calls it alike."""
-    step = Step(config, engine, tracker)
+    step = Step(config, engine, tracker, held)
     for name in steps:
         key = step.keys[name]
         if engine.largest(int(engine.lead and step.store.has(name, key))):
@@ -294,8 +298,9 @@ def run(
             if on_workers:
                 from m3dist.parallel import launch
 
+                held = {split: dataset.interactions(split) for split in SPLITS}
                 with Tracker(None, quiet, visible=True) as tracker:
-                    launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener)
+                    launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener, held)
             else:
                 with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
                     todo(Engine.of(config), tracker)

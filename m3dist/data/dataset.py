@@ -37,13 +37,13 @@ class DataError(ValueError):
 
 
 class Dataset:
-    """A prepared data set. Opening reads dataset.json only; arrays load when asked for.
+    """A prepared data set. Opening reads dataset.json only; arrays load when asked for, or are `held` by split.
 
     Raises DataError when the folder is not a prepared data set of this schema version.
     """
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    def __init__(self, root: str | Path, held: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None):
+        self.root, self.held = Path(root), held or {}
         meta_path = self.root / "dataset.json"
         if not meta_path.is_file():
             raise DataError(f"{self.root}: not a prepared data set (no dataset.json); run `m3dist prepare` first")
@@ -72,6 +72,8 @@ class Dataset:
         """Users and items of one split, int32 [n] each, sorted by user and item."""
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; a data set has {', '.join(SPLITS)}")
+        if split in self.held:
+            return self.held[split]
         table = pq.read_table(
             self.root / "interactions.parquet", columns=["user", "item"], filters=[("split", "=", split)]
         )

@@ -28,7 +28,7 @@ from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
 from m3dist.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker
 
-Work = Callable[[Engine, Tracker], None]
+Work = Callable[[Engine, Tracker, Any], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
 _OUT_OF_MEMORY = (
     "a worker ran out of memory; lower batch_size or evaluation.block, or set embeddings=sharded with more workers"
@@ -196,7 +196,7 @@ def _worker(loop: dict[str, Any]) -> None:
     mine = Tracker(Folder(config.out), False, heard, remote, remote.interrupted) if engine.lead else Tracker(None)
     try:
         with mine as tracker:
-            work(engine, tracker)
+            work(engine, tracker, ray.get(loop["shared"]))
     except (Stopped, KeyboardInterrupt, FloatingPointError) as end:  # all workers come here together
         if rank == 0:
             ray.get(relay.finish.remote(type(end).__name__, str(end)))
@@ -222,8 +222,12 @@ def _plain(error: Exception) -> tuple[str, str]:
     return "RunFailed", f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
 
 
-def run(work: Work, config: Config, name: str, tracker: Tracker, listener: Listener | None = None) -> None:
-    """Call work(engine, tracker) on config.workers workers of a Ray cluster; tracker: the driver's.
+def run(
+    work: Work, config: Config, name: str, tracker: Tracker, listener: Listener | None = None, shared: Any = None
+) -> None:
+    """Call work(engine, tracker, shared) on config.workers workers of a Ray cluster; tracker: the driver's.
+
+    shared: arrays that all read, in the object store once and on every node once, without copies.
 
     name: of the Ray Train run, as Ray's dashboard shows it. Raises ValueError when the cluster cannot run it or the
     workers found bad input, FloatingPointError, Stopped and KeyboardInterrupt as `work` does, and RunFailed on other
@@ -236,7 +240,13 @@ def run(work: Work, config: Config, name: str, tracker: Tracker, listener: Liste
     elastic = isinstance(config.workers, tuple)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "relay": relay, "work": work, "listens": listener is not None},
+        train_loop_config={
+            "config": config,
+            "relay": relay,
+            "work": work,
+            "listens": listener is not None,
+            "shared": ray.put(shared),
+        },
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ Shapes: U users, I items, w content width, b positives, R distinct rows, N negat
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,9 @@ class Data:
         self.device = self.engine.device
         self.n_users, self.n_items = dataset.n_users, dataset.n_items
         user, item = dataset.interactions("train")
-        self.user, self.item = (torch.from_numpy(x.copy()).to(self.device) for x in (user, item))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
+            self.user, self.item = (torch.from_numpy(x).to(self.device) for x in (user, item))
         user_degree, item_degree = (torch.from_numpy(x) for x in dataset.degrees())
         backbone = config.backbone
         neighbour = omega = None

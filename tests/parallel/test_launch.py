@@ -62,7 +62,7 @@ def test_a_listener_hears_workers_and_ends_them(tmp_path: Path) -> None:
 
 
 def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any) -> None:
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
         raise ValueError("features of 'visual' are bad")
 
     from m3dist.tracking import Tracker
@@ -73,7 +73,7 @@ def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any) -> None:
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
         raise FloatingPointError("align: the loss is nan")
 
     from m3dist.tracking import Tracker
