@@ -43,9 +43,10 @@ class Section(pydantic.BaseModel):
 class Fit(Section):
     """How one training loop runs."""
 
-    epochs: NonNegativeInt = 30
-    batch_size: PositiveInt = 1024  # interactions of the global batch, over all workers
-    lr: PositiveFloat = 3e-3
+    epochs: NonNegativeInt = 20
+    batch_size: PositiveInt = 2048  # interactions of the global batch, over all workers
+    lr: PositiveFloat = 2e-2
+    decay: Literal["linear", "none"] = "linear"  # of lr: to 0 at the end of the last epoch, or constant
     patience: NonNegativeInt = 5  # evaluations without a better validation metric; 0 never stops early
     evaluate_every: PositiveInt = 2  # epochs
 
@@ -56,7 +57,7 @@ class Backbone(Section):
     dim: PositiveInt = 64  # width of the id embeddings
     content_dim: PositiveInt = 64  # width that item content is projected to
     sampling: Literal["shared", "per_positive"] = "shared"
-    negatives: PositiveInt = 1024  # per global batch when shared, per positive otherwise
+    negatives: PositiveInt = 256  # per global batch when shared, per positive otherwise
     negative_weight: PositiveFloat = 10.0  # weight of the mean over negatives beside the mean over positives
     w1: NonNegativeFloat = 1.0  # base weight of a positive
     w2: NonNegativeFloat = 1.0  # weight of kappa * beta_ui
@@ -66,9 +67,9 @@ class Backbone(Section):
     nu: NonNegativeFloat = 0.1
     neighbours: PositiveInt = 10  # of each item in the item-item graph
     neighbour_samples: PositiveInt = 2  # of them drawn in a step, scaled to the sum over all
-    l2: NonNegativeFloat = 1e-4  # on the rows of a step, per sample
-    init_std: PositiveFloat = 0.01
-    content_l2: NonNegativeFloat = 1e-3  # on the projected content and the users' content embeddings, per sample
+    l2: NonNegativeFloat = 3e-2  # on the rows of a step, per sample
+    init_std: PositiveFloat = 0.1
+    content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
 
 
 class Align(Fit):

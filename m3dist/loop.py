@@ -115,7 +115,7 @@ def fit(
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
     while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
-        report = _epoch(task, fitting, tracker)
+        report = _epoch(task, config, fitting, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
         epoch, last = at.epoch, at.epoch == config.epochs - 1
@@ -139,12 +139,14 @@ def fit(
     return at.best
 
 
-def _epoch(task: Task, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
+def _epoch(task: Task, config: Fit, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
     """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
     at, engine, sampler = fitting.at, fitting.engine, task.sampler
     sums = {name: torch.tensor(total if engine.lead else 0.0) for name, total in at.sums.items()}
     started, first = time.perf_counter(), at.step
     while at.step < sampler.steps:
+        if config.decay == "linear":  # from where the fit stands, so that a resumed run has the same
+            task.dense.scale_lr(1 - (at.epoch + at.step / sampler.steps) / config.epochs)
         for name, value in task.step(sampler(at.epoch, at.step, engine.rank, engine.world)).items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         at.step += 1
@@ -159,6 +161,7 @@ def _epoch(task: Task, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
     at.sums = {}
     report = {name: total / sampler.steps for name, total in totals.items()}
     share = (sampler.steps - first) / sampler.steps
+    report["lr"] = config.lr * task.dense.rate
     return report | {"interactions/s": share * len(sampler.user) / seconds if seconds else 0.0}
 
 

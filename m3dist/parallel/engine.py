@@ -162,6 +162,7 @@ class Dense:
         self.engine, self.module = engine, module
         self.wrapped: Any = wrapped
         self.optimizer = torch.optim.Adam(groups, fused=True) if groups else None
+        self.rate = 1.0
         self.fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
 
     def __call__(self, *args: Any) -> Any:
@@ -177,6 +178,15 @@ class Dense:
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def scale_lr(self, rate: float) -> None:
+        """Set every group's learning rate to `rate` times what it was given; tables read `self.rate`."""
+        self.rate = rate
+        for group in self._groups():
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups if self.optimizer is not None else []
 
     def named(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -233,6 +243,9 @@ class Zero(Dense):
 
     def step(self) -> None:
         self.wrapped.step()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
 
     def _count(self, steps: float) -> None:
         for kept in self.inner.state.values():

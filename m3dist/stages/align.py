@@ -145,7 +145,7 @@ class AlignTask:
         self.dense.backward(out["loss"] + out["club_nll"])
         self.dense.step()
         pulled = [(self.member.user, rows.user, user_Rd), (self.member.item, rows.item, item_id_Rd)]
-        push_rows(self.data.engine, pulled, self.config.align.lr)
+        push_rows(self.data.engine, pulled, self.config.align.lr * self.dense.rate)
         return out
 
     @torch.no_grad()

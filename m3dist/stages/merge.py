@@ -110,7 +110,7 @@ class MergeTask:
         self.dense.step()
         pulled = [(x.user, rows.user, leaf) for x, leaf in zip(self.members, users, strict=True)]
         pulled += [(x.item, rows.item, leaf) for x, leaf in zip(self.members, items, strict=True)]
-        push_rows(self.data.engine, pulled, self.config.merge.lr)
+        push_rows(self.data.engine, pulled, self.config.merge.lr * self.dense.rate)
         out = {f"{m}/{name}": x.detach() for m, part in enumerate(terms) for name, x in part.items()}
         return out | {name: torch.stack([part[name].detach() for part in terms]).sum() for name in terms[0]}
 

@@ -1,0 +1,46 @@
+"""The training loop on a task of one parameter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m3dist.config import Fit
+from m3dist.data.batches import Batch, Sampler
+from m3dist.loop import fit
+from m3dist.parallel.engine import Engine
+from m3dist.tracking import Tracker
+
+
+class OneNumber:
+    """Minimises w^2; keeps the learning rate of every step."""
+
+    def __init__(self, lr: float):
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        self.dense = Engine().wrap(self.layer, [{"params": list(self.layer.parameters()), "lr": lr}])
+        self.tables: dict = {}
+        ids = torch.arange(8)
+        self.sampler = Sampler(ids, ids, 8, batch_size=4, negatives=1, per_positive=False, seed=0, purpose="t")
+        self.seen: list[tuple[float, float]] = []
+
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        assert self.dense.optimizer is not None
+        self.seen.append((self.dense.rate, self.dense.optimizer.param_groups[0]["lr"]))
+        loss = self.layer.weight.square().sum()
+        self.dense.backward(loss)
+        self.dense.step()
+        return {"loss": loss}
+
+    def evaluate(self) -> dict[str, float]:
+        return {"ndcg@10": 0.0}
+
+
+@pytest.mark.parametrize(("decay", "rates"), [("linear", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]), ("none", [1] * 6)])
+def test_the_learning_rate_falls_to_nothing_over_all_steps(decay: str, rates: list[float], tmp_path: Path) -> None:
+    task = OneNumber(lr=0.5)
+    with Tracker(tmp_path, quiet=True) as tracker:
+        fit(task, Fit(epochs=3, decay=decay, lr=0.5), "ndcg@10", "merge", tracker)  # type: ignore[arg-type]
+    assert [rate for rate, _ in task.seen] == pytest.approx(rates)
+    assert [lr for _, lr in task.seen] == pytest.approx([0.5 * rate for rate in rates])
