@@ -255,7 +255,8 @@ def run(
         ),
         run_config=RunConfig(
             name=f"{name}-{uuid.uuid4().hex[:8]}",
-            storage_path=storage.uri if "://" in storage.uri else storage.path,
+            storage_path=storage.path,
+            storage_filesystem=storage.fs,
             failure_config=FailureConfig(max_failures=max(config.max_failures, 1 if elastic else 0)),
             # Ray's type hints are those of Train V1
             worker_runtime_env={"env_vars": _environment()},  # type: ignore[call-arg]
