@@ -22,6 +22,7 @@ STUDIES = ("table3", "table4", "table5", "figure3", "figure4", "shift")
 )
 @click.option("--environments", default="5,10,15,20,25", show_default=True, help="Of figure4.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A config value of every run; repeat it.")
+@click.option("--method", "only", multiple=True, metavar="NAME", help="Rows of table3 and shift; repeat it.")
 @click.option("--quiet", is_flag=True)
 def command(
     studies: tuple[str, ...],
@@ -32,6 +33,7 @@ def command(
     trials: int,
     environments: str,
     overrides: tuple[str, ...],
+    only: tuple[str, ...],
     quiet: bool,
 ) -> None:
     """Reproduce the paper's tables 3 to 5 and figures 3 and 4 (STUDY), or `shift`: test data unlike the training data.
@@ -39,10 +41,15 @@ def command(
     Finished runs are skipped, so an interrupted study goes on where it was, and studies share what they train.
     """
     from m3dist.study import studies as found
+    from m3dist.study.methods import TABLE3
     from m3dist.study.runs import Study
 
     counts = _counts(environments)
-    study = Study(data, out or Path("studies") / Path(data).name, seeds, budget, trials, overrides, quiet)
+    names = [method.name for method in TABLE3]
+    for name in only:
+        if name not in names:
+            raise ValueError(f"--method {name}: no such row; expected one of {', '.join(names)}")
+    study = Study(data, out or Path("studies") / Path(data).name, seeds, budget, trials, overrides, only, quiet)
     _ = study.dataset  # a bad path is one clear error before anything is written
     for name in studies:
         if name == "figure4":

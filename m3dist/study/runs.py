@@ -40,6 +40,7 @@ class Study:
     budget: float = 1.0
     trials: int = 1
     overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()  # rows of table 3 and of the shifted sets; empty: all
     quiet: bool = False
     tried: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # method: (rate, validation metric)
 
@@ -59,21 +60,21 @@ class Study:
     def run(self, config: Config, test: bool = True) -> dict[str, Any]:
         return pipeline.run(config, quiet=self.quiet, test=test)
 
-    def rate(self, method: Method, data: str | None = None) -> str:
-        """The learning rate with the best validation metric of seed 0, as an override."""
-        rates = LEARNING_RATES[: max(1, self.trials)]
+    def rate(self, method: Method, data: str | None = None) -> tuple[str, ...]:
+        """The learning rate with the best validation metric of seed 0, as an override; none with a single trial."""
+        if self.trials < 2:
+            return ()
         found = []
-        for rate in rates if len(rates) > 1 else ():
+        for rate in LEARNING_RATES[: self.trials]:
             config = self.config(method, 0, f"{method.rate}={rate}", data=data)
             found.append((rate, self.run(config, test=False)["validation"][config.evaluation.metric]))
-        best = max(found, key=lambda pair: pair[1])[0] if found else rates[0]
-        self.tried[method.name] = found or [(best, float("nan"))]
-        return f"{method.rate}={best}"
+        self.tried[method.name] = found
+        return (f"{method.rate}={max(found, key=lambda pair: pair[1])[0]}",)
 
     def configs(self, method: Method, *extra: str, data: str | None = None) -> list[Config]:
         """One per seed, at the chosen learning rate."""
         rate = self.rate(method, data)
-        return [self.config(method, seed, rate, *extra, data=data) for seed in range(self.seeds)]
+        return [self.config(method, seed, *rate, *extra, data=data) for seed in range(self.seeds)]
 
     def scores(self, method: Method, *extra: str, data: str | None = None) -> Scores:
         """Train the method under every seed, and read its users' test metrics."""

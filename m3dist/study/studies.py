@@ -15,8 +15,7 @@ from m3dist.study.runs import K, Scores, Study, against
 
 def table3(study: Study) -> Path:
     """All twelve methods."""
-    chosen = _usable(study, TABLE3)
-    rows = [study.popularity(), *_each(study, chosen)]
+    rows = [study.popularity(), *_each(study, _usable(study, _chosen(study)))]
     return _table(study, "table3", "Table 3: all methods", rows)
 
 
@@ -25,8 +24,7 @@ def table4(study: Study) -> Path:
     rate = study.rate(OURS)  # one for all three rows
     rows = []
     for method in _usable(study, TABLE4):
-        study.tried[method.name] = study.tried[OURS.name]
-        rows.append(_of(study, method, rate))
+        rows.append(_of(study, method, *rate))
     return _table(study, "table4", "Table 4: ablations of stage 1", rows)
 
 
@@ -59,7 +57,7 @@ def figure4(study: Study, environments: tuple[int, ...] = (5, 10, 15, 20, 25)) -
     table: list[report.Row] = []
     for method in _usable(study, (INVRL, OURS)):
         rate = study.rate(method)
-        rows = [_of(study, method, rate, f"invariance.environments={n}") for n in environments]
+        rows = [_of(study, method, *rate, f"invariance.environments={n}") for n in environments]
         mean, spread = [row.mean("ndcg@10") for row in rows], [row.spread("ndcg@10") for row in rows]
         lines[method.name] = ([float(n) for n in environments], mean, spread)
         table += [
@@ -84,7 +82,7 @@ def shifted(study: Study, kind: str) -> Path:
     dataset, pairs = Dataset(root), shift.inside(root)
     table: list[report.Row] = []
     drops: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for method in _usable(study, TABLE3, dataset):
+    for method in _usable(study, _chosen(study), dataset):
         trained = study.configs(method, data=str(root))
         shifted_rows, inside_rows = [], []
         for config in trained:
@@ -126,6 +124,11 @@ def shifted(study: Study, kind: str) -> Path:
     return study.out / f"shift-{kind}.md"
 
 
+def _chosen(study: Study) -> tuple[Method, ...]:
+    """The rows of table 3 that were asked for."""
+    return tuple(method for method in TABLE3 if not study.only or method.name in study.only)
+
+
 def _usable(study: Study, wanted: tuple[Method, ...], dataset: Dataset | None = None) -> list[Method]:
     """The methods that the data allows. Raises ValueError when none is left."""
     modalities = (dataset or study.dataset).modalities
@@ -139,10 +142,10 @@ def _each(study: Study, wanted: list[Method]) -> list[Scores]:
     return [study.scores(method) for method in wanted]
 
 
-def _of(study: Study, method: Method, rate: str, *extra: str) -> Scores:
+def _of(study: Study, method: Method, *extra: str) -> Scores:
     results, tables = [], []
     for seed in range(study.seeds):
-        config = study.config(method, seed, rate, *extra)
+        config = study.config(method, seed, *extra)
         results.append(study.run(config))
         tables.append(study.users(config))
     return Scores.of(method.name, method.category, tables, results)
@@ -184,8 +187,8 @@ def _table(study: Study, file: str, title: str, rows: list[Scores]) -> Path:
     for row, cells in zip(rows, table, strict=True):
         tried = study.tried.get(row.name, [])
         if file == "table3":
-            rates = [rate for rate, value in tried if value == max(v for _, v in tried)] or [r for r, _ in tried]
-            cells["lr"] = f"{rates[0]:g}" if rates else ""
+            if study.trials > 1:
+                cells["lr"] = f"{max(tried, key=lambda pair: pair[1])[0]:g}" if tried else ""
             cells["best epochs"] = " ".join(map(str, row.epochs))
         if paper:
             values = methods.PUBLISHED[paper].get(row.name, (float("nan"),) * 3)
@@ -209,7 +212,7 @@ def _notes(study: Study) -> list[str]:
     if study.budget != 1:
         notes.append(f"**quick look**: every number of epochs was scaled by {study.budget:g}")
     trials = max(1, study.trials)
-    tuned = f"{trials} learning rates per method, chosen by validation data of seed 0" if trials > 1 else "not tuned"
+    tuned = f"{trials} learning rates per method, chosen by validation data of seed 0" if trials > 1 else "none"
     notes.append(f"tuning: {tuned}")
     if study.overrides:
         notes.append(f"values: {' '.join(study.overrides)}")

@@ -151,6 +151,7 @@ def test_published_figures_only_where_they_belong() -> None:
     [
         (["table3", "--data", "/nowhere"], "not a prepared data set"),
         (["table9", "--data", "/nowhere"], "table9"),
+        (["table3", "--data", "/nowhere", "--method", "VBRP"], "no such row"),
         (["figure4", "--data", "/nowhere", "--environments", "a"], "--environments"),
     ],
 )
