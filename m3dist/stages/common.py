@@ -5,6 +5,7 @@ Shapes: U users, I items, w content width, b positives, R distinct rows, N negat
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -35,15 +36,20 @@ class Data:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
             self.user, self.item = (torch.from_numpy(x).to(self.device) for x in (user, item))
-        user_degree, item_degree = (torch.from_numpy(x) for x in dataset.degrees())
-        backbone = config.backbone
+        self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """UltraGCN's constants; the item-item graph behind them is made when a loss first asks."""
+        user_degree, item_degree = (torch.from_numpy(x) for x in self.dataset.degrees())
+        backbone = self.config.backbone
         neighbour = omega = None
         if backbone.nu:
+            user, item = self.dataset.interactions("train")
             pair = item_neighbours(user, item, self.n_users, self.n_items, backbone.neighbours)
             neighbour, omega = (torch.from_numpy(x) for x in pair)
         w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
-        self.weights = Weights(user_degree, item_degree, w, backbone.kappa, neighbour, omega).to(self.device)
-        self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
+        return Weights(user_degree, item_degree, w, backbone.kappa, neighbour, omega).to(self.device)
 
     def features(self) -> list[Tensor]:
         """Every modality [I, d_m]: standardised per column over the items that have it, then rows of length 1.
