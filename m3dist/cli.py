@@ -16,6 +16,8 @@ COMMANDS = {  # name: the module in m3dist.commands whose `command` it is
     "evaluate": "evaluate",
     "recommend": "recommend",
     "reproduce": "reproduce",
+    "submit": "submit",
+    "jobs": "jobs",
     "init": "init",
 }
 

@@ -1,0 +1,160 @@
+"""What travels with a job: the library, and the small files its command names. Data does not travel.
+
+Files keep their places relative to each other and to the folder the command was given in, so a relative path in a
+config means the same on the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import m3dist
+from m3dist import config as configs
+
+LARGEST = 10 << 20  # bytes of one file; what is larger is data
+_CODE = (".yaml", ".yml", ".json", ".toml", ".txt", ".py")
+_PLACES = ("data", "out", "artifacts")  # config keys that name folders which every node must reach
+_PLACE_OPTIONS = ("--out", "--resume", "--storage")
+EXCLUDES = ["**/__pycache__", "*.pyc"]
+
+
+@dataclass
+class Job:
+    """A command for the cluster."""
+
+    arguments: list[str]  # the verb and what follows, as given
+    files: list[Path] = field(default_factory=list)  # absolute paths that travel
+    places: dict[str, str] = field(default_factory=dict)  # name: folder or URI that every node must reach
+    config: configs.Config | None = None  # where the verb is `train`
+    stages: str = ""
+    dataset: str = ""
+
+    @property
+    def verb(self) -> str:
+        return self.arguments[0]
+
+
+def plan(arguments: Sequence[str]) -> Job:
+    """Find what a command needs. Raises ValueError: unknown verb, a bad config, or places that nodes cannot reach."""
+    from m3dist.cli import COMMANDS
+
+    job = Job(list(arguments))
+    if not job.arguments or job.verb not in COMMANDS:
+        raise ValueError(f"expected a command after --, such as: -- train config.yaml; one of {', '.join(COMMANDS)}")
+    if job.verb in ("submit", "jobs", "doctor", "init"):
+        raise ValueError(f"{job.verb}: runs on this machine, not in a job")
+    for argument in job.arguments[1:]:
+        if "=" not in argument and Path(argument).is_file():
+            _travel(Path(argument).resolve(), job.files)
+    _places(job)
+    if job.verb == "train" and "--resume" not in job.arguments:
+        words = [word for word in job.arguments[1:] if not word.startswith("-")]
+        path = words[0] if words and "=" not in words[0] else None
+        job.config = configs.load(path, words[1:] if path else words)
+        job.stages, job.dataset = ",".join(job.config.stages), job.config.data
+        job.places = {k: v for k in _PLACES if (v := getattr(job.config, k)) and v != "synthetic"}
+    job.dataset = job.dataset or job.places.get("data", "")
+    for name, value in job.places.items():
+        if "://" not in value and not os.path.isabs(value):
+            raise ValueError(
+                f"{name}={value}: a relative path is lost with the job's temporary folder on the cluster; give a "
+                f"folder that every node mounts, such as {name}=/mnt/shared/{Path(value).name}, or a URI such as "
+                f"s3://bucket/{Path(value).name}"
+            )
+    return job
+
+
+def _travel(path: Path, files: list[Path]) -> None:
+    """Add a file and, for YAML, the small files that its values name relative to it or to the current folder."""
+    if path in files:
+        return
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path}: {size >> 20} MiB is data, which does not travel; put it on shared storage")
+    files.append(path)
+    if path.suffix not in (".yaml", ".yml"):
+        return
+    for value in _strings(_yaml(path)):
+        for base in (path.parent, Path.cwd()):
+            there = base / value
+            if len(value) < 4096 and there.suffix in _CODE and there.is_file():
+                _travel(there.resolve(), files)
+                break
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for each in inner for text in _strings(each)]
+
+
+def _places(job: Job) -> None:
+    """Folders named by key=value, by options, or by a YAML file of the command, at its top or one level down."""
+    for path in job.files:
+        raw = _yaml(path) if path.suffix in (".yaml", ".yml") else None
+        if isinstance(raw, dict):
+            for section in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+                for name in _PLACES:
+                    if isinstance(value := section.get(name), str) and value != "synthetic":
+                        job.places.setdefault(name, value)
+    words = job.arguments[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in _PLACES and equals and value != "synthetic":
+            job.places[name] = value
+        elif name in _PLACE_OPTIONS:
+            job.places[name.lstrip("-")] = value if equals else following
+        elif name in _PLACES and value == "synthetic":
+            job.places.pop(name, None)
+
+
+def stage(job: Job, folder: Path) -> tuple[str, list[str]]:
+    """Copy the job's files into `folder`; (folder to start in, relative; the arguments with paths made relative)."""
+    here = Path.cwd().resolve()
+    root = Path(os.path.commonpath([here, *(path.parent for path in job.files)]))
+    for path in job.files:
+        target = folder / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    start = os.path.relpath(here, root)
+    (folder / start).mkdir(parents=True, exist_ok=True)
+    (folder / start / ".m3dist-job").touch()  # keeps the folder in the package
+    named = {
+        word: os.path.relpath(path, here)
+        for word in job.arguments[1:]
+        if "=" not in word and (path := Path(word).resolve()) in job.files
+    }
+    return start, [job.verb, *(named.get(word, word) for word in job.arguments[1:])]
+
+
+def entrypoint(start: str, arguments: list[str], places: dict[str, str], version: str | None) -> str:
+    """The shell command that the cluster runs."""
+    enter = ["python", "-m", "m3dist.submit.enter"]
+    for name, value in places.items():
+        enter += ["--place", f"{name}={value}"]
+    if version:
+        enter += ["--version", version]
+    return f"cd {shlex.quote(start)} && exec {shlex.join([*enter, '--', *arguments])}"
+
+
+def runtime_env(folder: Path, version: str | None) -> dict[str, Any]:
+    """What Ray unpacks on every node: the files, and this library unless the cluster has `version` installed."""
+    env: dict[str, Any] = {"working_dir": str(folder), "env_vars": {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}}
+    if version is None:
+        env |= {"py_modules": [str(Path(m3dist.__file__).parent)], "excludes": EXCLUDES}
+    return env

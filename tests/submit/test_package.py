@@ -1,0 +1,118 @@
+"""What travels with a job, what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from m3dist import cli
+from m3dist.submit import package, place
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(x) for x in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/base.yaml").write_text("seed: 3\nout: /mnt/shared/run\n")
+    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../work/more.json\n")
+    (tmp_path / "work/more.json").write_text("{}")
+    (tmp_path / "work/not-named.yaml").write_text("x: 1")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def test_named_files_travel_with_those_they_name_and_keep_their_places(project, tmp_path_factory):
+    job = package.plan(["reproduce", "../configs/search.yaml"])
+    assert {p.name for p in job.files} == {"search.yaml", "base.yaml", "more.json"}
+    assert job.places == {"out": "/mnt/shared/run"}
+    folder = tmp_path_factory.mktemp("staged")
+    start, words = package.stage(job, folder)
+    assert words == ["reproduce", "../configs/search.yaml"]
+    assert (folder / start / words[1]).is_file()
+    assert (folder / start / words[1]).with_name("base.yaml").read_text() == "seed: 3\nout: /mnt/shared/run\n"
+    assert not list(folder.rglob("not-named.yaml"))
+
+
+def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_factory):
+    job = package.plan(["train", str(project / "configs/base.yaml"), "seed=4"])
+    folder = tmp_path_factory.mktemp("staged")
+    start, words = package.stage(job, folder)
+    assert words == ["train", "../configs/base.yaml", "seed=4"]
+    command = package.entrypoint(start, words, job.places, None)
+    assert shlex.split(command)[:3] == ["cd", "work", "&&"]
+    assert str(project) not in command
+    assert job.config is not None
+    assert job.config.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "out=runs/x"], "out=runs/x: a relative path"),
+        (["train", "out=/mnt/x", "data=mine"], "data=mine: a relative path"),
+        (["train", "out=/mnt/x", "artifacts=store"], "artifacts=store: a relative path"),
+        (["train", "out=/mnt/x", "sede=1"], "did you mean seed"),
+        (["train", "missing.yaml"], "no such config file"),
+        (["recommend", "/mnt/x", "--out", "top.parquet"], "out=top.parquet: a relative path"),
+        (["paint"], "one of prepare"),
+        (["submit", "train"], "runs on this machine"),
+    ],
+)
+def test_refused_before_anything_is_sent(project, capsys, arguments, said):
+    assert run("submit", "--address", "http://127.0.0.1:9", "--", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_does_not_travel(project, monkeypatch):
+    monkeypatch.setattr(package, "LARGEST", 10)
+    with pytest.raises(ValueError, match=r"base.yaml: 0 MiB is data"):
+        package.plan(["train", "../configs/base.yaml"])
+
+
+@pytest.mark.parametrize(
+    "argument", ["auth_token=hunter22", "--token=hunter22", "RAY_AUTH_TOKEN=hunter22", "http://me:hunter22@host"]
+)
+def test_tokens_on_the_command_line_are_refused_and_not_repeated(capsys, argument):
+    assert run("submit", "--address", "http://127.0.0.1:9", "--", "train", "out=/mnt/x", argument) == 2
+    said = capsys.readouterr()
+    assert "RAY_AUTH_TOKEN_PATH" in said.err
+    assert "hunter22" not in said.err + said.out
+
+
+def test_tokens_in_cluster_files_are_refused_and_not_repeated(tmp_path, capsys):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("address: http://127.0.0.1:9\nauth_token: hunter22\n")
+    assert run("submit", "--cluster", file, "--", "train", "out=/mnt/x") == 2
+    said = capsys.readouterr().err
+    assert "auth_token" in said
+    assert "hunter22" not in said
+
+
+def test_a_place_that_does_not_answer(capsys, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("jobs", "list", "--address", "http://127.0.0.1:9") == 2
+    assert "nothing answers" in capsys.readouterr().err
+    assert run("jobs", "list") == 2
+    assert "no cluster to submit to" in capsys.readouterr().err
+    assert run("jobs", "list", "--cluster", "nowhere.yaml") == 2
+    assert "no such cluster file" in capsys.readouterr().err
+
+
+def test_cluster_files(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("address: host:8265")
+    with place.reach(str(tmp_path / "a.yaml")) as address:
+        assert address == "http://host:8265"
+    (tmp_path / "b.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="expected Ray's cluster YAML"), place.reach(str(tmp_path / "b.yaml")):
+        pass
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter22")
+    assert place.redacted("no hunter22 here") == "no *** here"
