@@ -2,79 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
-from parallel_helpers import SMALL
-from safetensors.torch import load_file
+from fault_helpers import LONG, alone_env, mid_epoch, nothing_left, same, start, until, workers_of
 
 from m3dist import config as configs
 from m3dist import pipeline
-
-LONG = [*SMALL, "align.batch_size=32", "merge.batch_size=32", "checkpoint.every_minutes=1e-5", "align.patience=0",
-        "merge.patience=0"]  # fmt: skip
-
-
-def start(out: Path, *extra: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "m3dist", "train", *LONG, f"out={out}", *extra]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=alone_env())
-
-
-def alone_env() -> dict[str, str]:
-    """The environment without a Ray cluster that this test session may be in."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-
-
-def until(condition: Callable[[], Any], seconds: float, process: subprocess.Popen) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    raise TimeoutError
-
-
-def mid_epoch(out: Path, stage: str) -> Callable[[], bool]:
-    """Whether a checkpoint inside an epoch after the first is there."""
-
-    def found() -> bool:
-        saved = list((out / "checkpoints").glob(f"{stage}-*/[0-9]*/meta.json"))
-        return any(not path.parent.name.startswith("00000") and path.parent.name[6:].strip("0") for path in saved)
-
-    return found
-
-
-def artifacts(out: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.parent.name: load_file(path) for path in sorted((out / "artifacts").glob("*/tensors.safetensors"))}
-
-
-def lines(out: Path) -> list[tuple[str, int]]:
-    return [(x["stage"], x["step"]) for x in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
-
-
-def same(out: Path, other: Path, exact: bool = True) -> None:
-    ours, theirs = artifacts(out), artifacts(other)
-    assert set(ours) == set(theirs)
-    for name, tensors in theirs.items() if exact else ():
-        for key, value in tensors.items():
-            assert torch.equal(ours[name][key], value), (name, key)
-    results = [json.loads((at / "result.json").read_text()) for at in (out, other)]
-    for split in ("validation", "test"):
-        assert results[0][split] == pytest.approx(results[1][split], abs=0 if exact else 1e-6)
-    assert lines(out) == lines(other)
-    assert not list(out.rglob("*.partial")), "half-written files"
-    assert not list((out / "checkpoints").glob("*/*"))
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +51,6 @@ def test_resume_refuses_another_config(tmp_path: Path, undisturbed: Path) -> Non
     assert pipeline.resumed(str(undisturbed), ("workers=2", "strategy=deepspeed")).workers == 2
     with pytest.raises(ValueError, match="holds a run on data=synthetic"):
         pipeline.run(configs.load(None, [f"out={undisturbed}", "data=elsewhere"]))
-
-
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Processes of Ray Train workers under a driver that started its own Ray."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
-def nothing_left(children: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(children, timeout=90)  # the agents of a killed raylet take their time
-    assert not [child.name() for child in alive]
 
 
 @pytest.fixture(scope="module")
