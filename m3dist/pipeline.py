@@ -114,12 +114,15 @@ def predict_memory(config: Config, dataset: Dataset) -> dict[str, int]:
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
     members = M if config.model == "m3-invrl" else 1
     table = dataset.n_users * (backbone.dim + backbone.content_dim) + dataset.n_items * backbone.dim
-    negatives = backbone.negatives
+    batch, negatives = config.merge.batch_size, backbone.negatives
+    if config.model in RECOMMENDERS:  # the widest have a table of nodes per modality
+        table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
+        batch, negatives = config.baseline.batch_size, config.baseline.negatives
     out = {
         "tables": members * table * 4 * 4,
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
         "interactions": sum(dataset.size(s) for s in ("train", "val", "test")) * 24,
-        "step": 4 * config.merge.batch_size * negatives * 4,
+        "step": 4 * batch * negatives * 4,
         "ranking": 3 * members * config.evaluation.block * dataset.n_items * 4,
         "libraries": 400 << 20,
     }

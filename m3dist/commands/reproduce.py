@@ -21,6 +21,7 @@ STUDIES = ("table3", "table4", "table5", "figure3", "figure4", "shift")
     "--trials", type=click.IntRange(1, 4), default=1, show_default=True, help="Learning rates tried per method."
 )
 @click.option("--environments", default="5,10,15,20,25", show_default=True, help="Of figure4.")
+@click.option("--temporal", type=click.Path(), help="Of shift: the same data prepared with --split temporal.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A config value of every run; repeat it.")
 @click.option("--method", "only", multiple=True, metavar="NAME", help="Rows of table3 and shift; repeat it.")
 @click.option("--quiet", is_flag=True)
@@ -32,6 +33,7 @@ def command(
     budget: float,
     trials: int,
     environments: str,
+    temporal: str | None,
     overrides: tuple[str, ...],
     only: tuple[str, ...],
     quiet: bool,
@@ -40,6 +42,7 @@ def command(
 
     Finished runs are skipped, so an interrupted study goes on where it was, and studies share what they train.
     """
+    from m3dist.data.dataset import Dataset
     from m3dist.study import studies as found
     from m3dist.study.methods import TABLE3
     from m3dist.study.runs import Study
@@ -51,12 +54,14 @@ def command(
             raise ValueError(f"--method {name}: no such row; expected one of {', '.join(names)}")
     study = Study(data, out or Path("studies") / Path(data).name, seeds, budget, trials, overrides, only, quiet)
     _ = study.dataset  # a bad path is one clear error before anything is written
+    if temporal:
+        Dataset(temporal)
     for name in studies:
         if name == "figure4":
             click.echo(found.figure4(study, counts))
         elif name == "shift":
-            click.echo(found.shifted(study, "popularity"))
-            click.echo(found.shifted(study, "flip"))
+            for kind in ("popularity", "flip", *(["time"] if temporal else [])):
+                click.echo(found.shifted(study, kind, temporal or ""))
         else:
             click.echo(getattr(found, name)(study))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 from m3dist.cli import main
 from m3dist.config import Synthetic
 from m3dist.data import synthetic
-from m3dist.data.dataset import Dataset
+from m3dist.data.dataset import Dataset, Writer
 from m3dist.study import methods, shift, statistics, studies
 from m3dist.study.runs import Scores, Study
 
@@ -100,6 +101,24 @@ def test_shift_by_popularity(study: Study) -> None:
         inside, shifted = float(row["N@10 inside"]), float(row["N@10 shifted"])
         assert 0 <= shifted <= 1
         assert float(row["drop of N@10"]) == pytest.approx(1 - shifted / inside, abs=0.3)  # users who have both
+
+
+def test_shift_in_time_pairs_users_by_their_original_ids(data: Path, study: Study, tmp_path: Path) -> None:
+    source = Dataset(data)
+    later = tmp_path / "later"
+    reverse = np.arange(90)[::-1]  # other dense ids, the same users
+    with Writer(later) as out:
+        for name in source.modalities:
+            out.features(name, source.features(name))
+        pairs = {split: source.interactions(split) for split in ("train", "val", "test")}
+        out.interactions(
+            90, 80, {split: (reverse[user].astype(np.int32), item) for split, (user, item) in pairs.items()}
+        )
+        out.finish(user_ids=reverse)
+    some = dataclasses.replace(study, only=("VBPR", "M3-InvRL"))
+    table = rows(studies.shifted(some, "time", str(later)))
+    assert [row["method"] for row in table] == ["VBPR", "M3-InvRL"]
+    assert [row["users"] for row in table] == ["90", "90"]
 
 
 def test_planted_flip_keeps_every_interaction(tmp_path: Path) -> None:
