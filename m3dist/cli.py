@@ -18,6 +18,7 @@ COMMANDS = {  # name: the module in m3dist.commands whose `command` it is
     "reproduce": "reproduce",
     "submit": "submit",
     "jobs": "jobs",
+    "doctor": "doctor",
     "init": "init",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from m3dist.commands.jobs import where
@@ -12,6 +14,22 @@ from m3dist.commands.jobs import where
 @click.option("--name", help="Of the job, as lists and Ray's dashboard show it.  Default: the command.")
 @click.option("--no-wait", is_flag=True, help="Print the job's id and return.")
 @click.option("--version", "version", metavar="X", help="Use m3dist X, installed on the cluster; send no code.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["job", "rayjob"]),
+    default="job",
+    show_default=True,
+    help="rayjob: print a KubeRay manifest instead; then the options below count.",
+)
+@click.option("--image", help="With m3dist and its libraries, as cluster/Dockerfile makes it.")
+@click.option("--mount", help="Where pods see the shared volume.")
+@click.option("--claim", help="An existing PersistentVolumeClaim that many nodes can write.  Default: ask for one.")
+@click.option("--storage", help="Size of the claim that is asked for.")
+@click.option("--memory", help="Of each pod.")
+@click.option("--ttl", type=click.IntRange(min=0), help="Seconds that the cluster outlives the job.")
+@click.option("--backoff", type=click.IntRange(min=0), help="Further tries, each on a new cluster.")
+@click.option("--auth-secret", help="A Secret with key auth_token; turns Ray's token login on.")
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
 def command(
     cluster: str | None,
@@ -19,7 +37,9 @@ def command(
     name: str | None,
     no_wait: bool,
     version: str | None,
+    kind: str,
     arguments: tuple[str, ...],
+    **given: Any,
 ) -> int:
     """Run an m3dist COMMAND on a Ray cluster, follow its log and exit with its code.
 
@@ -29,6 +49,16 @@ def command(
     from m3dist.submit import jobs, package, place
 
     place.refuse_secrets(list(arguments))
+    given = {key: value for key, value in given.items() if value is not None}
+    if kind == "rayjob":
+        from m3dist.submit import rayjob
+
+        words = list(arguments[1:] if arguments[0] == "train" else arguments)
+        options = rayjob.Options(**given | ({"name": name} if name else {}))
+        click.echo(rayjob.manifest(words, options), nl=False)
+        return 0
+    if given:
+        raise click.UsageError(f"--{next(iter(given)).replace('_', '-')} needs --format rayjob")
     job_plan = package.plan(arguments)
     with place.reach(cluster, address) as reached:
         client = place.client(reached)
