@@ -75,13 +75,14 @@ class Backbone(Section):
 class Align(Fit):
     """Stage 1 (eq. 2-6)."""
 
+    epochs: NonNegativeInt = 10
     dim: PositiveInt = 64  # D, width of every representation
     encoder: Literal["linear", "mlp", "identity"] = "identity"  # f_r; identity masks the given features themselves
     lambda_com: NonNegativeFloat = 0.1
     lambda_mi: NonNegativeFloat = 0.01
     tau: PositiveFloat = 0.5  # initial; learned as log(tau) unless tau_fixed
     tau_fixed: bool = False
-    contrastive_items: PositiveInt = 1024  # at most this many distinct items of a batch enter L_com and L_MI
+    contrastive_items: PositiveInt = 256  # at most this many distinct items of a batch enter L_com and L_MI
     club_hidden: PositiveInt = 64
     club_lr: PositiveFloat = 1e-3
 
@@ -97,11 +98,11 @@ class Invariance(Section):
     gamma: NonNegativeFloat = 0.1  # weight of the variance penalty
     gamma_warmup: bool = True  # grow it from 0 in the first round to its value in the last
     rho: NonNegativeFloat = 0.01  # weight of ||m||^2
-    environment_epochs: PositiveInt = 4  # per round, of each environment model
+    environment_epochs: PositiveInt = 1  # per round, of each environment model
     environment_lr: PositiveFloat = 1e-2
-    mask_epochs: PositiveInt = 4  # per round
+    mask_epochs: PositiveInt = 1  # per round
     mask_lr: PositiveFloat = 3e-2
-    batch_size: PositiveInt = 4096
+    batch_size: PositiveInt = 1024
     negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
     empty: Literal["reseed", "drop"] = "reseed"

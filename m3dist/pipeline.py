@@ -316,7 +316,7 @@ def run(
 
 
 def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str], steps: list[str]) -> dict[str, Any]:
-    """What result.json says, from the artifacts alone; also writes test_users.parquet."""
+    """What result.json says, from the artifacts alone; also writes test_users.parquet and masks.parquet."""
     stages = {name: store.meta(name, key[name]) for name in steps if name != "test"}
     result: dict[str, Any] = {"model": config.model, "data": dataset.name, "keys": key, "stages": stages}
     if "invariance" in stages:
@@ -326,8 +326,14 @@ def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str],
             masks, aligned = {f"mask.{m}": part for m, part in enumerate(parts)}, {}
         else:
             aligned = store.load("align", key["align"])[0]
-        if (truth := mask_auc(dataset, aligned, masks)) is not None:
-            result["mask_auc"] = truth
+        scores = input_masks(dataset, aligned, masks)
+        if (truth := mask_truth(dataset, scores)) is not None:
+            result["mask_auc"] = {name: found["auc"] for name, found in truth.items()}
+            result["mask_mean"] = {
+                name: {k: x for k, x in found.items() if k != "auc"} for name, found in truth.items()
+            }
+        with Folder(config.out).writing("masks.parquet") as path:
+            pq.write_table(mask_table(dataset, masks, scores), path)
     if final_stage(config) in stages:
         result["validation"] = stages[final_stage(config)]["validation"]
     if "test" in steps:
@@ -338,27 +344,56 @@ def _result(config: Config, dataset: Dataset, store: Store, key: dict[str, str],
     return result
 
 
-def mask_auc(dataset: Dataset, aligned: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, float] | None:
-    """ROC AUC of the masks over planted dimensions, per modality; None where nothing was planted.
+def input_masks(dataset: Dataset, aligned: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Every modality's mask over its input dimensions, [d_m]; None where an encoder does not allow it.
 
     A mask speaks of representation dimensions; its value is carried back to an input dimension as the mean mask
     weighted by the absolute sensitivity of v_m to that input, k_m f_m of the linear encoder.
     """
     out = {}
-    for m, name in enumerate(dataset.modalities):
-        invariant = dataset.truth(name)
-        if invariant is None:
+    for m, (name, width) in enumerate(dataset.modalities.items()):
+        if f"mask.{m}" not in masks:  # one representation for all modalities
             return None
         mask = masks[f"mask.{m}"]
         f, k = aligned.get(f"aligner.f.{m}.weight"), aligned.get(f"aligner.k.{m}.weight")
-        if len(mask) == len(invariant) and k is None:
-            score = mask
+        if len(mask) == width and k is None:
+            out[name] = mask
         elif f is not None and k is not None:
             through = (k @ f).abs()
-            score = (mask @ through) / through.sum(0).clamp(min=1e-12)
+            out[name] = (mask @ through) / through.sum(0).clamp(min=1e-12)
         else:
             return None
-        inside, outside = score[torch.from_numpy(invariant)], score[torch.from_numpy(~invariant)]
-        wins = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside).double()
-        out[name] = float(wins.mean())
     return out
+
+
+def mask_truth(dataset: Dataset, scores: dict[str, Tensor] | None) -> dict[str, dict[str, float]] | None:
+    """Masks against planted dimensions: per modality the ROC AUC and the mean mask over planted and spurious ones.
+
+    scores: from `input_masks`. None where nothing was planted.
+    """
+    out = {}
+    for name in dataset.modalities:
+        invariant = dataset.truth(name)
+        if invariant is None or scores is None:
+            return None
+        inside, outside = scores[name][torch.from_numpy(invariant)], scores[name][torch.from_numpy(~invariant)]
+        wins = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside).double()
+        out[name] = {"auc": float(wins.mean()), "planted": float(inside.mean()), "spurious": float(outside.mean())}
+    return out or None
+
+
+def mask_table(dataset: Dataset, masks: dict[str, Tensor], scores: dict[str, Tensor] | None) -> pa.Table:
+    """One row per dimension of every representation: representation, dimension, mask, and where known planted."""
+    parts = [masks[f"mask.{r}"].numpy() for r in range(sum(name.startswith("mask.") for name in masks))]
+    whole = len(parts) == len(dataset.modalities) + 1
+    names = [*dataset.modalities, "common"] if whole else [str(r) for r in range(len(parts))]
+    columns = {
+        "representation": pa.array(np.repeat(names, [len(part) for part in parts])),
+        "dimension": np.concatenate([np.arange(len(part)) for part in parts]),
+        "mask": np.concatenate(parts),
+    }
+    same = whole and scores is not None and all(len(parts[m]) == len(x) for m, x in enumerate(scores.values()))
+    truth = [dataset.truth(name) for name in dataset.modalities]
+    if same and all(part is not None for part in truth):
+        columns["planted"] = pa.array([bool(x) for part in truth for x in part] + [None] * len(parts[-1]))  # type: ignore[union-attr]
+    return pa.table(columns)

@@ -78,6 +78,12 @@ class Seen:
         np.cumsum(np.bincount(user, minlength=n_users), out=bounds[1:])
         return Seen(torch.from_numpy(bounds).to(device), torch.from_numpy(item[order].astype(np.int64)).to(device))
 
+    def only(self, kept_I: Tensor) -> Seen:
+        """The same users, with the items that `kept_I`, bool [I], marks."""
+        total = torch.zeros(len(self.item) + 1, dtype=torch.int64, device=self.item.device)
+        total[1:] = kept_I[self.item].cumsum(0)
+        return Seen(total[self.bounds], self.item[kept_I[self.item]])
+
     def flat(self, user_u: Tensor, n_items: int) -> Tensor:
         """Positions in a flattened [u, I] block of the seen items of `user_u`."""
         low, count = self.bounds[user_u], self.bounds[user_u + 1] - self.bounds[user_u]
@@ -146,17 +152,32 @@ def per_user(hit_uk: Tensor, relevant_u: Tensor, ks: tuple[int, ...]) -> dict[st
 
 @dataclass
 class Metrics:
-    """Sums over users, which add up across workers. `listed`: per K, how often each item was recommended [I]."""
+    """Sums over users, which add up across workers. `listed`: per K, how often each item was recommended [I].
+
+    Where `cold_I` marks items, sums named `/cold` count only those among the held-out items, over `cold_users` who
+    have one.
+    """
 
     sums: dict[str, float]
     users: int
     listed: dict[int, Tensor]
+    cold_I: Tensor | None = None
+    cold_users: int = 0
 
     def means(self) -> dict[str, float]:
-        """Means over users with at least one relevant item; coverage: share of the catalogue ever listed."""
-        out = {name: total / max(self.users, 1) for name, total in self.sums.items()}
+        """Means over users with at least one relevant item; coverage: share of the catalogue ever listed.
+
+        The `/cold` ones are left out where no user has a held-out cold item.
+        """
+        out = {}
+        for name, total in self.sums.items():
+            users = self.cold_users if name.endswith("/cold") else self.users
+            if users or not name.endswith("/cold"):
+                out[name] = total / max(users, 1)
         for k, count_I in self.listed.items():
             out[f"coverage@{k}"] = float((count_I > 0).double().mean())
+            if self.cold_I is not None and self.cold_users:
+                out[f"coverage@{k}/cold"] = float((count_I[self.cold_I] > 0).double().mean())
         return out
 
 
@@ -169,26 +190,37 @@ def evaluate(
     ks: tuple[int, ...],
     block: int,
     keep: bool = False,
+    cold_I: Tensor | None = None,
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Rank the catalogue for `users` and add up their metrics; users without a relevant item are left out.
 
-    With `keep` also returns every user's metrics: {"user": int64 [n], metric: float64 [n]}.
+    With `keep` also returns every user's metrics: {"user": int64 [n], metric: float64 [n]}. With `cold_I`, bool [I],
+    also the metrics that count only the marked items as relevant; the ranking is the same, of the whole catalogue.
     """
     users = users[relevant.count(users) > 0]
     k = max(ks)
-    total = Metrics({}, 0, {k: torch.zeros(n_items, dtype=torch.int64, device=users.device) for k in ks})
+    listed = {k: torch.zeros(n_items, dtype=torch.int64, device=users.device) for k in ks}
+    total = Metrics({}, 0, listed, cold_I)
+    cold = None if cold_I is None else relevant.only(cold_I)
     kept: list[dict[str, Tensor]] = []
     for user_u, item_uk, score_uk in rank(score, users, seen, k, block):
         hit_uk = hits(item_uk, user_u, relevant) & (score_uk > float("-inf"))
         values = per_user(hit_uk, relevant.count(user_u), ks)
         for name, value_u in values.items():
             total.sums[name] = total.sums.get(name, 0.0) + float(value_u.sum())
+        if cold is not None and cold_I is not None:
+            count_u = cold.count(user_u)
+            has_u = count_u > 0
+            for name, value_v in per_user((hit_uk & cold_I[item_uk])[has_u], count_u[has_u], ks).items():
+                total.sums[f"{name}/cold"] = total.sums.get(f"{name}/cold", 0.0) + float(value_v.sum())
+            total.cold_users += int(has_u.sum())
         for at in ks:
             total.listed[at].index_add_(0, item_uk[:, :at].flatten(), torch.ones_like(item_uk[:, :at].flatten()))
         total.users += len(user_u)
         if keep:
             kept.append({"user": user_u, **values})
     if not total.sums:
-        total.sums = dict.fromkeys(per_user(torch.zeros(1, k), torch.ones(1, dtype=torch.int64), ks), 0.0)
+        names = list(per_user(torch.zeros(1, k), torch.ones(1, dtype=torch.int64), ks))
+        total.sums = dict.fromkeys(names + [f"{name}/cold" for name in names if cold is not None], 0.0)
     table = {name: torch.cat([part[name] for part in kept]).cpu().numpy() for name in kept[0]} if kept else {}
     return total, table

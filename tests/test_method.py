@@ -179,6 +179,30 @@ def test_evaluate_masks_seen_and_adds_up_over_users() -> None:
     assert sum(p.sums["ndcg@1"] for p in parts) == whole.sums["ndcg@1"]
 
 
+def test_cold_metrics_count_cold_items_alone_in_the_same_ranking() -> None:
+    score = torch.tensor([[4.0, 3.0, 2.0, 1.0]]).repeat(3, 1)
+    seen = ranking.Seen.of([], 3)
+    held = [(0, 1), (0, 2), (1, 0), (2, 3)]  # user 1 holds no cold item, user 2 one that is not listed
+    pair = tuple(np.array(x) for x in zip(*held, strict=True))
+    relevant = ranking.Seen.of([pair], 3)
+    cold = torch.tensor([False, False, True, True])
+    assert relevant.only(cold).item.tolist() == [2, 3]
+    assert relevant.only(cold).bounds.tolist() == [0, 1, 1, 2]
+
+    def run(users: list[int]) -> ranking.Metrics:
+        return ranking.evaluate(
+            lambda u: score[u].clone(), torch.tensor(users), seen, relevant, 4, (3,), 2, cold_I=cold
+        )[0]
+
+    got = run([0, 1, 2]).means()
+    assert got["recall@3/cold"] == pytest.approx(1 / 2)
+    assert got["mrr@3/cold"] == pytest.approx((1 / 3) / 2)
+    assert got["ndcg@3/cold"] == pytest.approx((1 / 2) / 2)  # third place, ideal first
+    assert got["coverage@3/cold"] == 0.5
+    assert got["recall@3"] == pytest.approx(2 / 3)
+    assert not any(name.endswith("/cold") for name in run([1]).means())
+
+
 def test_item_neighbours_against_a_dense_computation() -> None:
     rng = np.random.default_rng(0)
     dense = rng.random((30, 12)) < 0.3

@@ -37,7 +37,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_folder(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert set(result["stages"]) == {"align", "invariance", "merge"}
-    assert set(result["mask_auc"]) == {"modality0", "modality1", "modality2"}
+    assert set(result["mask_auc"]) == set(result["mask_mean"]) == {"modality0", "modality1", "modality2"}
+    masks = pq.read_table(run / "masks.parquet").to_pylist()
+    assert [row["representation"] for row in masks[7:9]] == ["modality0", "modality1"]
+    planted = [row["mask"] for row in masks[:8] if row["planted"]]
+    assert sum(planted) / len(planted) == pytest.approx(result["mask_mean"]["modality0"]["planted"], rel=1e-5)
     assert 0 < result["test"]["recall@10"] <= 1
     users = pq.read_table(run / "test_users.parquet")
     assert sum(users["ndcg@10"].to_pylist()) / users.num_rows == pytest.approx(result["test"]["ndcg@10"], rel=1e-9)
@@ -100,6 +104,34 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     assert opened.recommend([7], 3).to_pylist()[0]["user"] == 7
     with pytest.raises(ValueError, match="user 9999"):
         opened.recommend([9999], 3)
+
+
+def test_recommend_to_the_users_of_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "users.txt").write_text("7\n\n3\n")
+    out = tmp_path / "top.parquet"
+    assert call("recommend", str(run), "--users", str(tmp_path / "users.txt"), "--k", "2", "--out", str(out)) == 0
+    assert pq.read_table(out)["user"].to_pylist() == [7, 7, 3, 3]
+    (tmp_path / "users.txt").write_text("\n")
+    for bad in ("users.txt", "nowhere.txt"):
+        assert call("recommend", str(run), "--users", str(tmp_path / bad), "--out", str(tmp_path / "no.parquet")) == 2
+        assert bad in capsys.readouterr().err
+    assert not (tmp_path / "no.parquet").exists()
+
+
+def test_tensorboard_shows_every_stage(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tb"))
+    board.Reload()
+    scalars, histograms = set(board.Tags()["scalars"]), set(board.Tags()["histograms"])
+    fit = ("loss", "positive", "negative", "neighbours", "l2", "lr", "interactions/s", "ndcg@10")
+    assert {f"{stage}/{name}" for stage in ("align", "merge") for name in fit} <= scalars
+    assert {f"align/{name}" for name in ("loss", "recommendation", "contrastive", "club", "club_nll", "tau")} <= scalars
+    rounds = ("moved", "environment 0", "environment 2", "fit", "variance", "size", "mask")
+    assert {f"invariance/{r}/{name}" for r in range(4) for name in rounds} <= scalars
+    assert "invariance/interactions/s" in scalars
+    assert {f"merge/fusion weight {m}" for m in range(3)} <= scalars & histograms
+    assert {f"invariance/mask {r}" for r in range(4)} <= histograms
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import click
 @click.argument("run")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
 def command(run: str, split: str) -> None:
-    """Rank the whole catalogue for every user of a finished RUN and print the metrics."""
+    """Rank the whole catalogue for every user of a finished RUN and print the metrics.
+
+    Those named /cold count only held-out items without training interactions."""
     from m3dist.run import Run
 
     for name, value in sorted(Run(run).evaluate(split).items()):
-        click.echo(f"{name:<16}{value:.6f}")
+        click.echo(f"{name:<20}{value:.6f}")

@@ -51,6 +51,17 @@ def _show(config: configs.Config, result: dict) -> None:
         for name in sorted(result["test"]):
             table.add_row(name, f"{result['validation'][name]:.4f}", f"{result['test'][name]:.4f}")
         console.print(table)
-    for name, auc in result.get("mask_auc", {}).items():
-        console.print(f"mask of {name}: ROC AUC of planted against spurious dimensions {auc:.3f}", highlight=False)
-    console.print(f"run folder: {config.out} (watch: tensorboard --logdir {config.out}/tb)", highlight=False)
+    if "mask_auc" in result:
+        table = Table("modality", "ROC AUC", "mean mask, planted", "spurious", title="masks of planted dimensions")
+        for name, auc in result["mask_auc"].items():
+            mean = result["mask_mean"][name]
+            table.add_row(name, f"{auc:.3f}", f"{mean['planted']:.2f}", f"{mean['spurious']:.2f}")
+        console.print(table)
+    lines = [f"{result['seconds']:.0f} s; everything is in {config.out}; look next at:"]
+    lines.append(f"  tensorboard --logdir {config.out}/tb")
+    if "test" in result:
+        lines.append(f"  m3dist recommend {config.out} --out top.parquet")
+    if config.data == "synthetic":
+        lines.append("  m3dist prepare --help    (your own data)")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -33,8 +33,11 @@ class Aligner(nn.Module):
 
     @property
     def tau(self) -> Tensor:
-        """The temperature of eq. 2, kept in [0.01, 100]."""
-        return self.log_tau.clamp(math.log(0.01), math.log(100.0)).exp().squeeze(0)
+        """The temperature of eq. 2, kept in the range that the paper tunes it in, [0.1, 10].
+
+        Eq. 3 sums over negatives alone, so its loss falls without end as tau does, once positives are the nearest.
+        """
+        return self.log_tau.clamp(math.log(0.1), math.log(10.0)).exp().squeeze(0)
 
     @property
     def out_widths(self) -> list[int]:

@@ -36,6 +36,7 @@ class Data:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
             self.user, self.item = (torch.from_numpy(x).to(self.device) for x in (user, item))
+        self.cold_I = torch.from_numpy(dataset.degrees()[1] == 0).to(self.device)
         self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
 
     @functools.cached_property
@@ -78,6 +79,8 @@ class Data:
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics of a scorer on `val` (training items masked) or `test` (validation items masked too).
 
+        `/cold`: of items without training interactions alone, over the users who hold one out.
+
         Workers share out the users, by id modulo their number; all get the same metrics, and with `keep` the table
         of their own users.
         """
@@ -89,10 +92,11 @@ class Data:
         mine = everyone[everyone % engine.world == engine.rank].to(self.device)
         with torch.no_grad():
             total, table = ranking.evaluate(
-                score, mine, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep
+                score, mine, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep, self.cold_I
             )
         total.sums = engine.totals(total.sums)
-        total.users = int(engine.totals({"users": total.users})["users"])
+        counts = engine.totals({"users": total.users, "cold": total.cold_users})
+        total.users, total.cold_users = int(counts["users"]), int(counts["cold"])
         engine.add_up(total.listed.values())
         return total.means(), table
 

@@ -12,6 +12,7 @@ Shapes: n interactions, b batch, N negatives, E environments, c content width of
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -196,6 +197,7 @@ def run(
     tracker.begin("invariance", "")
     for round_ in range(settings.rounds):
         report: dict[str, float] = {}
+        started = time.perf_counter()
         with torch.no_grad():
             masks = [m.clone() for m in gate()]
         empty: dict[int, list[int]] = {}
@@ -206,6 +208,8 @@ def run(
             for e, size in enumerate(torch.bincount(environment[r], minlength=E).tolist()):
                 report[f"{r}/environment {e}"] = size
         report |= learn_masks(frozen, gate, x, environment, round_)
+        trained = n * len(x) * (settings.environment_epochs + settings.mask_epochs)
+        report["interactions/s"] = trained / (time.perf_counter() - started)
         for r, mask in enumerate(gate()):
             report[f"{r}/mask"] = float(mask.detach().mean())
             tracker.histogram("invariance", f"mask {r}", round_, mask.detach())

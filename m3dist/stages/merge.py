@@ -124,13 +124,21 @@ class MergeTask:
 
     def evaluate(self) -> dict[str, float]:
         strategy = self.config.merge.fusion if self.config.merge.fusion in ("equal", "entropy") else "equal"
-        return self.data.evaluate(Fused(self.tensors(), strategy), "val")[0]
+        fused = Fused(self.tensors(), strategy)
+        weights = {f"fusion weight {m}": w for m, w in enumerate(_sample_weights(self.data, fused).mean(0).tolist())}
+        return self.data.evaluate(fused, "val")[0] | weights
 
     def state(self) -> dict[str, Tensor]:
         """What evaluation reads, by the names of the artifact."""
         dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
         named = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
         return named | {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
+
+
+@torch.no_grad()
+def _sample_weights(data: Data, fused: Fused) -> Tensor:
+    """Fusion weights [u, M] of the first users, as many as are ranked at once."""
+    return fused.weights(fused.scores(torch.arange(min(data.n_users, data.config.evaluation.block))))
 
 
 def _validation_pairs(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,9 +198,7 @@ def run(
         fused = Fused(tensors, "equal")
     tensors |= fit_fusion(task.data, config, fused)
     fused = Fused(tensors, config.merge.fusion)
-    with torch.no_grad():
-        sample = torch.arange(min(task.data.n_users, config.evaluation.block))
-        weight_uM = fused.weights(fused.scores(sample))
+    weight_uM = _sample_weights(task.data, fused)
     for m in range(fused.models):
         tracker.histogram("merge", f"fusion weight {m}", 0, weight_uM[:, m])
     final = task.data.evaluate(fused, "val")[0]
