@@ -16,7 +16,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.stages.baseline import BaselineTask
 from m3dist.stages.common import Data
 
-COMMON = ("baseline.dim=8", "baseline.batch_size=301", "baseline.negatives=24")
+COMMON = ("baseline.dim=8", "baseline.lr=3e-3", "baseline.batch_size=301", "baseline.negatives=24")
 NAMES = ("vbpr", "cb2cf", "disengcn", "macridvae", "huign", "grcn")
 
 
