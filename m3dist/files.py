@@ -85,8 +85,16 @@ class Folder:
         return json.loads(self.read_text(name))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Under `name`; tensors that share memory are written as often as they are named."""
+        out: dict[str, Tensor] = {}
+        taken: set[int] = set()
+        for key, x in tensors.items():
+            x = x.detach().cpu().contiguous()
+            at = x.untyped_storage().data_ptr()
+            out[key] = x.clone() if at in taken else x
+            taken.add(at)
         with self.writing(name) as path:
-            save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, path)
+            save_file(out, path)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """On the CPU. Raises OSError or safetensors' error when it is missing or damaged."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +13,7 @@ import m3dist
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.cli import main
+from m3dist.data.dataset import Writer
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",
@@ -82,6 +84,28 @@ def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
 def test_every_choice_trains(extra: list[str], tmp_path: Path) -> None:
     result = pipeline.run(configs.load(None, [*SMALL, f"out={tmp_path}", *extra]), quiet=True)
     assert result["test"]["recall@10"] > 0
+
+
+@pytest.mark.parametrize("model", ["ultragcn", "vbpr", "ngcf", "disengcn", "macridvae"])
+def test_ids_alone(model: str, tmp_path: Path) -> None:
+    user, item = np.divmod(np.random.default_rng(0).permutation(40 * 30)[:400].astype(np.int32), 30)
+    with Writer(tmp_path / "ids") as out:
+        cuts = {"train": slice(300), "val": slice(300, 350), "test": slice(350, 400)}
+        out.interactions(40, 30, {split: (user[cut], item[cut]) for split, cut in cuts.items()})
+        out.finish()
+    values = [*SMALL, "baseline.epochs=2", f"data={tmp_path / 'ids'}", f"out={tmp_path / 'run'}", f"model={model}"]
+    result = pipeline.run(configs.load(None, values), quiet=True)
+    assert m3dist.load(str(tmp_path / "run")).evaluate("test") == pytest.approx(result["test"])
+
+
+@pytest.mark.parametrize("model", ["m3-invrl", "invrl", "mmgcn"])
+def test_ids_alone_are_not_enough(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Writer(tmp_path / "ids") as out:
+        pair = np.zeros(1, np.int32)
+        out.interactions(2, 3, {"train": (pair, pair), "val": (pair, pair + 1), "test": (pair, pair + 2)})
+        out.finish()
+    assert call("train", f"data={tmp_path / 'ids'}", f"out={tmp_path / 'run'}", f"model={model}") == 2
+    assert "needs item features" in capsys.readouterr().err
 
 
 def test_evaluate_prints_what_training_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
