@@ -20,29 +20,21 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # processes that share cores run 
 
 die() { echo "local.sh: $*" >&2; exit 2; }
 
-marked() { # pids whose environment carries this cluster's mark: workers outlive a killed parent
-  [ -d /proc/self ] || return 0
-  local environ pid
-  for environ in /proc/[0-9]*/environ; do
-    pid=${environ#/proc/} pid=${pid%/environ}
-    [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
-    # not this script's own helpers, which carry the mark too
-    { tr '\0' '\n' <"$environ" | grep -qxF "M3DIST_LOCAL_CLUSTER=$STATE"; } 2>/dev/null || continue
-    grep -q local.sh "/proc/$pid/cmdline" 2>/dev/null || echo "$pid"
+family() { # pids of all processes of the cluster, this script's own not among them
+  local pids next pid
+  if [ -d /proc/self ]; then # by the mark, since workers may outlive a killed parent
+    pids=$({ grep -lzxF "M3DIST_LOCAL_CLUSTER=$STATE" /proc/[0-9]*/environ 2>/dev/null || true; } | cut -d/ -f3)
+  else # the recorded ones and all their descendants
+    pids=$(cat "$STATE"/*.pid 2>/dev/null || true)
+    next=$pids
+    while [ -n "$next" ]; do
+      next=$(for pid in $next; do pgrep -P "$pid" || true; done)
+      pids="$pids $next"
+    done
+  fi
+  for pid in $pids; do
+    if [ "$pid" != $$ ] && kill -0 "$pid" 2>/dev/null && ! grep -qsF local.sh "/proc/$pid/cmdline"; then echo "$pid"; fi
   done
-}
-
-family() { # the recorded processes, all their descendants, and the marked ones
-  local pids next
-  pids=$(cat "$STATE"/*.pid 2>/dev/null || true)
-  next=$pids
-  while [ -n "$next" ]; do
-    next=$(for pid in $next; do pgrep -P "$pid" || true; done)
-    pids="$pids $next"
-  done
-  for pid in $pids $(marked); do
-    if [ "$pid" != $$ ] && kill -0 "$pid" 2>/dev/null; then echo "$pid"; fi
-  done | sort -un
 }
 
 # Ray replaces 127.0.0.1 by the machine's public address when several nodes are wanted, and its services then listen
@@ -81,7 +73,7 @@ case ${1:-1} in
     pids=$(family)
     if [ -n "$pids" ]; then
       kill -TERM $(cat "$STATE"/*.pid) 2>/dev/null || true # ray start ends its node
-      for _ in $(seq 50); do
+      for _ in $(seq 75); do
         [ -n "$(family)" ] || break
         sleep 0.2
       done
@@ -99,14 +91,14 @@ case ${1:-1} in
     if listens "$PORT"; then die "port $PORT is taken; choose another: PORT=8365 $0"; fi
     mkdir -m 700 -p "$STATE"
     trap '[ "${ready:-}" ] || { tail -n 5 "$STATE"/*.log >&2; "$0" --stop >/dev/null; }' EXIT
-    launch head --head --port $((PORT + 1)) --dashboard-host 127.0.0.1 --dashboard-port "$PORT" --temp-dir "$STATE/ray" \
+    launch head --head --port $((PORT + 1)) --dashboard-host 127.0.0.1 --dashboard-port "$PORT" --temp-dir "$STATE/r0" \
       --ray-client-server-port $((PORT + 2))
     until listens $((PORT + 1)) && listens "$PORT"; do
       kill -0 "$(cat "$STATE/head.pid")" 2>/dev/null || die "the head ended; see above"
       [ $SECONDS -lt 90 ] || die "the head did not come up in 90 s"
       sleep 0.5
     done
-    for i in $(seq "$n"); do launch "node$i" --address "127.0.0.1:$((PORT + 1))"; done
+    for i in $(seq "$n"); do launch "node$i" --address "127.0.0.1:$((PORT + 1))" --temp-dir "$STATE/r$i"; done
     until [ "$(nodes)" -gt "$n" ]; do
       [ $SECONDS -lt 180 ] || die "only $(nodes) of $((n + 1)) nodes came up in 3 minutes"
       sleep 0.5

@@ -110,6 +110,14 @@ def _sees(out: str, name: str) -> bool:
     return Folder(out).exists(name)
 
 
+def _here(actor: Any, name: str) -> Any:
+    """The actor class, named and bound to this process's node: it must not die with a node of workers."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return actor.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
 class _Relay:
     """What the lead worker and the driver tell each other."""
 
@@ -235,7 +243,7 @@ def run(
     """
     connect()
     check(config)
-    relay: Any = ray.remote(num_cpus=0)(_Relay).options(name=f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
+    relay: Any = _here(ray.remote(num_cpus=0)(_Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     elastic = isinstance(config.workers, tuple)
     trainer = TorchTrainer(

@@ -1,0 +1,117 @@
+"""Doctor's checks one by one, each with its fault; those that need a cluster are in test_local_cluster.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+from m3dist import config
+from m3dist.submit import doctor, place, probe
+
+HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "m3dist": "0.1.0", "cuda": 0, "free": 8 << 30}
+
+
+@pytest.mark.parametrize(
+    ("what", "other", "found"),
+    [("ray", "2.59.0", True), ("m3dist", "0.0.9", True), ("torch", "2.12.0", True), ("python", "3.12.7", True),
+     ("python", "3.11.9", False)],
+)  # fmt: skip
+def test_versions(what, other, found):
+    check = doctor.versions(HERE, {"a 1": HERE, "b 2": HERE | {what: other}})
+    assert (check.state == "fault") is found
+    if found:
+        assert what in check.text
+        assert "b 2" in check.text
+        assert check.fix
+
+
+def test_client_against_cluster():
+    old = HERE | {"ray": "2.59.0"}
+    assert doctor.versions(HERE, {"a 1": old}).state == "fault"
+    assert doctor.versions(HERE, {"a 1": HERE}).state == "ok"
+
+
+def test_dashboard_extra(monkeypatch):
+    assert doctor.extra().state == "ok"
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aiohttp_cors" else found(name))
+    check = doctor.extra()
+    assert check.state == "fault"
+    assert "aiohttp_cors" in check.text
+    assert "ray[default]" in check.fix
+
+
+def _node(**resources: float) -> dict[str, Any]:
+    return {"NodeID": "1234abcd", "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("values", "resources", "said"),
+    [
+        (["workers=5"], {"CPU": 4.0}, "asks for 5 x 1 CPU"),
+        (["workers=2", "use_gpu=true"], {"CPU": 4.0, "GPU": 1.0}, "asks for 2 x 1 GPU"),
+        (["workers=[3,9]"], {"CPU": 4.0}, None),
+        (["workers=9", "autoscaling=true"], {"CPU": 4.0}, None),
+    ],
+)
+def test_resources(values, resources, said):
+    facts = {"host 1234abcd": HERE | {"cuda": 1}}
+    (check,) = doctor.resources(config.load(None, values), [_node(**resources)], facts)
+    assert (check.state, said in check.text if said else None) == (("fault", True) if said else ("ok", None))
+
+
+def test_gpus_that_torch_does_not_see():
+    (check,) = doctor.resources(None, [_node(CPU=4, GPU=1)], {"host 1234abcd": HERE})
+    assert check.state == "fault"
+    assert "torch sees none" in check.text
+
+
+def test_memory(tmp_path):
+    values = ["synthetic={users: 120, items: 60, interactions: 20}", f"out={tmp_path}"]
+    assert doctor.memory(config.load(None, values), {"a 1": HERE}).state == "ok"
+    check = doctor.memory(config.load(None, values), {"a 1": HERE, "b 2": HERE | {"free": 1 << 20}})
+    assert check.state == "fault"
+    assert "b 2 has 0.00 GiB free" in check.text
+
+
+def test_probes_on_one_node(ray_here, tmp_path):
+    assert probe.storage("out", str(tmp_path / "new")) == []
+    assert list((tmp_path / "new").iterdir()) == []
+    (found,) = probe.storage("out", "/proc/nothing")
+    assert "cannot write there" in found
+    assert "not there on" in probe.storage("data", str(tmp_path / "none"))[0]
+    assert probe.all_reduce("gloo") == (2, None)
+    world, wrong = probe.all_reduce("no-backend")
+    assert world == 2
+    assert wrong
+
+
+def test_storage_that_nodes_do_not_share(monkeypatch, tmp_path):
+    """What each node writes lands in a folder of its own, as on local disks."""
+    folders = {"1111aaaa": tmp_path / "a", "2222bbbb": tmp_path / "b"}
+    nodes = [{"NodeID": key, "NodeManagerHostname": "host"} for key in folders]
+    bodies = {task: task._function for task in (probe._write, probe._read, probe._remove, probe._exists)}
+
+    class Bound:
+        def __init__(self, node, task):
+            self.node, self.body = node, bodies[task]
+
+        def remote(self, place, *arguments):
+            return self.body(str(folders[self.node["NodeID"]]), *arguments)
+
+    monkeypatch.setattr(probe, "nodes", lambda: nodes)
+    monkeypatch.setattr(probe, "on", lambda node, task, **options: Bound(node, task))
+    monkeypatch.setattr(probe.ray, "get", lambda values, timeout=None: values)
+    (found,) = probe.storage("out", "/mnt/x")
+    assert "not shared" in found
+    assert "host 1111aaaa, host 2222bbbb" in found
+    (tmp_path / "b").rmdir()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert probe.storage("out", "/mnt/x") == []
+
+
+def test_what_the_job_api_answers_in_one_line():
+    assert "pip install" in place.explain(RuntimeError("requires the ray[default] installation"))
+    assert "RAY_AUTH_TOKEN_PATH" in place.explain(RuntimeError("Authentication required: 401"))
