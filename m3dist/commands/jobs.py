@@ -39,7 +39,7 @@ def _list(cluster: str | None, address: str | None) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 300).print(table)
 
 
 @command.command()

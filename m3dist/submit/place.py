@@ -140,7 +140,7 @@ def client(address: str) -> Any:
             f"{address}: nothing answers; is the cluster up, with ray[default] and its dashboard, and the port "
             f"forwarded? {HINT}"
         ) from None
-    except (RuntimeError, OSError, ImportError) as error:  # AuthenticationError is a RuntimeError too
+    except Exception as error:  # Ray's AuthenticationError shares no base with the others
         raise ValueError(f"{address}: {explain(error)}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,7 +104,9 @@ def test_stopping_a_job_leaves_no_process(cluster, small):
     assert cluster.m3dist("jobs", "stop", "--address", cluster.address, job) == (0, f"{job}: STOPPED\n")
     _wait(lambda: not any(f"out={small}/long" in _command(pid) for pid in cluster.pids()), 30)
     busy = lambda: [_command(pid) for pid in cluster.pids() - before if _busy(_command(pid))]  # noqa: E731
-    _wait(lambda: not busy(), 60)
+    with contextlib.suppress(AssertionError):
+        _wait(lambda: not busy(), 60)
+    assert not busy()
     assert cluster.m3dist("jobs", "logs", "--address", cluster.address, job)[1].count("align 0") == 1
     assert cluster.m3dist("jobs", "logs", "--address", cluster.address, "nonsense")[0] == 2
 
