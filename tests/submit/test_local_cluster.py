@@ -111,8 +111,11 @@ def test_stopping_a_job_leaves_no_process(cluster, small):
     assert cluster.m3dist("jobs", "logs", "--address", cluster.address, "nonsense")[0] == 2
 
 
+_RAYS_OWN = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor")  # live as long as a cluster
+
+
 def _busy(command: str) -> bool:
-    return command.startswith("ray::") and not any(x in command for x in ("IDLE", "DashboardAgent", "RuntimeEnvAgent"))
+    return command.startswith("ray::") and not any(name in command for name in _RAYS_OWN)
 
 
 def _command(pid: int) -> str:
