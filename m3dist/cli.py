@@ -19,6 +19,7 @@ COMMANDS = {  # name: the module in m3dist.commands whose `command` it is
     "submit": "submit",
     "jobs": "jobs",
     "doctor": "doctor",
+    "tune": "tune",
     "init": "init",
 }
 

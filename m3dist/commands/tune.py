@@ -1,0 +1,47 @@
+"""`m3dist tune SEARCH.yaml key=value ...`"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(name="tune")
+@click.argument("search", metavar="SEARCH.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Check the search, say what it would do, and stop.")
+def command(search: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Search for values that are best on validation data; running the same command again goes on.
+
+    KEY is a key of the search file (budget.trials, out) or of the base config (data, merge.epochs, base.seed).
+    """
+    from rich.console import Console
+
+    from m3dist.search import space
+
+    plan = space.load(search, overrides)
+    console = Console()
+    if dry_run:
+        describe(plan, console)
+        return
+    from m3dist.search import driver, report
+
+    report.show(plan, driver.run(plan), console)
+
+
+def describe(plan, console) -> None:  # type: ignore[no-untyped-def]
+    """Print what a plan will try."""
+    from rich.table import Table
+
+    from m3dist.search.rungs import Clock, Rungs
+
+    table = Table("value", "changes first", "tries")
+    for name, dimension in plan.space.items():
+        kind = next(k for k in ("grid", "choice", "uniform", "log_uniform", "randint") if getattr(dimension, k))
+        when = f" when {dimension.when}" if dimension.when else ""
+        table.add_row(name, plan.stage[name], f"{kind} {dimension.ends()}{when}")
+    console.print(table)
+    clock, scheduler = Clock(plan.extremes()), plan.search.scheduler
+    console.print(f"points: {plan.size:,.0f}; epochs of a whole trial: {clock.total}, by stage {clock.length}")
+    if scheduler.kind == "asha":
+        console.print(f"rungs: {Rungs(clock, plan.search.mode, scheduler.grace, scheduler.reduction).milestones}")
+    console.print(f"folder: {plan.out}", highlight=False)
