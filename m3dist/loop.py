@@ -129,7 +129,7 @@ def fit(
         at.epoch, at.step = epoch + 1, 0
         note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"
         tracker.progress(stage, config.epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
-        stopped = _log(tracker, engine, stage, epoch, report)
+        stopped = log_epoch(tracker, engine, stage, epoch, report)
         if checkpoints and not last and (stopped or checkpoints.due_after(epoch)):
             fitting.save({})
         if stopped:
@@ -173,7 +173,7 @@ def _wish(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> 
     return engine.largest(wish)
 
 
-def _log(tracker: Tracker, engine: Engine, stage: str, epoch: int, report: dict[str, float]) -> bool:
+def log_epoch(tracker: Tracker, engine: Engine, stage: str, epoch: int, report: dict[str, float]) -> bool:
     """Log an epoch; whether the lead's listener ended the run."""
     stopped = False
     try:

@@ -2,12 +2,15 @@
 global batch, so that workers' shares add up to the loss of the whole.
 
 Shapes: b positives (this worker's), N shared negatives, n per-positive negatives, d width, C items under
-contrast, c this worker's share of them, E environments.
+contrast, c this worker's share of them, E environments. Where a frozen backbone's projection is fitted: d id width,
+c content width, k = d + c, D width of a representation.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,22 +104,89 @@ def club(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor, v_Cd: Tensor) -> Tens
     return (0.5 * (others - own) * torch.exp(-logvar_cd)).sum()
 
 
-def environment_variance(content_Ebc: list[Tensor], pull_EbD: list[Tensor]) -> Tensor:
+class Fit(NamedTuple):
+    """What `projection_fit` finds over its rows: sums of losses, gradients and, on demand, second moments."""
+
+    loss: Tensor  # float64
+    gradient_cD: Tensor  # of W
+    bias_c: Tensor
+    second_D: Tensor | None  # sum over rows of |u_c|^2 pull_D^2
+
+
+_BLOCK = 512  # rows whose [512, N] temporaries stay in cache
+
+
+@torch.no_grad()
+def projection_fit(
+    user_bk: Tensor, id_bd: Tensor, x_bD: Tensor, weight_b: Tensor, id_Nd: Tensor, x_ND: Tensor, base: float,
+    scale_b: Tensor, weight_N: Tensor, W_cD: Tensor, bias_c: Tensor, moments: bool = False,
+) -> Fit:  # fmt: skip
+    """The backbone loss of b positives and N shared negatives where only the content projection (W, bias) is free.
+
+    score(u, i) = u_id . v_id + u_c . (W x_i + bias). A sample's gradient with respect to W is the outer product of u_c
+    and `pull` = sum_i dl/ds_i x_i, so everything is found in one pass without autograd; negatives' gradients are
+    collected per item, [N, c], before they meet x. A row's numbers do not depend on the rows of other models.
+    """
+    d, c = id_Nd.shape[1], len(W_cD)
+    with torch.autocast(user_bk.device.type, enabled=False):
+        item_kN = torch.cat([id_Nd, torch.addmm(bias_c, x_ND, W_cD.T)], dim=1).T.contiguous()
+        loss = torch.zeros((), dtype=torch.float64, device=user_bk.device)
+        pull_Nc = torch.zeros(len(x_ND), c, dtype=x_ND.dtype, device=x_ND.device)
+        gradient_cD, bias_grad_c = torch.zeros_like(W_cD), torch.zeros_like(bias_c)
+        second_D = torch.zeros_like(W_cD[0]) if moments else None
+        for at in range(0, len(user_bk), _BLOCK):
+            user, x, scale, weight = (part[at : at + _BLOCK] for part in (user_bk, x_bD, scale_b, weight_b))
+            content = user[:, d:]
+            own_b = (user[:, :d] * id_bd[at : at + _BLOCK]).sum(1)
+            own_b += (content * torch.addmm(bias_c, x, W_cD.T)).sum(1)
+            score = torch.mm(user, item_kN).clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
+            slope = torch.sigmoid(score)
+            soft = score.sub_(torch.log(slope))  # softplus, at half its price
+            loss += base * soft.sum(dtype=torch.float64) + (scale @ (soft @ weight_N)).double()
+            loss += (weight * F.softplus(-own_b)).sum(dtype=torch.float64)
+            slope *= torch.outer(scale, weight_N, out=soft).add_(base)
+            own_slope = (weight * torch.sigmoid(-own_b)).neg_()
+            own_pull = content * own_slope[:, None]
+            pull_Nc.addmm_(slope.T, content)
+            gradient_cD.addmm_(own_pull.T, x)
+            bias_grad_c += own_pull.sum(0)
+            if second_D is not None:
+                pull = torch.mm(slope, x_ND).addcmul_(own_slope[:, None], x)
+                second_D += content.square().sum(1) @ pull.square_()
+        gradient_cD.addmm_(pull_Nc.T, x_ND)
+        bias_grad_c += pull_Nc.sum(0)
+    return Fit(loss, gradient_cD, bias_grad_c, second_D)
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, count: int, *both: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.count = count
+        ctx.save_for_backward(*both[count:])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return None, None, *(grad * known for known in ctx.saved_tensors), *[None] * ctx.count
+
+
+def known(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """`value` as a differentiable function of `inputs`, whose gradients were found beside it."""
+    return _Known.apply(value, len(inputs), *inputs, *gradients)
+
+
+def environment_variance(gradient_EcD: Tensor, second_ED: Tensor, count_E: Tensor) -> Tensor:
     """The Var-term (after InvRL, Du et al. 2022): how much environments' gradients differ, per dimension [D].
 
-    One pair per environment: content rows u_c [b_e, c] and pulls dl/ds-weighted inputs [b_e, D], whose outer
-    product is a sample's gradient with respect to the content projection. The squared deviation of the environments'
-    mean gradients from their mean, summed over environments and c, less what sampling alone would give (the
-    within-environment variance over b_e): a batch's noise would otherwise drown the difference. Never below 0.
+    gradient: sums over each environment's samples of their gradients with respect to the content projection; second:
+    sums of their squares over c; count: samples, none 0. The squared deviation of the environments' mean gradients
+    from their mean, summed over environments and c, less what sampling alone would give (the within-environment
+    variance over count): a batch's noise would otherwise drown the difference. Never below 0.
     """
-    gradients, noise = [], []
-    for content_bc, pull_bD in zip(content_Ebc, pull_EbD, strict=True):
-        n = len(pull_bD)
-        gradient_cD = content_bc.T @ pull_bD / n
-        second_D = content_bc.square().sum(1) @ pull_bD.square() / n
-        gradients.append(gradient_cD)
-        noise.append((second_D - gradient_cD.square().sum(0)) / max(n - 1, 1))
-    E = len(gradients)
-    gradient_EcD = torch.stack(gradients)
-    deviation_D = (gradient_EcD - gradient_EcD.mean(0)).square().sum(dim=(0, 1))
-    return (deviation_D - (1 - 1 / E) * torch.stack(noise).sum(0)).clamp(min=0)
+    E = len(count_E)
+    mean_EcD = gradient_EcD / count_E[:, None, None]
+    noise_ED = (second_ED / count_E[:, None] - mean_EcD.square().sum(1)) / (count_E - 1).clamp(min=1)[:, None]
+    deviation_D = (mean_EcD - mean_EcD.mean(0)).square().sum(dim=(0, 1))
+    return (deviation_D - (1 - 1 / E) * noise_ED.sum(0)).clamp(min=0)

@@ -198,13 +198,14 @@ class Step:
         return merge.run(self.dataset, self.config, [content], None, self.tracker, self.engine, saved, "pretrain")
 
     def invariance(self) -> tuple[dict[str, Tensor], dict]:
+        saved = self.checkpoints("invariance")
         if self.config.model == "invrl":  # one representation: the concatenated features themselves
             trained, content = self.tensors("pretrain"), self.features()
             assert content is not None
             read = {"member.user": trained["0.user"], "member.item": trained["0.item"], "representation.0": content}
         else:
             read = self.tensors("align")
-        return invariance.run(self.dataset, self.config, read, self.tracker)
+        return invariance.run(self.dataset, self.config, read, self.tracker, self.engine, saved)
 
     def merge(self) -> tuple[dict[str, Tensor], dict]:
         init: dict[str, Tensor] | None = None

@@ -108,6 +108,12 @@ def test_club_bounds_the_information_of_gaussians_from_above() -> None:
     assert truth < bound < 3.5 * truth
 
 
+def moments(content: list[torch.Tensor], pull: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gradient = torch.stack([u.T @ g for u, g in zip(content, pull, strict=True)])
+    second = torch.stack([u.square().sum(1) @ g.square() for u, g in zip(content, pull, strict=True)])
+    return gradient, second, torch.tensor([len(u) for u in content], dtype=torch.float64)
+
+
 def test_environment_variance_is_the_deviation_less_the_sampling_noise() -> None:
     content, pull = [randn(5, 2), randn(7, 2, seed=1)], [randn(5, 3, seed=2), randn(7, 3, seed=3) + 4]
     means, noise = [], torch.zeros(3, dtype=torch.float64)
@@ -117,15 +123,57 @@ def test_environment_variance_is_the_deviation_less_the_sampling_noise() -> None
         noise += samples.var(0).sum(0) / len(u)
     middle = sum(means) / 2
     want = sum((m - middle).square().sum(0) for m in means) - noise / 2
-    torch.testing.assert_close(losses.environment_variance(content, pull), want.clamp(min=0))
+    torch.testing.assert_close(losses.environment_variance(*moments(content, pull)), want.clamp(min=0))
 
 
 def test_environment_variance_finds_the_dimension_that_differs() -> None:
     content = [randn(4000, 2, seed=s) + 1 for s in range(2)]
     pull = [randn(4000, 2, seed=s) for s in (5, 6)]
     pull[1][:, 1] += 1
-    variance = losses.environment_variance(content, pull)
+    variance = losses.environment_variance(*moments(content, pull))
     assert variance[1] > 50 * variance[0]
+
+
+@pytest.mark.parametrize("b", [3, 600])
+def test_projection_fit_against_autograd(b: int) -> None:
+    """Value, gradients and second moments; 600 rows are more than one block."""
+    d, c, D, N = 3, 2, 4, 5
+    user, own, x = randn(b, d + c) * 3, randn(b, d, seed=1), randn(b, D, seed=2)
+    negative, x_N = randn(N, d, seed=3), randn(N, D, seed=4)
+    weight, scale, weight_N = (randn(n, seed=5 + n).abs() for n in (b, b, N))
+    W, bias = randn(c, D, seed=8).requires_grad_(), randn(c, seed=9).requires_grad_()
+
+    def rows_loss(i: int) -> torch.Tensor:
+        score = user[i, :d] @ own[i] + user[i, d:] @ (W @ x[i] + bias)
+        others = negative @ user[i, :d] + (x_N @ W.T + bias) @ user[i, d:]
+        negatives = ((0.7 + scale[i] * weight_N) * torch.nn.functional.softplus(others)).sum()
+        return negatives + weight[i] * torch.nn.functional.softplus(-score)
+
+    wants = [rows_loss(i) for i in range(b)]
+    fit = losses.projection_fit(
+        user, own, x, weight, negative, x_N, 0.7, scale, weight_N, W.detach(), bias.detach(), moments=True
+    )
+    assert float(fit.loss) == pytest.approx(float(sum(wants)), rel=1e-9)
+    for got, want in zip((fit.gradient_cD, fit.bias_c), torch.autograd.grad(sum(wants), [W, bias], retain_graph=True),
+                         strict=True):  # fmt: skip
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    second = sum(torch.autograd.grad(part, W, retain_graph=True)[0].square().sum(0) for part in wants)
+    torch.testing.assert_close(fit.second_D, second, rtol=1e-9, atol=1e-9)
+
+
+def test_projection_fit_of_extreme_scores_is_finite() -> None:
+    user = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]])
+    one, two = torch.ones(2, 1), torch.ones(2)
+    fit = losses.projection_fit(user, one, one, two, one, one, 1.0, two, two, torch.ones(1, 1), torch.zeros(1), True)
+    assert float(fit.loss) == pytest.approx(2 * 2 * 1000 + 1000, rel=1e-6)
+    assert all(part is not None and part.isfinite().all() for part in fit)
+
+
+def test_known_gradients_reach_their_inputs() -> None:
+    a, b = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    (2 * losses.known(torch.tensor(5.0), [a, b], [torch.arange(2.0), torch.arange(3.0)])).backward()
+    assert a.grad.tolist() == [0, 2]
+    assert b.grad.tolist() == [0, 2, 4]
 
 
 def test_entropy_weights_are_eq_13_and_14() -> None:

@@ -223,6 +223,8 @@ class Zero(Dense):
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
         import deepspeed
 
+        # Not compiled: it takes a compiler, and a worker killed meanwhile leaves a lock that all others wait for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False, verbose=False)
         config = {
             "steps_per_print": 1 << 62,

@@ -2,173 +2,296 @@
 
 Per representation r: E environment models on Psi_r = (1 - m_r) o x_r, each a fresh content projection (W_e, b_e)
 over stage 1's frozen embeddings, trained together; then each interaction moves to the environment that scores it
-highest (eq. 8); then the mask learns on Phi_r = m_r o x_r.
+highest (eq. 8); then the mask learns on Phi_r = m_r o x_r. Representations do not meet, nor do environments inside a
+round, so both are tasks of their own for actors; what a task returns depends on its arguments alone, bit for bit.
 
-Because stage 1 is frozen, W_e enters a score as u_c . W_e x = (W_e' u_c) . x: users are projected, not items, and one
-product of [users, shared negatives] serves all environments.
+A step's gradients have closed forms (`losses.projection_fit`): scaling x by a mask scales the columns of W instead.
 
-Shapes: n interactions, b batch, N negatives, E environments, c content width of users, D representation width.
+Shapes: n interactions, b this worker's share of a batch, N negatives, E environments, c content width of users, D
+representation width.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3dist import losses
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config
-from m3dist.data.batches import Batch
+from m3dist.data.batches import Batch, Sampler
 from m3dist.data.dataset import Dataset
+from m3dist.loop import log_epoch
 from m3dist.models.mask import Gate
+from m3dist.models.ultragcn import Weights
+from m3dist.parallel.engine import Engine
+from m3dist.parallel.pool import Pool
 from m3dist.seeding import derive, torch_rng
-from m3dist.stages.common import Data
-from m3dist.tracking import Tracker
+from m3dist.tracking import Stopped, Tracker
+
+_ROWS = 2048  # interactions scored at once; their rows stay in cache
 
 
 class Frozen:
-    """Stage 1's embeddings as stage 2 reads them."""
+    """What stage 2 reads and never changes, from plain tensors, so that any process can build it."""
 
-    def __init__(self, data: Data, tensors: dict[str, Tensor], config: Config):
-        dim = config.backbone.dim
-        user = tensors["member.user"]
-        self.user_id, self.user_content = user[:, :dim].contiguous(), user[:, dim:].contiguous()
-        self.item_id = tensors["member.item"]
-        self.data, self.config = data, config
+    def __init__(
+        self, tensors: dict[str, Tensor], device: str | torch.device, config: Config, engine: Engine | None = None
+    ):
+        self.config, self.engine = config, engine or Engine(device=device)
+        tensors = {name: x.to(device) for name, x in tensors.items()}
+        self.user, self.item = tensors["user"], tensors["item"]
+        self.user_Uk, self.item_Id = tensors["member.user"], tensors["member.item"]
+        self.x = [tensors[f"representation.{r}"] for r in range(sum("representation" in name for name in tensors))]
+        backbone = config.backbone
+        w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
+        self.weights = Weights(tensors["user_degree"], tensors["item_degree"], w, backbone.kappa).to(device)
+
+    @staticmethod
+    def tensors(dataset: Dataset, aligned: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The training split and stage 1's outputs, as the constructor takes them."""
+        read = ("member.user", "member.item", "representation.")
+        out = {name: x for name, x in aligned.items() if name.startswith(read)}
+        for name, array in zip(("user", "item"), dataset.interactions("train"), strict=True):
+            out[name] = torch.from_numpy(array.copy())
+        for name, array in zip(("user_degree", "item_degree"), dataset.degrees(), strict=True):
+            out[name] = torch.from_numpy(array)
+        return out
+
+    @property
+    def content(self) -> int:
+        """c"""
+        return self.user_Uk.shape[1] - self.item_Id.shape[1]
+
+    def sampler(self, purpose: str) -> Sampler:
+        settings = self.config.invariance
+        return Sampler(
+            self.user, self.item, len(self.item_Id), batch_size=settings.batch_size, negatives=settings.negatives,
+            per_positive=False, seed=self.config.seed, purpose=purpose,
+        )  # fmt: skip
+
+    def batch(self, sampler: Sampler, epoch: int, step: int) -> Batch:
+        return sampler(epoch, step, self.engine.rank, self.engine.world)
+
+    def fits(
+        self, batch: Batch, r: int, environment_b: Tensor, models: Mapping[int, tuple[Tensor, Tensor]], moments: bool
+    ) -> dict[int, tuple[int, losses.Fit]]:
+        """(rows, fit) of every environment in `models` (W [c, D], b [c]) that has rows here."""
+        order = torch.argsort(environment_b, stable=True)
+        bounds = torch.bincount(environment_b, minlength=max(models) + 1).cumsum(0).tolist()
+        id_Nd, x_ND = self.item_Id[batch.negative], self.x[r][batch.negative]
+        scale = self.config.backbone.negative_weight / len(batch.negative)
+        out = {}
+        for e, (W_cD, bias_c) in models.items():
+            rows = order[bounds[e - 1] if e else 0 : bounds[e]]
+            if not len(rows):
+                continue
+            user, item = batch.user_b[rows], batch.item_b[rows]
+            base, scale_b = self.weights.negative(user)
+            fit = losses.projection_fit(
+                self.user_Uk[user], self.item_Id[item], self.x[r][item], self.weights.positive(user, item),
+                id_Nd, x_ND, base * scale, scale_b * scale, self.weights.c_I[batch.negative], W_cD, bias_c, moments,
+            )  # fmt: skip
+            out[e] = len(rows), fit
+        return out
 
 
-def _fresh(environments: int, c: int, D: int, config: Config, *keys: str | int) -> tuple[Tensor, Tensor]:
-    """Projections W [E, c, D] and b [E, c], every environment from a seed of its own."""
-    parts = [torch.randn(c, D, generator=torch_rng(config.seed, *keys, e)) / D**0.5 for e in range(environments)]
-    return torch.stack(parts).requires_grad_(), torch.zeros(environments, c, requires_grad=True)
+def fresh(config: Config, c: int, D: int, *keys: str | int) -> tuple[Tensor, Tensor]:
+    """A projection W [c, D] and b [c] from a seed of its own."""
+    return torch.randn(c, D, generator=torch_rng(config.seed, *keys)) / D**0.5, torch.zeros(c)
 
 
-def _project(content_bc: Tensor, environment_b: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """[W_e' u_c, u_c . b_e] of every row under its own environment, [b, D + 1]; rows ordered by environment inside."""
-    order = torch.argsort(environment_b, stable=True)
-    counts = torch.bincount(environment_b, minlength=len(W)).tolist()
-    both = torch.cat([W, b.unsqueeze(2)], dim=2)
-    parts = [part @ both[e] for e, part in enumerate(content_bc[order].split(counts))]
-    return torch.cat(parts)[torch.argsort(order)]
-
-
-def environment_loss(frozen: Frozen, batch: Batch, x_ID: Tensor, environment_b: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """Eq. 7 for all environments: the backbone loss, every interaction under its own environment's model."""
-    backbone, weights = frozen.config.backbone, frozen.data.weights
-    projected = _project(frozen.user_content[batch.user_b], environment_b, W, b)
-    user = torch.cat([frozen.user_id[batch.user_b], projected], dim=1)
-
-    def rows(item: Tensor) -> Tensor:
-        one = torch.ones(*item.shape, 1)
-        return torch.cat([frozen.item_id[item], x_ID[item], one], dim=-1)
-
-    positive = losses.positives((user * rows(batch.item_b)).sum(1), weights.positive(batch.user_b, batch.item_b))
-    base, scale_b = weights.negative(batch.user_b)
-    total = losses.shared_negatives(user, rows(batch.negative), base, scale_b, weights.c_I[batch.negative])
-    return (positive + backbone.negative_weight * total / batch.negative.shape[-1]) / batch.size
-
-
-def train_environments(frozen: Frozen, r: int, psi_ID: Tensor, environment_n: Tensor, round_: int) -> Tensor:
-    """Train the E models of representation r and return the environment that scores each interaction highest, [n].
-
-    The models' content scores are compared; the id part of a score is the same under all of them.
-    """
-    config, data = frozen.config.invariance, frozen.data
-    W, b = _fresh(config.environments, frozen.user_content.shape[1], psi_ID.shape[1], frozen.config, "env", round_, r)
-    optimizer = torch.optim.Adam([W, b], lr=config.environment_lr, fused=True)
-    sampler = data.sampler(config.batch_size, f"environments.{round_}.{r}", config.negatives)
-    for epoch in range(config.environment_epochs):
-        for step in range(sampler.steps):
-            batch = sampler(epoch, step)
-            optimizer.zero_grad(set_to_none=True)
-            environment_loss(frozen, batch, psi_ID, environment_n[batch.index_b], W, b).backward()
-            optimizer.step()
-    with torch.no_grad():
-        item_IEc = torch.einsum("id,ecd->iec", psi_ID, W) + b
-        best = []
-        for user, item in zip(data.user.split(16384), data.item.split(16384), strict=True):
-            best.append(torch.einsum("nc,nec->ne", frozen.user_content[user], item_IEc[item]).argmax(1))
-    return torch.cat(best)
+def environment_loss(
+    frozen: Frozen, batch: Batch, r: int, scale_D: Tensor, environment_b: Tensor,
+    models: Mapping[int, tuple[Tensor, Tensor]],
+) -> Tensor:  # fmt: skip
+    """Eq. 7, this worker's share: every interaction under its own environment's model; x_r is scaled by scale_D."""
+    scaled = {e: (W.detach() * scale_D, b.detach()) for e, (W, b) in models.items()}
+    fits = frozen.fits(batch, r, environment_b, scaled, moments=False)
+    total = torch.zeros((), dtype=torch.float64, device=frozen.engine.device)
+    gradients = []
+    for e, (W, b) in models.items():
+        if e in fits:
+            fit = fits[e][1]
+            total += fit.loss
+            gradients += [fit.gradient_cD * scale_D / batch.size, fit.bias_c / batch.size]
+        else:
+            gradients += [torch.zeros_like(W), torch.zeros_like(b)]
+    return losses.known((total / batch.size).float(), [p for pair in models.values() for p in pair], gradients)
 
 
 def mask_loss(
-    frozen: Frozen,
-    batch: Batch,
-    x_ID: Tensor,
-    mask_D: Tensor,
-    environment_b: Tensor,
-    W: Tensor,
-    b: Tensor,
-    gamma: float,
+    frozen: Frozen, batch: Batch, r: int, mask_D: Tensor, environment_b: Tensor, W: Tensor, b: Tensor, gamma: float
 ) -> dict[str, Tensor]:
-    """L_mask of one representation: mean_e L_e(Phi) + gamma Var-term + rho mean(m^2).
+    """L_mask of one representation, this worker's share: mean_e L_e(Phi) + gamma Var-term + rho mean(m^2).
 
-    The gradient of a linear projection is an outer product (`losses.environment_variance`), so the penalty needs no
-    second backward. Var is measured on the whole representation and held constant: a mask entry pays for how unlike
-    the environments are in its dimension, and cannot lower the price by shrinking. It is relative to its mean over
-    dimensions, and both regularisers are means over D, so gamma and rho depend neither on widths nor on the scale of
-    gradients.
+    Var is measured on the whole representation and held constant: a mask entry pays for how unlike the environments
+    are in its dimension, and cannot lower the price by shrinking. It is relative to its mean over dimensions, and both
+    regularisers are means over D, so gamma and rho depend neither on widths nor on the scale of gradients.
     """
-    config, backbone, weights = frozen.config.invariance, frozen.config.backbone, frozen.data.weights
-    content = frozen.user_content[batch.user_b]
-    query = content @ W
-    offset = content @ b
-    phi_b = mask_D * x_ID[batch.item_b]
-    user_id = frozen.user_id[batch.user_b]
-    score_b = (user_id * frozen.item_id[batch.item_b]).sum(1) + (query * phi_b).sum(1) + offset
-    weight_b = weights.positive(batch.user_b, batch.item_b)
-    base, scale_b = weights.negative(batch.user_b)
-    weight_n = (base + scale_b[:, None] * weights.c_I[batch.negative]) * backbone.negative_weight
-    weight_n = weight_n / batch.negative.shape[-1]
-    phi_n = mask_D * x_ID[batch.negative]
-    score_n = user_id @ frozen.item_id[batch.negative].T + query @ phi_n.T + offset[:, None]
-    loss_b = weight_b * F.softplus(-score_b) + (weight_n * F.softplus(score_n)).sum(1)
-    order = torch.argsort(environment_b, stable=True)
-    sizes = [n for n in torch.bincount(environment_b).tolist() if n]
+    config, engine = frozen.config.invariance, frozen.engine
+    E, (c, D) = config.environments, W.shape
     with torch.no_grad():
-        slope_n = weight_n * score_n.sigmoid()
-        x_b = x_ID[batch.item_b]
-        pull_bD = slope_n @ x_ID[batch.negative] - (weight_b * (-score_b).sigmoid())[:, None] * x_b
-        variance_D = losses.environment_variance(content[order].split(sizes), pull_bD[order].split(sizes))
+        model = (W * mask_D, b.detach())
+        fits = frozen.fits(batch, r, environment_b, dict.fromkeys(range(E), model), moments=True)
+        local = [torch.zeros(shape, device=engine.device) for shape in ((E,), (E, D), (E, c, D), (E,), (E, c))]
+        for e, (rows, fit) in fits.items():
+            assert fit.second_D is not None
+            found: tuple[Any, ...] = (rows, fit.second_D, fit.gradient_cD, fit.loss, fit.bias_c)
+            for to, value in zip(local, found, strict=True):
+                to[e] = value
+        count_E, second_ED, gradient_EcD = (x.clone() if engine.world > 1 else x for x in local[:3])
+        engine.add_up([count_E, second_ED, gradient_EcD])
+        there = count_E > 0
+        weight_E = there / (count_E.clamp(min=1) * there.sum())  # mean over environments of their means
+        variance_D = losses.environment_variance(gradient_EcD[there], second_ED[there], count_E[there])
         relative_D = variance_D / variance_D.mean().clamp(min=1e-30)
-    fit = torch.stack([part.mean() for part in loss_b[order].split(sizes)]).mean()
-    penalty = gamma * (relative_D * mask_D).square().mean()
-    size = config.rho * mask_D.square().mean()
-    return {"fit": fit, "variance": penalty, "size": size, "loss": fit + penalty + size}
+        mean_cD = torch.tensordot(weight_E, local[2], 1)
+        gradients = [mean_cD * mask_D, weight_E @ local[4], (W * mean_cD).sum(0)]
+    fit_ = losses.known(weight_E @ local[3], [W, b, mask_D], gradients)
+    penalty = gamma * (relative_D * mask_D).square().mean() * batch.part
+    size = config.rho * mask_D.square().mean() * batch.part
+    return {"fit": fit_, "variance": penalty, "size": size, "loss": fit_ + penalty + size}
+
+
+class EnvironmentModels(nn.Module):
+    """Projections of some environments of some representations; forward gives this worker's share of their loss."""
+
+    def __init__(
+        self, frozen: Frozen, environments: Mapping[int, Sequence[int]], scale: Mapping[int, Tensor], round_: int
+    ):
+        super().__init__()
+        self.frozen, self.environments, self.scale = frozen, environments, scale
+        for r, group in environments.items():
+            for e in group:
+                W, b = fresh(frozen.config, frozen.content, frozen.x[r].shape[1], "env", round_, r, e)
+                self.register_parameter(f"W_{r}_{e}", nn.Parameter(W))
+                self.register_parameter(f"b_{r}_{e}", nn.Parameter(b))
+
+    def forward(self, batch: Batch, environment: dict[int, Tensor]) -> Tensor:
+        total = torch.zeros((), device=self.frozen.engine.device)
+        for r, group in self.environments.items():
+            models = {e: (getattr(self, f"W_{r}_{e}"), getattr(self, f"b_{r}_{e}")) for e in group}
+            at = environment[r][batch.index_b].long()
+            total = total + environment_loss(self.frozen, batch, r, self.scale[r], at, models)
+        return total
+
+
+class Masks(nn.Module):
+    """Gates of some representations, each with a projection of its own; forward gives their terms."""
+
+    def __init__(self, frozen: Frozen, logits: Mapping[int, Tensor], round_: int):
+        super().__init__()
+        self.frozen = frozen
+        settings = frozen.config.invariance
+        # In the first rounds Psi still holds causal dimensions, so environments also split users by taste and
+        # penalising their differences would punish what should stay; the fit separates first, the penalty follows.
+        warm = round_ / max(settings.rounds - 1, 1) if settings.gamma_warmup else 1.0
+        self.gamma = warm * settings.gamma
+        self.gates = nn.ModuleDict()
+        for r, logit_D in logits.items():
+            gate = Gate(len(logit_D), settings.gate, settings.init, settings.gate_noise)
+            gate.logit.data.copy_(logit_D)
+            self.gates[str(r)] = gate
+            W, b = fresh(frozen.config, frozen.content, len(logit_D), "mask", round_, r, 0)
+            self.register_parameter(f"W_{r}", nn.Parameter(W))
+            self.register_parameter(f"b_{r}", nn.Parameter(b))
+
+    def forward(self, batch: Batch, environment: dict[int, Tensor]) -> dict[str, dict[str, Tensor]]:
+        out = {}  # by str: DeepSpeed reads the keys
+        for name, gate in self.gates.items():
+            r = int(name)
+            mask_D = gate(derive(batch.seed, "gate", r))
+            at = environment[r][batch.index_b].long()
+            W, b = getattr(self, f"W_{r}"), getattr(self, f"b_{r}")
+            out[name] = mask_loss(self.frozen, batch, r, mask_D, at, W, b, self.gamma)
+        return out
+
+
+def train_environments(
+    frozen: Frozen, groups: Mapping[int, Sequence[int]], scale: Mapping[int, Tensor], environment: Mapping[int, Tensor],
+    round_: int,
+) -> dict[int, tuple[Tensor, Tensor]]:  # fmt: skip
+    """W [g, c, D] and b [g, c] of the trained models of each group of environments."""
+    settings, engine = frozen.config.invariance, frozen.engine
+    module = EnvironmentModels(frozen, groups, scale, round_)
+    dense = engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.environment_lr}])
+    sampler = frozen.sampler(f"environments.{round_}")
+    for epoch in range(settings.environment_epochs):
+        for step in range(sampler.steps):
+            dense.backward(dense(frozen.batch(sampler, epoch, step), environment))
+            dense.step()
+    state = dense.state()
+    return {
+        r: (torch.stack([state[f"W_{r}_{e}"] for e in group]), torch.stack([state[f"b_{r}_{e}"] for e in group]))
+        for r, group in groups.items()
+    }
+
+
+@torch.no_grad()
+def assign(
+    frozen: Frozen, r: int, scale_D: Tensor, W_gcD: Tensor, b_gc: Tensor, names: Sequence[int], low: int, high: int
+) -> Tensor:
+    """The environment, of those named, that scores each of interactions low..high highest (eq. 8), int16.
+
+    The models' content scores are compared; the id part of a score is the same under all of them. Ties go to the first.
+    """
+    device, c = frozen.engine.device, frozen.content
+    content_Uc = frozen.user_Uk[:, -c:]
+    best = torch.full((high - low,), float("-inf"), device=device)
+    at = torch.zeros(high - low, dtype=torch.int64, device=device)
+    some = max(1, 2**26 // (len(frozen.item_Id) * c))  # environments whose projected items are held at once
+    for first in range(0, len(names), some):
+        items = [
+            torch.addmm(b_gc[g].to(device), frozen.x[r], (W_gcD[g].to(device) * scale_D.to(device)).T)
+            for g in range(first, min(first + some, len(names)))
+        ]
+        for start in range(low, high, _ROWS):
+            end = min(start + _ROWS, high)
+            content = content_Uc[frozen.user[start:end]]
+            item, here = frozen.item[start:end], slice(start - low, end - low)
+            score = torch.stack([part_Ic[item].mul_(content).sum(1) for part_Ic in items])
+            top, which = score.max(0)
+            better = top > best[here]
+            best[here] = torch.where(better, top, best[here])
+            at[here] = torch.where(better, which + first, at[here])
+    return torch.tensor(names, dtype=torch.int16, device=device)[at].cpu()
 
 
 def learn_masks(
-    frozen: Frozen, gate: Gate, x: list[Tensor], environment: list[Tensor], round_: int
-) -> dict[str, float]:
-    """One round of mask learning, all representations in the same steps. Returns the mean terms."""
-    config, data = frozen.config.invariance, frozen.data
-    # In the first rounds Psi still holds causal dimensions, so environments also split users by taste and penalising
-    # their differences would punish what should stay; the fit separates first, the penalty follows.
-    warm = round_ / max(config.rounds - 1, 1) if config.gamma_warmup else 1.0
-    c = frozen.user_content.shape[1]
-    projections = [_fresh(1, c, part.shape[1], frozen.config, "mask", round_, r) for r, part in enumerate(x)]
-    dense = [p for pair in projections for p in pair]
-    optimizer = torch.optim.Adam([*gate.parameters(), *dense], lr=config.mask_lr, fused=True)
-    sampler = data.sampler(config.batch_size, f"masks.{round_}", config.negatives)
-    sums: dict[str, float] = {}
-    for epoch in range(config.mask_epochs):
+    frozen: Frozen, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int
+) -> dict[int, tuple[Tensor, dict[str, float]]]:
+    """One round of mask learning: new logits [D] and the mean terms of every representation."""
+    settings, engine = frozen.config.invariance, frozen.engine
+    module = Masks(frozen, logits, round_)
+    dense = engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.mask_lr}])
+    sampler = frozen.sampler(f"masks.{round_}")
+    sums: dict[str, Tensor] = {}
+    for epoch in range(settings.mask_epochs):
         for step in range(sampler.steps):
-            batch = sampler(epoch, step)
-            noise = torch.Generator().manual_seed(derive(batch.seed, "gate"))
-            optimizer.zero_grad(set_to_none=True)
-            for r, (mask_D, (W, b)) in enumerate(zip(gate(noise), projections, strict=True)):
-                terms = mask_loss(
-                    frozen, batch, x[r], mask_D, environment[r][batch.index_b], W[0], b[0], warm * config.gamma
-                )
-                terms["loss"].backward()
-                for name, value in terms.items():
-                    sums[f"{r}/{name}"] = sums.get(f"{r}/{name}", 0.0) + float(value.detach())
-            optimizer.step()
-    steps = max(config.mask_epochs * sampler.steps, 1)
-    return {name: total / steps for name, total in sums.items()}
+            terms = dense(frozen.batch(sampler, epoch, step), environment)
+            dense.backward(torch.stack([part["loss"] for part in terms.values()]).sum())
+            dense.step()
+            for r, part in terms.items():
+                for name, value in part.items():
+                    key = f"{r}/{name}"
+                    sums[key] = sums.get(key, torch.zeros((), device=engine.device)) + value.detach()
+    steps = max(settings.mask_epochs * sampler.steps, 1)
+    means = {name: total / steps for name, total in engine.totals({k: float(x) for k, x in sums.items()}).items()}
+    state = dense.state()
+    return {
+        r: (
+            state[f"gates.{r}.logit"].cpu(),
+            {name.partition("/")[2]: x for name, x in means.items() if name.startswith(f"{r}/")},
+        )
+        for r in logits
+    }
 
 
 def refill(environment_n: Tensor, environments: int, how: str, generator: torch.Generator) -> tuple[Tensor, list[int]]:
@@ -183,42 +306,157 @@ def refill(environment_n: Tensor, environments: int, how: str, generator: torch.
     return environment_n, empty
 
 
+def _environments_of_one(
+    frozen: Frozen, r: int, group: tuple[int, ...], scale_D: Tensor, environment_n: Tensor, round_: int
+) -> tuple[Tensor, Tensor]:
+    device = frozen.engine.device
+    return train_environments(frozen, {r: group}, {r: scale_D.to(device)}, {r: environment_n.to(device)}, round_)[r]
+
+
+def _mask_of_one(
+    frozen: Frozen, r: int, logit_D: Tensor, environment_n: Tensor, round_: int
+) -> tuple[Tensor, dict[str, float]]:
+    return learn_masks(frozen, {r: logit_D}, {r: environment_n.to(frozen.engine.device)}, round_)[r]
+
+
+class Rounds:
+    """Both halves of a round for all representations: as tasks of a pool, or together under several workers."""
+
+    def __init__(self, pool: Pool, frozen: Frozen | None, config: Config, tracker: Tracker, n: int):
+        self.pool, self.config, self.n = pool, config, n
+        self.together = frozen if frozen is not None and frozen.engine.world > 1 else None
+        self.stop = tracker.interrupted if self.together is None else None
+
+    def environments(self, scales: list[Tensor], environment: list[Tensor], round_: int) -> list[Tensor]:
+        """The new environment of every interaction [n], per representation. Empty environments take no part."""
+        E, rs = self.config.invariance.environments, range(len(scales))
+        alive = [torch.bincount(part, minlength=E).nonzero().flatten().tolist() for part in environment]
+        if self.together is not None:
+            frozen, device = self.together, self.together.engine.device
+            there = {r: scales[r].to(device) for r in rs}
+            named = {r: environment[r].to(device) for r in rs}
+            trained = train_environments(frozen, dict(enumerate(alive)), there, named, round_)
+            low, high = frozen.engine.share(self.n)
+            whole = [torch.zeros(self.n, dtype=torch.int32, device=device) for _ in rs]
+            for r, part in enumerate(whole):
+                part[low:high] = assign(frozen, r, scales[r], *trained[r], alive[r], low, high).to(device)
+            frozen.engine.add_up(whole)
+            return [part.cpu() for part in whole]
+        parts = _parts(len(self.pool.actors), len(scales), E)
+        groups = [(r, tuple(alive[r][at::parts])) for r in rs for at in range(parts) if alive[r][at::parts]]
+        put = [self.pool.put(part.to(torch.int16)) for part in environment]
+        tasks = [(r, group, scales[r], put[r], round_) for r, group in groups]
+        models = self.pool.map(_environments_of_one, tasks, self.stop)
+        chunks: list[tuple] = []
+        bounds = [min(self.n, -(-self.n * at // (parts * _ROWS)) * _ROWS) for at in range(parts + 1)]
+        for r in rs:
+            names = [e for s, group in groups if s == r for e in group]
+            order = sorted(range(len(names)), key=names.__getitem__)
+            W, b = (
+                torch.cat([m[k] for (s, _), m in zip(groups, models, strict=True) if s == r])[order] for k in (0, 1)
+            )
+            chunks += [(r, scales[r], W, b, alive[r], *pair) for pair in itertools.pairwise(bounds)]
+        chosen = self.pool.map(assign, chunks, self.stop)
+        return [torch.cat(chosen[r * parts : (r + 1) * parts]).int() for r in rs]
+
+    def masks(
+        self, logits: list[Tensor], environment: list[Tensor], round_: int
+    ) -> list[tuple[Tensor, dict[str, float]]]:
+        """New logits and mean terms of every representation."""
+        if self.together is not None:
+            device = self.together.engine.device
+            named = {r: part.to(device) for r, part in enumerate(environment)}
+            return [*learn_masks(self.together, dict(enumerate(logits)), named, round_).values()]
+        tasks = [(r, logit_D, environment[r].to(torch.int16), round_) for r, logit_D in enumerate(logits)]
+        return self.pool.map(_mask_of_one, tasks, self.stop)
+
+
+def _parts(actors: int, representations: int, environments: int) -> int:
+    """Into how many tasks a representation's environments go, so that actors end together; 1 in series."""
+    most = min(environments, max(1, math.ceil(2 * actors / representations)))
+    waves = {parts: math.ceil(parts * representations / max(actors, 1)) / parts for parts in range(1, most + 1)}
+    return min(waves, key=lambda parts: (waves[parts], parts)) if actors else 1
+
+
 def run(
-    dataset: Dataset, config: Config, aligned: dict[str, Tensor], tracker: Tracker
+    dataset: Dataset,
+    config: Config,
+    aligned: dict[str, Tensor],
+    tracker: Tracker,
+    engine: Engine | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[dict[str, Tensor], dict]:
-    """T rounds. Returns tensors mask.r [D_r] and environment.r [n], and what happened in each round."""
-    data, settings = Data(dataset, config), config.invariance
-    frozen = Frozen(data, aligned, config)
-    x = [aligned[f"representation.{r}"] for r in range(sum(name.startswith("representation.") for name in aligned))]
-    gate = Gate([part.shape[1] for part in x], settings.gate, settings.init, settings.gate_noise)
-    n, E = len(data.user), settings.environments
-    environment = [torch.randint(E, (n,), generator=torch_rng(config.seed, "split", r)) for r in range(len(x))]
+    """T rounds. Returns tensors mask.r [D_r] and environment.r [n], and what happened in each round.
+
+    With config.actors and one worker, actors do the work. Goes on from the latest of `checkpoints`, which are between
+    rounds. Raises Stopped when a listener ends the run and KeyboardInterrupt when the tracker is interrupted.
+    """
+    engine, settings = engine or Engine(), config.invariance
+    tensors = Frozen.tensors(dataset, aligned)
+    count = sum(name.startswith("representation.") for name in tensors)
+    widths = [tensors[f"representation.{r}"].shape[1] for r in range(count)]
+    n, E = len(tensors["user"]), settings.environments
+    actors = config.actors if engine.world == 1 and settings.rounds else 0
+    environment = [torch.randint(E, (n,), generator=torch_rng(config.seed, "split", r)) for r in range(len(widths))]
+    logits = [Gate(D, settings.gate, settings.init).logit.detach() for D in widths]
     history: list[dict[str, Any]] = []
-    tracker.begin("invariance", "")
-    for round_ in range(settings.rounds):
-        report: dict[str, float] = {}
-        started = time.perf_counter()
-        with torch.no_grad():
-            masks = [m.clone() for m in gate()]
-        empty: dict[int, list[int]] = {}
-        for r, part in enumerate(x):
-            new = train_environments(frozen, r, (1 - masks[r]) * part, environment[r], round_)
-            report[f"{r}/moved"] = float((new != environment[r]).double().mean())
-            environment[r], empty[r] = refill(new, E, settings.empty, torch_rng(config.seed, "refill", round_, r))
-            for e, size in enumerate(torch.bincount(environment[r], minlength=E).tolist()):
-                report[f"{r}/environment {e}"] = size
-        report |= learn_masks(frozen, gate, x, environment, round_)
-        trained = n * len(x) * (settings.environment_epochs + settings.mask_epochs)
-        report["interactions/s"] = trained / (time.perf_counter() - started)
-        for r, mask in enumerate(gate()):
-            report[f"{r}/mask"] = float(mask.detach().mean())
-            tracker.histogram("invariance", f"mask {r}", round_, mask.detach())
-        tracker.log("invariance", round_, report)
-        tracker.progress("invariance", settings.rounds, round_ + 1)
-        history.append({**report, "empty": {r: e for r, e in empty.items() if e}})
-        if all(report[f"{r}/moved"] < settings.moved for r in range(len(x))):
-            break
-    with torch.no_grad():
-        masks = gate() if settings.rounds else [torch.ones(part.shape[1]) for part in x]
-    out = {f"mask.{r}": mask.detach().clone() for r, mask in enumerate(masks)}
+    if checkpoints is not None and (saved := checkpoints.latest()):
+        state, history = saved.tensors(), saved.meta["history"]
+        environment = [state[f"environment.{r}"].long() for r in range(len(widths))]
+        logits = [state[f"logit.{r}"] for r in range(len(widths))]
+    tracker.begin("invariance", checkpoints.key if checkpoints else "", len(history))
+
+    def masks() -> list[Tensor]:
+        if not settings.rounds:
+            return [torch.ones(D) for D in widths]
+        return [_mask(logit_D, config) for logit_D in logits]
+
+    with Pool(
+        Frozen, tensors, config, None if actors else engine, actors=actors, resources=dict(config.actor_resources),
+        failures=config.max_failures, autoscaling=config.autoscaling, device=engine.device,
+    ) as pool:  # fmt: skip
+        rounds = Rounds(pool, None if actors else pool.state, config, tracker, n)
+        while len(history) < settings.rounds and not (history and _still(history[-1], settings.moved)):
+            round_, started = len(history), time.perf_counter()
+            report: dict[str, float] = {}
+            empty: dict[int, list[int]] = {}
+            for r, new in enumerate(rounds.environments([1 - m for m in masks()], environment, round_)):
+                report[f"{r}/moved"] = float((new != environment[r]).double().mean())
+                refilled = refill(new.long(), E, settings.empty, torch_rng(config.seed, "refill", round_, r))
+                environment[r], empty[r] = refilled
+                for e, size in enumerate(torch.bincount(environment[r], minlength=E).tolist()):
+                    report[f"{r}/environment {e}"] = size
+            for r, (logit_D, terms) in enumerate(rounds.masks(logits, environment, round_)):
+                logits[r] = logit_D.clone()
+                report |= {f"{r}/{name}": value for name, value in terms.items()}
+            for r, mask_D in enumerate(masks()):
+                report[f"{r}/mask"] = float(mask_D.mean())
+                tracker.histogram("invariance", f"mask {r}", round_, mask_D)
+            history.append({**report, "empty": {str(r): e for r, e in empty.items() if e}})
+            tracker.progress("invariance", settings.rounds, round_ + 1)
+            visits = n * len(widths) * (settings.environment_epochs + settings.mask_epochs)
+            report["interactions/s"] = visits / (time.perf_counter() - started)
+            stopped = log_epoch(tracker, engine, "invariance", round_, report)
+            if checkpoints is not None:
+                kept = {f"environment.{r}": part.to(torch.int16) for r, part in enumerate(environment)}
+                kept |= {f"logit.{r}": logit_D for r, logit_D in enumerate(logits)}
+                checkpoints.save(f"{round_ + 1:05d}-0000000", {"history": history}, kept)
+            if stopped:
+                raise Stopped(f"invariance: stopped after round {round_}")
+            if engine.largest(int(engine.lead and tracker.interrupted())):
+                raise KeyboardInterrupt
+    out = {f"mask.{r}": mask_D for r, mask_D in enumerate(masks())}
     return out | {f"environment.{r}": part.to(torch.int16) for r, part in enumerate(environment)}, {"rounds": history}
+
+
+def _still(report: dict[str, Any], moved: float) -> bool:
+    """Whether fewer interactions than this share moved in a round, in every representation."""
+    return all(value < moved for name, value in report.items() if name.endswith("/moved"))
+
+
+@torch.no_grad()
+def _mask(logit_D: Tensor, config: Config) -> Tensor:
+    settings = config.invariance
+    gate = Gate(len(logit_D), settings.gate, settings.init)
+    gate.logit.copy_(logit_D)
+    return gate()

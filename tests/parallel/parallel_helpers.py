@@ -20,9 +20,11 @@ from m3dist.config import Config
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.parallel.engine import Engine
+from m3dist.stages import invariance
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data
 from m3dist.stages.merge import MergeTask
+from m3dist.tracking import Tracker
 
 SMALL = [
     "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
@@ -66,7 +68,7 @@ def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120
 
 def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ["LOCAL_RANK"] = str(rank)  # which DeepSpeed asks for
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
@@ -119,3 +121,15 @@ def carried_over(rank: int, world: int, stage: str, first: Config, then: Config,
         out = task.dense.state(), task.dense.moments(), tables
     assert out is not None
     return {**out[0], **{f"table.{name}": x["weight"] for name, x in out[2].items()}}
+
+
+def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[tuple[dict[str, torch.Tensor], dict]]:
+    """Stage 2 on what stage 1 starts from."""
+    out = []
+    dataset = Dataset(root)
+    start = AlignTask(Data(dataset, runs[0]), runs[0])
+    aligned = {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
+    for config in runs:
+        with Tracker(None) as tracker:
+            out.append(invariance.run(dataset, config, aligned, tracker, engine_of(config, rank, world)))
+    return out
