@@ -25,7 +25,7 @@ class Engine:
     """One worker among `world`; without arguments, the only one.
 
     With world > 1 a default torch.distributed process group must exist. `sent` counts the bytes this worker gave to
-    collectives of embedding rows, and `dense_bytes` those of one reduction of the dense gradients.
+    collectives of embedding rows.
     """
 
     def __init__(
@@ -37,12 +37,10 @@ class Engine:
         zero_stage: int = 1,
         deepspeed: dict[str, Any] | None = None,
         precision: str = "auto",
-        sharded: bool = False,
     ):
         self.rank, self.world, self.device = rank, world, torch.device(device)
         self.strategy, self.zero_stage, self.deepspeed = strategy, zero_stage, deepspeed or {}
         self.precision = precision
-        self.sharded = sharded and world > 1
         self.sent = 0
 
     @staticmethod
@@ -52,10 +50,7 @@ class Engine:
             device = "cuda" if config.use_gpu else "cpu"
             if config.use_gpu and not torch.cuda.is_available():
                 raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
-        return Engine(
-            rank, world, device, config.strategy, config.zero_stage, config.deepspeed, config.precision,
-            config.embeddings == "sharded",
-        )  # fmt: skip
+        return Engine(rank, world, device, config.strategy, config.zero_stage, config.deepspeed, config.precision)
 
     @property
     def lead(self) -> bool:
@@ -114,13 +109,6 @@ class Engine:
     def gather(self, x_cd: Tensor, counts: list[int]) -> Tensor:
         """Rows of all workers in rank order [C, d], with gradient; counts: how many each worker gives."""
         return x_cd if self.world == 1 else _Gather.apply(x_cd, counts, self)
-
-    def swap(self, x_cd: Tensor, give: list[int], take: list[int]) -> Tensor:
-        """All-to-all of rows ordered by their destination: `give` to each worker, `take` from each, in rank order."""
-        out = x_cd.new_empty(sum(take), *x_cd.shape[1:])
-        dist.all_to_all_single(out, x_cd.contiguous(), take, give)
-        self.sent += x_cd.numel() * x_cd.element_size()
-        return out
 
     def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
         """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""

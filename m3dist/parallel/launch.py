@@ -31,7 +31,7 @@ from m3dist.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker
 Work = Callable[[Engine, Tracker, Any], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
 _OUT_OF_MEMORY = (
-    "a worker ran out of memory; lower batch_size or evaluation.block, or set embeddings=sharded with more workers"
+    "a worker ran out of memory; lower batch_size or evaluation.block, or give workers machines with more of it"
 )
 _OOM = ("OutOfMemory", "out of memory", "OOM", "running low on memory")
 

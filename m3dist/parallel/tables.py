@@ -1,7 +1,7 @@
 """Embedding tables that are trained by the rows of a step, so that a step does not grow with the table.
 
-Workers hold the same table and add up one block of gradients, that of the rows which the global batch touches; or
-each holds a shard and a step swaps the rows it needs (`ShardedTable`). Bytes per step do not depend on the table.
+Workers hold the same table and add up one block of gradients, that of the rows which the global batch touches, so
+the bytes of a step do not depend on the table either.
 
 Shapes: n rows, d width, R distinct rows of a worker's share of a step, G of the global batch.
 """

@@ -145,7 +145,7 @@ class Rows:
         self.more_at = None if items is None else at[0]
         self.neighbour_at = at[-1] if columns is not None else None
         self.user, self.item = Touched(user_R), Touched(item_R)
-        if data.engine.world > 1 and not data.engine.sharded:  # whose gradients all workers add up
+        if data.engine.world > 1:  # whose gradients all workers add up
             everyone = [] if columns is None else [weights.neighbour_Ik[batch.item_B][:, columns]]
             item_G, _ = data.distinct_item(batch.item_B, batch.negative_B, *everyone)
             user_G, _ = data.distinct_user(batch.user_B)

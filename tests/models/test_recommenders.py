@@ -143,7 +143,6 @@ def test_train_evaluate_recommend(planted_root: Path, tmp_path: Path) -> None:
     ("values", "says"),
     [
         (["model=vbrp"], "did you mean vbpr"),
-        (["model=vbpr", "embeddings=sharded"], "zero_stage=3"),
     ],
 )
 def test_bad_values(values: list[str], says: str) -> None:

@@ -78,8 +78,7 @@ def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: t
 
 
 def engine_of(config: Config, rank: int, world: int) -> Engine:
-    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto",
-                  config.embeddings == "sharded")  # fmt: skip
+    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto")
 
 
 def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
