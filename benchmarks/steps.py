@@ -10,7 +10,6 @@ from benchmarks import costs
 from benchmarks.measure import Roof, Row, against_roof, peak_mib
 from benchmarks.subjects import Subject, stepping
 from m3dist import ranking
-from m3dist.stages import invariance
 
 
 def measure(subject: Subject, size: str, limits: Roof) -> Iterator[Row]:
@@ -68,7 +67,7 @@ def _stage2(subject: Subject, formula: str) -> costs.Cost:
 def environments(subject: Subject, size: str, limits: Roof) -> Row:
     """Twelve steps of all environment models of all representations, and their interactions scored under each."""
     short = subject.part(12, "invariance.environment_epochs=1")
-    frozen, split, x = short.frozen, short.split(), short.representations
+    split, x = short.split(), short.representations
     steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
     n, D, c = len(short.data.user), sum(part.shape[1] for part in x), short.config.backbone.content_dim
     E = short.config.invariance.environments
@@ -76,8 +75,7 @@ def environments(subject: Subject, size: str, limits: Roof) -> Row:
     spent = _stage2(short, "environments") * steps + scoring
 
     def run() -> None:
-        for r, part in enumerate(x):
-            invariance.train_environments(frozen, r, 0.5 * part, split[r], 0)
+        short.environments(split)
 
     values = against_roof(run, spent.flop, spent.moved, limits, repeats=2, least=0)
     rate = n * len(x) / values["ms"] * 1e3
@@ -88,12 +86,12 @@ def environments(subject: Subject, size: str, limits: Roof) -> Row:
 def masks(subject: Subject, size: str, limits: Roof) -> Row:
     """Twelve steps of mask learning, all representations."""
     short = subject.part(12, "invariance.mask_epochs=1")
-    frozen, gate, split, x = short.frozen, short.gate(), short.split(), short.representations
+    split, x = short.split(), short.representations
     steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
     spent = _stage2(short, "mask") * steps
 
     def run() -> None:
-        invariance.learn_masks(frozen, gate, x, split, 0)
+        short.masks(split)
 
     values = against_roof(run, spent.flop, spent.moved, limits, repeats=2, least=0)
     rate = len(short.data.user) * len(x) / values["ms"] * 1e3

@@ -74,11 +74,26 @@ class Subject:
 
     @cached_property
     def frozen(self) -> invariance.Frozen:
-        return invariance.Frozen(self.data, self.aligned, self.config)
+        tensors = invariance.Frozen.tensors(self.dataset, self.aligned)
+        return invariance.Frozen(tensors | {"user": self.data.user, "item": self.data.item}, "cpu", self.config)
 
-    def gate(self) -> Gate:
+    def environments(self, split: list[Tensor]) -> list[Tensor]:
+        """Train the environments of every representation at half its mask, and give each interaction its best one."""
+        names, n = range(self.config.invariance.environments), len(self.data.user)
+        out = []
+        for r, x in enumerate(self.representations):
+            scale_D = torch.full((x.shape[1],), 0.5)
+            models = invariance.train_environments(self.frozen, {r: names}, {r: scale_D}, {r: split[r]}, 0)
+            out.append(invariance.assign(self.frozen, r, scale_D, *models[r], names, 0, n))
+        return out
+
+    def masks(self, split: list[Tensor]) -> None:
+        """One round of mask learning for every representation."""
         settings = self.config.invariance
-        return Gate([x.shape[1] for x in self.representations], settings.gate, settings.init, settings.gate_noise)
+        logits = {
+            r: Gate(x.shape[1], settings.gate, settings.init).logit.detach() for r, x in enumerate(self.representations)
+        }
+        invariance.learn_masks(self.frozen, logits, dict(enumerate(split)), 0)
 
     def split(self, environments: int | None = None) -> list[Tensor]:
         """A random environment for every interaction, per representation."""

@@ -13,7 +13,6 @@ from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.subjects import Subject, stepping
 from m3dist import ranking
 from m3dist.data.batches import Batch, Sampler
-from m3dist.stages import invariance
 
 NEGATIVES = 50  # of each positive, as the published scripts draw them
 
@@ -89,14 +88,12 @@ def environments(subject: Subject, size: str) -> Row:
     n, E = len(part.data.user), config.environments
 
     def ours() -> None:
-        for r, part_ID in enumerate(x):
-            invariance.train_environments(frozen, r, 0.5 * part_ID, split[r], 0)
+        part.environments(split)
 
     batch = part.config.merge.batch_size
     sampler = plain_sampler(part, batch)
     backbone = plain_model(part, x[0])
-    user = torch.cat([frozen.user_id, frozen.user_content], dim=1)
-    models = [PlainEnvironment(user, frozen.item_id, 0.5 * part_ID, backbone) for part_ID in x]
+    models = [PlainEnvironment(frozen.user_Uk, frozen.item_Id, 0.5 * part_ID, backbone) for part_ID in x]
     adams = [torch.optim.Adam(model.parameters(), lr=config.environment_lr) for model in models]
     number = count()
 

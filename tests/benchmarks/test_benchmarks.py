@@ -58,14 +58,14 @@ def test_plain_environments_compute_our_loss(subject: Subject) -> None:
     E, D, c = 3, psi.shape[1], subject.config.backbone.content_dim
     batch = subject.data.sampler(96, "t", 16)(0, 0)
     environment_b = torch.arange(96) % E
-    W, b = invariance._fresh(E, c, D, subject.config, "t")
-    ours = float(invariance.environment_loss(frozen, batch, psi, environment_b, W, b).detach())
-    user = torch.cat([frozen.user_id, frozen.user_content], dim=1)
+    models = {e: invariance.fresh(subject.config, c, D, "t", e) for e in range(E)}
+    models = {e: (W.requires_grad_(), b.requires_grad_()) for e, (W, b) in models.items()}
+    ours = float(invariance.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, models).detach())
     total = 0.0
     for e in range(E):
-        model = PlainEnvironment(user, frozen.item_id, psi, plain(subject, psi))
-        model.project.weight.data.copy_(W[e])
-        model.project.bias.data.copy_(b[e])
+        model = PlainEnvironment(frozen.user_Uk, frozen.item_Id, psi, plain(subject, psi))
+        model.project.weight.data.copy_(models[e][0])
+        model.project.bias.data.copy_(models[e][1])
         mine = environment_b == e
         negative_bn = batch.negative.expand(int(mine.sum()), -1)
         total += float(model.loss(batch.user_b[mine], batch.item_b[mine], negative_bn).detach()) / E
