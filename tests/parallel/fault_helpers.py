@@ -17,8 +17,10 @@ import torch
 from parallel_helpers import SMALL
 from safetensors.torch import load_file
 
-LONG = [*SMALL, "align.batch_size=32", "merge.batch_size=32", "checkpoint.every_minutes=1e-5", "align.patience=0",
-        "merge.patience=0"]  # fmt: skip
+LONG = [
+    *SMALL, "align.epochs=8", "merge.epochs=8", "align.batch_size=32", "merge.batch_size=32", "align.patience=0",
+    "merge.patience=0", "checkpoint.every_minutes=1e-5",
+]  # fmt: skip
 
 
 def start(out: Path, *extra: str, cluster: bool = False) -> subprocess.Popen:

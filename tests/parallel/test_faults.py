@@ -25,9 +25,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", ["align", "merge"])
 def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_goes_on(stage: str, tmp_path: Path, undisturbed: Path) -> None:
     process = start(tmp_path, "checkpoint.every_minutes=0.002")
-    until(mid_epoch(tmp_path, stage), 60, process)
+    until(mid_epoch(tmp_path, stage), 150, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(90) == 130
     assert not (tmp_path / "result.json").exists()
     pipeline.run(pipeline.resumed(str(tmp_path), ()), quiet=True)
     same(tmp_path, undisturbed)
@@ -35,7 +35,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_goes_on(stage: str, tmp_path
 
 def test_a_killed_process_goes_on(tmp_path: Path, undisturbed: Path) -> None:
     process = start(tmp_path)
-    until(mid_epoch(tmp_path, "merge"), 60, process)
+    until(mid_epoch(tmp_path, "merge"), 150, process)
     process.kill()
     process.wait()
     (next((tmp_path / "checkpoints").glob("merge-*")) / "99999-0000001").mkdir()  # what a kill while saving leaves
