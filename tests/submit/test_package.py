@@ -19,13 +19,13 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "work").mkdir()
+    (tmp_path / "parts").mkdir()
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/base.yaml").write_text("seed: 3\nout: /mnt/shared/run\n")
-    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../work/more.json\n")
-    (tmp_path / "work/more.json").write_text("{}")
-    (tmp_path / "work/not-named.yaml").write_text("x: 1")
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../parts/more.json\n")
+    (tmp_path / "parts/more.json").write_text("{}")
+    (tmp_path / "parts/not-named.yaml").write_text("x: 1")
+    monkeypatch.chdir(tmp_path / "parts")
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_fa
     start, words = package.stage(job, folder)
     assert words == ["train", "../configs/base.yaml", "seed=4"]
     command = package.entrypoint(start, words, job.places, None)
-    assert shlex.split(command)[:3] == ["cd", "work", "&&"]
+    assert shlex.split(command)[:3] == ["cd", "parts", "&&"]
     assert str(project) not in command
     assert job.config is not None
     assert job.config.seed == 4
