@@ -35,6 +35,11 @@ def start(out: Path, *extra: str, cluster: bool = False) -> subprocess.Popen:
     )
 
 
+def resume(out: Path, *values: str) -> None:
+    command = [sys.executable, "-m", "m3dist", "train", "--resume", str(out), *values]
+    subprocess.run(command, check=True, timeout=300, env=alone_env(), capture_output=True)
+
+
 def alone_env() -> dict[str, str]:
     """The environment without a Ray cluster that this test session may be in."""
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
