@@ -60,22 +60,22 @@ def check(config: Config) -> None:
     if config.use_gpu and not resources.get("GPU"):
         raise ValueError(f"use_gpu: the cluster has no GPU ({_shown(resources)}); set use_gpu=false or join another")
     if not config.autoscaling:
-        for what, name, count, each in _needs(config):
-            have = resources.get(name, 0)
-            fits = sum(int(node["Resources"].get(name, 0) / each + 1e-9) for node in nodes)
-            if fits < count:
-                raise ValueError(
-                    f"{what}: {count} x {each:g} {name} do not fit the cluster, which has {have:g} {name} on "
-                    f"{len(nodes)} node(s), room for {fits}; ask for less, join a larger cluster, or set "
-                    f"autoscaling=true when it can grow"
-                )
+        require("workers", least_workers(config), per_worker(config))
     if len(nodes) > 1:
         _check_shared(config.out, nodes)
 
 
-def _needs(config: Config) -> list[tuple[str, str, int, float]]:
-    """(config key, resource, how many, of how much each)."""
-    return [("workers", name, least_workers(config), each) for name, each in per_worker(config).items()]
+def require(key: str, count: int, each: dict[str, float]) -> None:
+    """Raises ValueError, naming the config key, when the cluster's nodes cannot hold `count` times these resources."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, n in each.items():
+        fits = sum(int(node.get(name, 0) / n + 1e-9) for node in nodes)
+        if fits < count:
+            raise ValueError(
+                f"{key}: {count} x {n:g} {name} do not fit the cluster, which has "
+                f"{sum(node.get(name, 0) for node in nodes):g} {name} on {len(nodes)} node(s), room for {fits}; ask "
+                f"for less, join a larger cluster, or set autoscaling=true when it can grow"
+            )
 
 
 def _shown(resources: dict[str, float]) -> str:

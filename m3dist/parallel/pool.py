@@ -48,12 +48,12 @@ class Pool:
             return
         import ray
 
-        from m3dist.parallel.launch import connect
+        from m3dist.parallel.launch import connect, require
 
         connect()
         wanted = {"CPU": 1.0} | (resources or {})
         if not autoscaling:
-            _check(actors, wanted)
+            require("actors", actors, wanted)
         others = {name: n for name, n in wanted.items() if name not in ("CPU", "GPU")}
         kind = ray.remote(_Actor).options(
             num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), resources=others, scheduling_strategy="SPREAD",
@@ -172,18 +172,3 @@ def _unpacked(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_unpacked, value))
     return value
-
-
-def _check(actors: int, wanted: dict[str, float]) -> None:
-    """Raises ValueError, in one line, when the cluster can never hold the actors."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, each in wanted.items():
-        room = sum(int(node.get(name, 0) / each + 1e-9) for node in nodes)
-        if room < actors:
-            raise ValueError(
-                f"actors: {actors} x {each:g} {name} do not fit the cluster, which has "
-                f"{sum(node.get(name, 0) for node in nodes):g} {name} on {len(nodes)} node(s), room for {room}; lower "
-                f"actors or actor_resources, join a larger cluster, or set autoscaling=true when it can grow"
-            )
