@@ -23,16 +23,11 @@ LONG = [
 ]  # fmt: skip
 
 
-def start(out: Path, *extra: str, cluster: bool = False) -> subprocess.Popen:
-    """`m3dist train`, on the cluster that RAY_ADDRESS names or on this machine alone."""
-    command = [sys.executable, "-m", "m3dist", "train", *LONG, f"out={out}", *extra]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ) if cluster else alone_env(),
-    )
+def start(out: Path, *extra: str, address: str = "") -> subprocess.Popen:
+    """`m3dist train` on this machine alone, or as a job of the cluster whose job API has this address."""
+    submit = ["submit", "--address", address, "--"] if address else []
+    command = [sys.executable, "-m", "m3dist", *submit, "train", *LONG, f"out={out}", *extra]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=alone_env())
 
 
 def resume(out: Path, *values: str) -> None:

@@ -30,14 +30,13 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A head and a node of one CPU each; yields the folder of their pids."""
+def cluster() -> Iterator[tuple[Path, str]]:
+    """A head and a node of one CPU each; yields the folder of their pids and the address of the job API."""
     root = Path(tempfile.mkdtemp(prefix="m3n"))  # short: Ray's sockets must fit 107 bytes
     state, port = root / "s", free_port()
     env = {**os.environ, "STATE": str(state), "PORT": str(port), "CPUS": "1"}
     subprocess.run(["bash", SCRIPT, "1"], env=env, check=True, timeout=240, capture_output=True)
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port + 1}")
-    yield state
+    yield state, f"http://127.0.0.1:{port}"
     subprocess.run(["bash", SCRIPT, "--stop"], env=env, check=True, timeout=120, capture_output=True)
     shutil.rmtree(root, ignore_errors=True)
 
@@ -62,22 +61,24 @@ def train_workers(state: Path) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def test_workers_on_two_nodes(cluster: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_workers_on_two_nodes(cluster: tuple[Path, str], tmp_path: Path, undisturbed: Path) -> None:
+    state, address = cluster
     out = tmp_path / "run"
-    process = start(out, "workers=2", cluster=True)
+    process = start(out, "workers=2", address=address)
     until(mid_epoch(out, "align"), 200, process)
-    workers = train_workers(cluster)
+    workers = train_workers(state)
     assert set(workers) == {"head", "node1"}
     workers["node1"][0].kill()
     assert process.wait(300) == 0, process.communicate()[1]
     same(out, undisturbed, exact=False)
 
 
-def test_a_killed_node_leaves_an_elastic_run(cluster: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_a_killed_node_leaves_an_elastic_run(cluster: tuple[Path, str], tmp_path: Path, undisturbed: Path) -> None:
+    state, address = cluster
     out = tmp_path / "run"
-    process = start(out, "workers=[1,2]", cluster=True)
+    process = start(out, "workers=[1,2]", address=address)
     until(mid_epoch(out, "align"), 200, process)
-    node = psutil.Process(int((cluster / "node1.pid").read_text()))
+    node = psutil.Process(int((state / "node1.pid").read_text()))
     for child in [*node.children(recursive=True), node]:
         child.kill()
     assert process.wait(400) == 0, process.communicate()[1]
