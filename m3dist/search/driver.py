@@ -233,8 +233,12 @@ def run(plan: Plan, quiet: bool = False) -> dict[str, Any]:
             launch.connect()
             search = Search(plan, ledger, table, pipeline.artifact_store(plan.base))
             with table:
-                _tune(search)
-                _final(search)
+                try:
+                    _tune(search)
+                    _final(search)
+                except KeyboardInterrupt:
+                    report.so_far(plan, ledger)
+                    raise
             return report.finish(plan, ledger, getattr(search.proposals, "passed_over", 0), quiet)
     finally:
         ledger.close()

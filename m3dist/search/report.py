@@ -55,6 +55,13 @@ def write_best(plan: Plan, best: Trial) -> None:
     Folder(str(plan.out)).write_text("best.yaml", to_yaml(config))
 
 
+def so_far(plan: Plan, ledger: Ledger) -> None:
+    """What an interrupted search leaves: the trials that it knows, and the best of them."""
+    write_table(plan, ledger)
+    if (best := ledger.best()) is not None:
+        write_best(plan, best)
+
+
 def trial_board(plan: Plan, ledger: Ledger, trial: Trial) -> None:
     """A trial's values and result for TensorBoard's HPARAMS tab, and the curve of the search."""
     from torch.utils.tensorboard import SummaryWriter

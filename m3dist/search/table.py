@@ -63,9 +63,13 @@ class Table:
 
     def _render(self) -> Group:
         plan, ledger = self.plan, self.ledger
-        table = RichTable("trial", "status", "stage", "epoch", plan.metric, "epochs", "reused", *plan.space)
+        table = RichTable("trial", "status", "stage", "epoch", plan.metric, "epochs", "reused")
+        for name in plan.space:
+            table.add_column(name.replace(".", ".\n"))
         best = ledger.best()
         trials = sorted(ledger.trials.values(), key=lambda t: (t.status in OPEN, t.id))[-_ROWS:]
+        if best is not None and best not in trials:
+            trials[0] = best
         for t in trials:
             style = "bold green" if t is best else _COLOURS.get(t.status, "")
             table.add_row(
