@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from benchmarks import measure, steps, versus
+from benchmarks import growth, measure, peers, steps, versus, whole
 from benchmarks.measure import Report, Roof, Row
 from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
 
+
+@dataclass
+class Options:
+    """What some sections need besides."""
+
+    data: Path | None
+    pythons: tuple[str, ...]
+    peers: tuple[str, ...]
+    limits: peers.Limits
+
+
 SECTIONS = {
     "steps": "every stage's step: rate, share of the roof, peak memory",
     "plain": "the same work by a plain implementation",
+    "growth": "against users, items, environments, modalities",
+    "peers": "other libraries on --data: seconds per epoch, and to a given validation NDCG@10",
+    "whole": "where the wall-clock of `m3dist train` on --data goes",
 }
+NEED_DATA = ("peers", "whole")
 
 
-def rows(section: str, sizes: list[str], limits: Roof, folder: Path) -> Iterator[Row]:
+def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Options) -> Iterator[Row]:
     subjects: Callable[[str], Subject] = lambda name: Subject(made(SIZES[name], folder / name))  # noqa: E731
     if section == "steps":
         for name in sizes:
@@ -29,17 +46,37 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path) -> Iterator
     if section == "plain":
         for name in sizes:
             yield from versus.measure(subjects(name), name)
+    if section == "growth":
+        yield from growth.measure(folder)
+    if section == "peers" and options.data is not None:
+        yield from peers.measure(options.data, options.pythons, options.limits, options.peers)
+    if section == "whole" and options.data is not None:
+        yield from whole.measure(options.data)
 
 
 @click.command(help=__doc__)
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @click.option("--size", "sizes", multiple=True, help=f"Only this one of {', '.join(SIZES)}; may be repeated.")
+@click.option("--data", type=click.Path(path_type=Path), help=f"A prepared data set, for {' and '.join(NEED_DATA)}.")
+@click.option("--python", "pythons", multiple=True, help="A Python that has some of the peers; may be repeated.")
+@click.option("--peer", "some", multiple=True, help="Only this peer; may be repeated.")
+@click.option("--budget", default=60.0, show_default=True, help="Seconds that a peer trains at most.")
+@click.option("--target", default=0.18, show_default=True, help="The validation NDCG@10 that peers race to.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the numbers here.")
 @click.option("--compare", "old", type=click.Path(path_type=Path), help="A file that --json wrote: show new / old.")
-def main(sections: tuple[str, ...], sizes: tuple[str, ...], path: Path | None, old: Path | None) -> None:
+def main(
+    sections: tuple[str, ...], sizes: tuple[str, ...], data: Path | None, pythons: tuple[str, ...],
+    some: tuple[str, ...], budget: float, target: float, path: Path | None, old: Path | None,
+) -> None:  # fmt: skip
     console = Console()
+    options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target))
     try:
         chosen, chosen_sizes = measure.only(SECTIONS, sections, "section"), measure.only(SIZES, sizes, "size")
+        measure.only([*peers.OURS, *peers.THEIRS], some, "peer")
+        if data is None:
+            if needy := [name for name in sections if name in NEED_DATA]:
+                raise ValueError(f"{', '.join(needy)}: give --data a folder that `m3dist prepare` made")
+            chosen = [name for name in chosen if name not in NEED_DATA]
         before = Report.read(old) if old else None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -48,9 +85,9 @@ def main(sections: tuple[str, ...], sizes: tuple[str, ...], path: Path | None, o
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for section in chosen:
-            for row in rows(section, chosen_sizes, limits, Path(folder)):
+            for row in rows(section, chosen_sizes, limits, Path(folder), options):
                 report.rows.append(row)
-                shown = ", ".join(f"{name} {value:,.3g}" for name, value in row.values.items())
+                shown = ", ".join(f"{name} {value:,.3g}" for name, value in row.values.items()) or row.note
                 console.print(
                     f"[{time.perf_counter() - began:4.0f} s] {row.what}: {shown}", highlight=False, markup=False
                 )

@@ -88,6 +88,7 @@ class Roof:
 
     flops: float
     bandwidth: float
+    gpu: dict[str, float] = field(default_factory=dict)  # rates of a GPU, where there is one
 
     def share(self, flop: float, moved: float, took: float) -> dict[str, float]:
         """The part of the better of both bounds that a step of `took` seconds reached."""
@@ -112,7 +113,28 @@ def roof() -> Roof:
     """Both rates, measured: products of 1536 x 1536 float32, and copies between arrays too large for a cache."""
     a, b = torch.zeros(1 << 27), torch.zeros(1 << 27)  # 512 MiB each
     took = alternate({"product": multiply, "copy": lambda: b.copy_(a)}, 7)
-    return Roof(MULTIPLY_FLOP / took["product"], 2 * a.numel() * 4 / took["copy"])
+    return Roof(MULTIPLY_FLOP / took["product"], 2 * a.numel() * 4 / took["copy"], _gpu())
+
+
+def _gpu() -> dict[str, float]:
+    """float32 and bf16 products of 8192 x 8192, and copies; empty without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+
+    def rate(call: Call) -> float:
+        def waited() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return seconds(waited, 10)
+
+    out = {}
+    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        x = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+        out[f"GPU {name} GFLOP/s"] = 2 * 8192**3 / rate(lambda x=x: x @ x) / 1e9
+    a = torch.zeros(1 << 29, device="cuda")
+    b = torch.empty_like(a)
+    return {**out, "GPU GB/s": 2 * a.numel() * 4 / rate(lambda: b.copy_(a)) / 1e9}
 
 
 def against_roof(
@@ -148,6 +170,7 @@ def machine(limits: Roof) -> dict[str, Any]:
         "m3dist": m3dist.__version__,
         "GFLOP/s": limits.flops / 1e9,
         "GB/s": limits.bandwidth / 1e9,
+        **limits.gpu,
     }
 
 
@@ -159,13 +182,15 @@ def _cpuinfo() -> list[str]:
 def show(report: Report, console: Console) -> None:
     about = report.machine
     title = f"{about['GFLOP/s']:.0f} GFLOP/s float32, {about['GB/s']:.1f} GB/s, {about['threads']} threads"
+    title += "".join(f", {name} {value:,.0f}" for name, value in about.items() if name.startswith("GPU"))
     table = Table("section", "what", "measure", "value", title=title)
     for row in report.rows:
         for at, (name, value) in enumerate(row.values.items()):
             head = (row.section, row.what) if at == 0 else ("", "")
             table.add_row(*head, name, f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}")
         if row.note:
-            table.add_row("", "", row.note, "", style="dim")
+            head = ("", "") if row.values else (row.section, row.what)
+            table.add_row(*head, row.note, "", style="dim")
     console.print(table)
 
 

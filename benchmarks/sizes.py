@@ -28,6 +28,7 @@ SIZES = {
 
 def pairs(size: Size, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """n distinct (user, item) pairs; popular ones are drawn more often."""
+    assert n <= size.users * size.items / 2
     kept = np.zeros(0, dtype=np.int64)
     while len(kept) < n:
         user = (size.users * rng.random(n) ** 1.5).astype(np.int64)
@@ -38,10 +39,10 @@ def pairs(size: Size, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def made(size: Size, root: Path) -> Dataset:
-    """Write a data set of this size at `root`, once: 5,000 held-out pairs beside the training ones."""
+    """Write a data set of this size at `root`, once: at most 5,000 held-out pairs a split beside the training ones."""
     if not (root / "dataset.json").is_file():
         rng = np.random.default_rng(0)
-        held = 5000
+        held = min(5000, size.pairs // 10)
         user, item = pairs(size, size.pairs + 2 * held, rng)
         names = ("train", "val", "test")
         cuts = (0, size.pairs, size.pairs + held, size.pairs + 2 * held)

@@ -36,8 +36,10 @@ def plain_model(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
     return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.data.weights)
 
 
-def plain_step(model: PlainUltraGCN, subject: Subject, lr: float) -> Callable[[Batch], object]:
-    """One step of dense Adam."""
+def plain_step(
+    model: PlainUltraGCN, subject: Subject, lr: float
+) -> tuple[Callable[[Batch], object], torch.optim.Optimizer]:
+    """One step of dense Adam, and that Adam."""
     adam = torch.optim.Adam(model.parameters(), lr=lr)
     columns = torch.arange(subject.config.backbone.neighbour_samples)
 
@@ -46,7 +48,7 @@ def plain_step(model: PlainUltraGCN, subject: Subject, lr: float) -> Callable[[B
         model.loss(batch.user_b, batch.item_b, batch.negative, columns).backward()
         adam.step()
 
-    return step
+    return step, adam
 
 
 def _against(what: str, batch: int, ours: Callable[[], object], plain: Callable[[], object]) -> Row:
@@ -60,7 +62,7 @@ def backbone(subject: Subject, size: str) -> Row:
     sampler = plain_sampler(subject, task.sampler.batch_size)
     content = task.contents[0]
     assert content is not None
-    plain = stepping(plain_step(plain_model(subject, content), subject, subject.config.merge.lr), sampler)
+    plain = stepping(plain_step(plain_model(subject, content), subject, subject.config.merge.lr)[0], sampler)
     return _against(f"backbone step, {size}", sampler.batch_size, stepping(task.step, task.sampler), plain)
 
 
@@ -69,7 +71,7 @@ def merge(subject: Subject, size: str) -> Row:
     task = subject.merge
     sampler = plain_sampler(subject, task.sampler.batch_size)
     models = [plain_model(subject, x) for x in task.contents if x is not None]
-    plain = [plain_step(model, subject, subject.config.merge.lr) for model in models]
+    plain = [plain_step(model, subject, subject.config.merge.lr)[0] for model in models]
 
     def step(batch: Batch) -> None:
         for one in plain:

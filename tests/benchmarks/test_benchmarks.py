@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import costs, measure
+from benchmarks import costs, growth, measure, peers, timed, whole
 from benchmarks.measure import Report, Row
 from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.sizes import SIZES, Size, made
@@ -124,7 +125,116 @@ def test_the_command_writes_json_and_refuses_what_it_does_not_know(
     rows = json.loads(out.read_text())["rows"]
     assert any(row["what"] == "merge step, tiny" and row["values"]["ms"] > 0 for row in rows)
     assert all(0 < value < 2 for row in rows for name, value in row["values"].items() if name.startswith("share"))
-    for bad in (["stepz"], ["--size", "huge"], ["steps", "--compare", str(tmp_path / "none.json")]):
+    for bad in (["stepz"], ["--size", "huge"], ["steps", "--compare", str(tmp_path / "none.json")],
+                ["peers"], ["--peer", "nobody"]):  # fmt: skip
         refused = CliRunner().invoke(cli.main, bad)
         assert refused.exit_code == 2
         assert "Traceback" not in refused.output
+
+
+def test_a_course_says_when_the_target_is_reached_and_when_to_end() -> None:
+    course = peers.Course(peers.Limits(seconds=100, target=0.2, patience=2))
+    assert [course.add(2.0 * (at + 1), x) for at, x in enumerate((0.1, 0.21, 0.2, 0.19))] == [True, True, True, False]
+    assert course.values() == {"s per epoch": 2.0, "epochs": 4.0, "best ndcg@10": 0.21, "s to ndcg@10 0.2": 4.0}
+    assert not peers.Course(peers.Limits(1.0, 0.2)).add(1.5, 0.1)
+
+
+FAKE_PEER = """
+import sys, numpy as np
+sys.argv[0] = {script!r}
+sys.path.insert(0, {folder!r})
+import train
+def fit(given):
+    given.start()
+    scores = np.zeros((given.users, given.items), dtype=np.float32)
+    while True:
+        scores[given.user, given.item] += 1
+        given.told(lambda: scores)
+given = train.Given(__import__("pathlib").Path(sys.argv[2]), 1)
+try:
+    fit(given)
+except train.Enough:
+    pass
+"""
+
+
+def test_a_peer_trains_in_a_process_of_its_own(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the training pairs alone are masked before they rank, so a peer that learns by heart has chance."""
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE_PEER.format(script=str(peers.SCRIPT), folder=str(peers.SCRIPT.parent)))
+    monkeypatch.setattr(peers, "SCRIPT", script)
+    rank = peers.validation(subject)
+    limits = peers.Limits(seconds=100, target=0.9, patience=3)
+    row = peers.theirs("implicit BPR", subject, rank, (sys.executable,), limits)
+    if row.values:  # implicit is installed
+        pytest.fail("the fake peer needs a package that is there") if row.values["epochs"] != 4 else None
+    monkeypatch.setitem(peers.THEIRS, "fake", ("numpy", "ids"))
+    row = peers.theirs("fake", subject, rank, (sys.executable,), limits)
+    assert row.values["epochs"] == 4
+    assert row.values["best ndcg@10"] == rank(np.zeros((subject.data.n_users, subject.data.n_items), np.float32))
+    monkeypatch.setitem(peers.THEIRS, "absent", ("no_such_package", "ids"))
+    row = peers.theirs("absent", subject, rank, (sys.executable,), limits)
+    assert (row.values, "not installed" in row.note) == ({}, True)
+    script.write_text("raise ValueError('broken')")
+    row = peers.theirs("fake", subject, rank, (sys.executable,), limits)
+    assert (row.values, "broken" in row.note) == ({}, True)
+
+
+def test_wall_clock_is_booked_once() -> None:
+    parts = [
+        {"entered": 13.0, "left": 20.0, "clocks": {"steps": 6.0, "other": 1.0}},
+        {"entered": 24.0, "left": 30.0, "clocks": {"steps": 5.0, "evaluation": 1.0}},
+    ]
+    values = whole.account(10.0, 22.0, [12.0, 20.0], parts)
+    assert values["share start-up"] == pytest.approx((2 + 1 + 4) / 22)
+    assert values["share steps"] == pytest.approx(11 / 22)
+    assert values["share waiting and exit"] == pytest.approx(2 / 22)
+    assert values["share not steps or evaluation"] == pytest.approx(10 / 22)
+    assert sum(x for name, x in values.items() if name.startswith("share") and "not" not in name) == pytest.approx(1)
+
+
+def test_clocks_inside_clocks_stop_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(float(x) for x in range(100))
+    monkeypatch.setattr(timed.time, "perf_counter", lambda: next(now))
+
+    class Work:
+        def outer(self) -> None:
+            self.inner()
+
+        def inner(self) -> None:
+            pass
+
+    clocks = timed.Clocks()
+    clocks.around(Work, "outer", "a")
+    clocks.around(Work, "inner", "b")
+    Work().outer()
+    assert clocks.seconds == {"a": 2.0, "b": 1.0}
+
+
+def test_a_run_accounts_for_its_wall_clock(tmp_path: Path) -> None:
+    data = made(Size(users=60, items=50, pairs=900, widths=(4,)), tmp_path / "data").root
+    row = whole.train(Path(data), 0, ("align.epochs=1", "invariance.rounds=1", "merge.epochs=1"))
+    shares = {name: x for name, x in row.values.items() if name.startswith("share") and "not" not in name}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(0 < x < 1 for x in shares.values())
+    assert row.values["start-ups"] == 1
+
+
+def test_growth_is_relative_to_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "seconds", lambda call, *args: (call(), 0.5)[1])
+    small = Size(users=80, items=70, pairs=600, widths=(4,))
+    rows = [
+        *growth.tables("users", (10**4,), tmp_path, 5000),
+        *growth.environments(small, "tiny", (1, 3), tmp_path),
+        *growth.modalities((1, 2), tmp_path, small),
+        *growth.evaluation((100, 200)),
+    ]
+    for row in rows:
+        if any(row.what.endswith(end) for end in ("10,000 users", "E=1, tiny", "M=1", "100 items")):
+            assert next(x for name, x in row.values.items() if name.startswith("times")) == 1
+    assert {row.what for row in rows} >= {"masks, E=3, tiny", "round of stage 2, M=2", "evaluation, 200 items"}
+    assert next(row for row in rows if row.what.endswith("M=2")).values["ms per representation"] == pytest.approx(
+        500 / 3
+    )

@@ -1,0 +1,24 @@
+.PHONY: lint test bench peers
+
+PYTHON ?= python
+DATA ?= data/ml1m
+OLD ?=
+
+lint:
+	ruff check m3dist tests benchmarks
+	ruff format --check m3dist tests benchmarks
+	mypy m3dist
+
+test:
+	$(PYTHON) -m pytest
+
+# All sections; DATA is a folder that `m3dist prepare` made. OLD=benchmarks.json compares with an earlier run.
+bench:
+	$(PYTHON) -m benchmarks --data $(DATA) --python $(PYTHON) $(foreach x,a b c,--python .peers/$(x)/bin/python) \
+	    --json benchmarks.json $(if $(OLD),--compare $(OLD))
+
+# Environments of the peers' own: cornac wants numpy 2, rectools numpy 1, recbole an older Ray than m3dist.
+peers:
+	$(PYTHON) -m venv .peers/a && .peers/a/bin/pip install "implicit>=0.7" "cornac>=3" torch
+	$(PYTHON) -m venv .peers/b && .peers/b/bin/pip install "recbole>=1.2" "scipy<1.12" "setuptools<81" kmeans_pytorch
+	$(PYTHON) -m venv .peers/c && .peers/c/bin/pip install "rectools>=0.19"

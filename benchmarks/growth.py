@@ -1,0 +1,109 @@
+"""Section `growth`: how cost grows with users, items, environments and modalities; everything else held fixed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Row, alternate, repeated, seconds
+from benchmarks.sizes import SIZES, Size, made
+from benchmarks.subjects import Subject, stepping
+from m3dist import ranking
+
+TABLES = (10**4, 10**5, 10**6, 10**7)
+CATALOGUES = (10**4, 10**5, 10**6)
+ENVIRONMENTS = (1, 2, 5, 10, 25)
+MODALITIES = (1, 2, 4, 8)
+SHAPE = Size(6000, 6000, 100_000, (128,))  # of the data for MODALITIES
+
+
+def measure(folder: Path) -> Iterator[Row]:
+    for what in ("users", "items"):
+        yield from tables(what, TABLES, folder)
+    yield from environments(SIZES["tiktok"], "tiktok", ENVIRONMENTS, folder)
+    yield from modalities(MODALITIES, folder)
+    yield from evaluation(CATALOGUES)
+
+
+def _step(size: Size, folder: Path) -> tuple[float, int]:
+    """Milliseconds of a step on ids, and distinct rows that it touches."""
+    subject = Subject(made(size, folder), "backbone.dim=32")
+    step = stepping(subject.ids.step, subject.ids.sampler)
+    for _ in range(subject.ids.sampler.steps):  # the system hands out a table's memory when it is first written
+        step()
+    return seconds(step, 30, 1.0) * 1e3, sum(subject.touched(subject.ids.sampler))
+
+
+def tables(what: str, counts: tuple[int, ...], folder: Path, pairs: int = 200_000) -> Iterator[Row]:
+    """A step on ids alone, id width 32, against the number of users or of items."""
+    first = 0.0
+    for n in counts:
+        size = Size(n, 10**4, pairs, ()) if what == "users" else Size(10**4, n, pairs, ())
+        took, rows = _step(size, folder / f"{what}-{n}")
+        gc.collect()
+        first = first or took
+        yield Row("growth", f"step, {n:,} {what}", {"ms": took, "times the smallest": took / first, "rows": rows})
+
+
+def environments(size: Size, name: str, counts: tuple[int, ...], folder: Path) -> Iterator[Row]:
+    """Twelve steps of all representations and, for environments, the scoring; measured in turns."""
+    whole = Subject(made(size, folder / name), "invariance.environment_epochs=1", "invariance.mask_epochs=1")
+    subjects = {E: whole.part(12, f"invariance.environments={E}") for E in counts}
+    for kind in ("environments", "masks"):
+        calls: dict[str, Callable[[], object]] = {}
+        for E, subject in subjects.items():
+            calls[str(E)] = partial(getattr(subject, kind), subject.split())
+        took = alternate(calls, 3)
+        for E in counts:
+            times = took[str(E)] / took[str(counts[0])]
+            what = f"{kind}, E={E}, {name}"
+            yield Row("growth", what, {"ms": took[str(E)] * 1e3, f"times E={counts[0]}": times})
+
+
+def modalities(counts: tuple[int, ...], folder: Path, shape: Size = SHAPE) -> Iterator[Row]:
+    """A round of stage 2 against M, 128 features each: M specific representations and the common one."""
+    per: dict[int, float] = {}
+    for M in counts:
+        size = replace(shape, widths=shape.widths * M)
+        one = Subject(made(size, folder / f"M{M}"), "invariance.environment_epochs=1", "invariance.mask_epochs=1")
+        part = one.part(12)
+        split = part.split()
+
+        def round_(part: Subject = part, split: list[torch.Tensor] = split) -> None:
+            part.environments(split)
+            part.masks(split)
+
+        per[M] = seconds(round_, 3) / (M + 1)
+        values = {"ms per representation": per[M] * 1e3, f"times M={counts[0]}": per[M] / per[counts[0]]}
+        yield Row("growth", f"round of stage 2, M={M}", values)
+
+
+def evaluation(counts: tuple[int, ...], users: int = 512, width: int = 128) -> Iterator[Row]:
+    """Ranking 512 users against the number of items, blocks of at most 256 MiB of scores."""
+    generator = torch.Generator().manual_seed(0)
+    user_Ud = torch.randn(users, width, generator=generator)
+    seen = torch.arange(users).repeat_interleave(20).numpy()
+    first = 0.0
+    for n in counts:
+        item_Id = torch.randn(n, width, generator=generator)
+        drawn = torch.randint(n, (2, len(seen)), generator=generator).numpy()
+        masked, held = (ranking.Seen.of([(seen, part)], users) for part in drawn)
+        block = max(16, min(256, 2**26 // n))
+
+        def pass_(
+            item: torch.Tensor = item_Id, n: int = n, block: int = block,
+            masked: ranking.Seen = masked, held: ranking.Seen = held,
+        ) -> object:  # fmt: skip
+            return ranking.evaluate(
+                lambda u: user_Ud[u] @ item.T, torch.arange(users), masked, held, n, (10, 20), block
+            )
+
+        per = seconds(repeated(pass_, max(1, 10**5 // n)), 3) / max(1, 10**5 // n) / n
+        first = first or per
+        values = {"ms": per * n * 1e3, "ns per user and item": per / users * 1e9, "times the smallest": per / first}
+        yield Row("growth", f"evaluation, {n:,} items", values)
