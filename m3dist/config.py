@@ -70,6 +70,7 @@ class Backbone(Section):
     l2: NonNegativeFloat = 3e-2  # on the rows of a step, per sample
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
+    projection_l2: NonNegativeFloat = 1e-2  # on ||W||^2; without it W undoes a mask, which only scales its columns
 
 
 class Align(Fit):
@@ -85,6 +86,7 @@ class Align(Fit):
     contrastive_items: PositiveInt = 256  # at most this many distinct items of a batch enter L_com and L_MI
     club_hidden: PositiveInt = 64
     club_lr: PositiveFloat = 1e-3
+    encoder_lr: PositiveFloat = 1e-3  # of f, g, k and tau; slow, so that dimensions of z_{M+1} keep their meaning
 
 
 class Invariance(Section):
@@ -95,13 +97,13 @@ class Invariance(Section):
     gate: Literal["sigmoid", "hard_sigmoid", "softmax"] = "sigmoid"
     gate_noise: NonNegativeFloat = 0.1  # std of the noise of hard_sigmoid while training
     init: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of every mask entry
-    gamma: NonNegativeFloat = 0.1  # weight of the variance penalty
+    gamma: NonNegativeFloat = 1.0  # weight of the variance penalty
     gamma_warmup: bool = True  # grow it from 0 in the first round to its value in the last
     rho: NonNegativeFloat = 0.01  # weight of ||m||^2
     environment_epochs: PositiveInt = 1  # per round, of each environment model
     environment_lr: PositiveFloat = 1e-2
     mask_epochs: PositiveInt = 1  # per round
-    mask_lr: PositiveFloat = 3e-2
+    mask_lr: PositiveFloat = 1e-1
     batch_size: PositiveInt = 1024
     negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
@@ -138,7 +140,7 @@ class Synthetic(Section):
     """The planted data that `data: synthetic` makes."""
 
     users: PositiveInt = 1000
-    items: PositiveInt = 500
+    items: PositiveInt = 1000
     environments: PositiveInt = 4
     modalities: PositiveInt = 3
     invariant: PositiveInt = 4  # planted dimensions per modality

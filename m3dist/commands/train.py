@@ -48,8 +48,9 @@ def _show(config: configs.Config, result: dict) -> None:
     console = Console()
     if "test" in result:
         table = Table("metric", "validation", "test", title=f"{result['model']} on {result['data']}")
-        for name in sorted(result["test"]):
-            table.add_row(name, f"{result['validation'][name]:.4f}", f"{result['test'][name]:.4f}")
+        validation, test = result["validation"], result["test"]
+        for name in sorted({*validation, *test}):  # cold items may be held out in one split alone
+            table.add_row(name, *(f"{part[name]:.4f}" if name in part else "-" for part in (validation, test)))
         console.print(table)
     if "mask_auc" in result:
         table = Table("modality", "ROC AUC", "mean mask, planted", "spurious", title="masks of planted dimensions")

@@ -59,8 +59,8 @@ class AlignModel(nn.Module):
     ) -> dict[str, Tensor]:
         align = self.config
         v, z, common, tau = self.aligner(x_R)
-        item_Rd = self.backbone.item_rows(item_id_Rd, torch.cat([*v, common], dim=1))
-        out = backbone_loss(self.data, batch, rows, user_Rd, item_Rd)
+        content_Rw = torch.cat([*v, common], dim=1)
+        out = backbone_loss(self.data, batch, rows, user_Rd, item_id_Rd, content_Rw, self.backbone)
         out["recommendation"] = out.pop("loss")
         com, nll = (torch.zeros((), device=self.data.device) for _ in range(2))
         bounds = []
@@ -121,10 +121,13 @@ class AlignTask:
         self.member = Member(data, sum(widths), "align", "member")
         self.tables = {"user": self.member.user, "item": self.member.item}
         self.sampler = data.sampler(align.batch_size, "align")
-        dense = [*aligner.parameters(), *self.member.model.parameters()]
         self.dense = data.engine.wrap(
             AlignModel(data, align, aligner, club, self.member.model),
-            [{"params": dense, "lr": align.lr}, {"params": list(club.parameters()), "lr": align.club_lr}],
+            [
+                {"params": list(aligner.parameters()), "lr": align.encoder_lr},
+                {"params": list(self.member.model.parameters()), "lr": align.lr},
+                {"params": list(club.parameters()), "lr": align.club_lr},
+            ],
         )
 
     def contrast(self, batch: Batch) -> Contrast:

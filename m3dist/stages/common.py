@@ -153,9 +153,12 @@ class Rows:
             self.item = Touched(item_R, item_G, torch.searchsorted(item_G, item_R))
 
 
-def backbone_loss(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> dict[str, Tensor]:
-    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share; item_Rd: whole item rows with content."""
+def backbone_loss(
+    data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, id_Rd: Tensor, content_Rw: Tensor | None, model: UltraGCN
+) -> dict[str, Tensor]:
+    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share."""
     config = data.config.backbone
+    item_Rd = model.item_rows(id_Rd, content_Rw)
     user_bd = user_Rd[rows.user_at]
     positive, negative = interaction_loss(
         user_bd, item_Rd, rows.item_at, rows.negative_at, data.weights, batch.user_b, batch.item_b,
@@ -169,5 +172,7 @@ def backbone_loss(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd
     if len(batch.user_b):  # the mean over negatives is the batch's, of which each worker takes its part
         square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0) * batch.part
     out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
+    if model.project is not None:
+        out["l2"] = out["l2"] + config.projection_l2 * model.project.weight.square().sum() * batch.part
     out["loss"] = torch.stack(list(out.values())).sum()
     return out

@@ -78,7 +78,7 @@ class MergeModel(nn.Module):
         out = []
         for backbone, user_Rd, id_Rd, content_Rw in zip(self.backbones, users, items, contents, strict=True):
             assert isinstance(backbone, UltraGCN)
-            out.append(backbone_loss(self.data, batch, rows, user_Rd, backbone.item_rows(id_Rd, content_Rw)))
+            out.append(backbone_loss(self.data, batch, rows, user_Rd, id_Rd, content_Rw, backbone))
         return out
 
     def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
