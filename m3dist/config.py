@@ -216,28 +216,39 @@ METRICS = ("precision", "recall", "ndcg", "hit", "mrr", "ndcg_hits", "coverage")
 
 
 def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML config, apply `key=value` overrides (values are YAML) and validate.
+    """Read a YAML config, apply `key=value` overrides and validate.
 
     Raises ConfigError naming the file, every bad key and what was expected.
     """
-    source = str(path) if path is not None else "command line"
+    return validate(read(path, overrides), str(path) if path is not None else "command line")
+
+
+def read(
+    source: str | Path | dict[str, Any] | None, overrides: list[str] | tuple[str, ...] = (), name: str = ""
+) -> dict[str, Any]:
+    """Plain values of a YAML file, or those given, with `key=value` overrides, whose values are YAML too.
+
+    name: what messages call the source; default: the file. Raises ConfigError, also where there is no mapping.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "command line")
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"{item!r}: expected key=value")
     try:
-        base = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-        for item in overrides:
-            if "=" not in item:
-                raise ConfigError(f"{item!r}: expected key=value")
+        base = OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source or {})
+        if not OmegaConf.is_dict(base):
+            raise ConfigError(f"{name}: expected a mapping of keys to values")
         raw = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; `m3dist init` copies examples") from None
     except ConfigError:
         raise
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such file; `m3dist init` copies examples") from None
     except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
     except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{source}: expected a mapping of keys to values")
-    return validate({str(key): value for key, value in raw.items()}, source)
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items()}
 
 
 def validate(raw: dict[str, Any], source: str = "config", model: type[Section] = Config) -> Any:

@@ -165,7 +165,7 @@ def test_tensorboard_shows_every_stage(run: Path) -> None:
         ("merge.epochs=-1", "merge.epochs"),
         ("evaluation.metric=ndcg@7", "evaluation.k"),
         ("data=/nowhere", "not a prepared data set"),
-        ("nonsense", "no such config file"),
+        ("nonsense", "no such file"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -10,6 +10,8 @@ import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,7 +231,7 @@ def run(plan: Plan, quiet: bool = False) -> dict[str, Any]:
     ledger = Ledger(plan)
     table = Table(plan, ledger, quiet)
     try:
-        with _alone(plan), _environment():
+        with _alone(plan), _environment(), _terms():
             launch.connect()
             search = Search(plan, ledger, table, pipeline.artifact_store(plan.base))
             with table:
@@ -331,6 +333,19 @@ def _alone(plan: Plan) -> Iterator[None]:
             yield
     except BlockingIOError as holder:
         raise ValueError(f"{plan.out}: the search is running already, by {holder}") from None
+
+
+@contextlib.contextmanager
+def _terms() -> Iterator[None]:
+    """SIGTERM, with which a cluster stops a job, ends a search like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

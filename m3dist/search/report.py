@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import statistics
 import warnings
@@ -263,26 +264,23 @@ def _spread(results: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
     """The outcome in a few lines."""
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
     reuse, best = summary["reuse"], summary["best"]
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary["trials"].items()))
-    console.print(f"trials: {counts}; {reuse['epochs_trained']} epochs in {summary['seconds']:.0f} s", highlight=False)
+    say(f"trials: {counts}; {reuse['epochs_trained']} epochs in {summary['seconds']:.0f} s")
     stages = ", ".join(f"{stage} {n} times" for stage, n in reuse["stages"].items()) or "nothing"
-    console.print(
+    say(
         f"reused: {stages}; saved {reuse['epochs']} epochs, {reuse['seconds']:.0f} s; passed over "
-        f"{summary['passed_over']} proposals whose stage had been stopped",
-        highlight=False,
+        f"{summary['passed_over']} proposals whose stage had been stopped"
     )
     if best is None:
-        console.print("no trial reached its last stage; give the search more budget", highlight=False)
+        say("no trial reached its last stage; give the search more budget")
         return
     shown = ", ".join(
         f"{name}={x:.4g}" if isinstance(x, float) else f"{name}={x}" for name, x in best["values"].items()
     )
-    console.print(f"best: {best['trial']}, validation {plan.metric} {best['validation']:.4f}: {shown}", highlight=False)
+    say(f"best: {best['trial']}, validation {plan.metric} {best['validation']:.4f}: {shown}")
     if summary["test"]:
         test = summary["test"][plan.metric]
-        console.print(
-            f"test {plan.metric}: {test['mean']:.4f} +- {test['std']:.4f} over {len(summary['final'])} seeds",
-            highlight=False,
-        )
-    console.print(f"next: m3dist train {Path(plan.out) / 'best.yaml'}", highlight=False)
+        say(f"test {plan.metric}: {test['mean']:.4f} +- {test['std']:.4f} over {len(summary['final'])} seeds")
+    say(f"next: m3dist train {Path(plan.out) / 'best.yaml'}")

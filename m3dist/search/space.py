@@ -19,8 +19,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m3dist import config as configs
@@ -232,7 +230,16 @@ def _alone(space: Mapping[str, Dimension], name: str) -> Iterator[Values]:
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Plan:
-    """Read a search file, apply `key=value` overrides, and check it against its base config and data.
+    """Read a search file as `read` does, and check it against its base config and data."""
+    search, base = read(path, overrides)
+    if not search.out:
+        search = search.model_copy(update={"out": f"runs/search-{Path(path).stem}"})
+    search = search.model_copy(update={"out": str(Path(search.out).absolute())})
+    return checked(search, base, str(path))
+
+
+def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[Search, Config]:
+    """A search file and its base config with `key=value` overrides; opens no data.
 
     An override of a key of the search file changes the search; any other key, or base.KEY, changes the base config.
     Raises ConfigError listing all problems.
@@ -250,10 +257,10 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Plan:
         problems += str(error).splitlines()
     if search is None or base is None:
         raise ConfigError("\n".join(problems))
-    if not search.out:
-        search = search.model_copy(update={"out": f"runs/search-{Path(path).stem}"})
-    search = search.model_copy(update={"out": str(Path(search.out).absolute())})
-    return checked(search, base, str(path))
+    for name, value in (("out", search.out), ("artifacts", base.artifacts or "")):
+        if "://" in value:
+            raise ConfigError(f"{name}={value}: trials meet in a folder that all nodes mount; a URI cannot be locked")
+    return search, base
 
 
 def checked(search: Search, base: Config, source: str = "search") -> Plan:
@@ -281,8 +288,6 @@ def checked(search: Search, base: Config, source: str = "search") -> Plan:
         base = base.model_copy(update={"data": str(data)})
     dataset = pipeline.open_data(base)
     store = base.artifacts or str(Path(search.out) / "artifacts")
-    if "://" in store:
-        raise ConfigError(f"artifacts={store}: trials meet in a folder that all nodes mount; a URI cannot be locked")
     where = {"data": base.data if "://" in base.data else str(Path(base.data).absolute())}
     base = base.model_copy(update={**where, "out": search.out, "artifacts": str(Path(store).absolute())})
     stage, stages = {}, pipeline.planned(base, test=False)
@@ -327,8 +332,6 @@ def _read(path: Path, overrides: list[str] | tuple[str, ...]) -> tuple[dict[str,
     mine, base = [], []
     for item in overrides:
         key = item.partition("=")[0]
-        if "=" not in item:
-            raise ConfigError(f"{item!r}: expected key=value")
         if key.startswith("base."):
             base.append(item.removeprefix("base."))
         elif key.split(".")[0] == "space":
@@ -337,18 +340,7 @@ def _read(path: Path, overrides: list[str] | tuple[str, ...]) -> tuple[dict[str,
             mine.append(item)
         else:
             base.append(item)
-    try:
-        loaded = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(mine))
-        raw = OmegaConf.to_container(loaded, resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such search file") from None
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values")
-    return {str(key): value for key, value in raw.items()}, base
+    return configs.read(path, mine), base
 
 
 def _base(path: Path, base: Any, metric: Any, overrides: list[str]) -> Config:
@@ -359,13 +351,8 @@ def _base(path: Path, base: Any, metric: Any, overrides: list[str]) -> Config:
         return configs.load(beside if beside.exists() else base, overrides)
     if not isinstance(base, dict):
         return configs.load(None, overrides)  # the search file's own problem says what is wrong
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(base), OmegaConf.from_dotlist(overrides))
-        raw = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: base: {error}") from None
-    assert isinstance(raw, dict)
-    return configs.validate({str(key): value for key, value in raw.items()}, f"{path}: base")
+    name = f"{path}: base"
+    return configs.validate(configs.read(base, overrides, name), name)
 
 
 def draw(space: Mapping[str, Dimension], rngs: Mapping[str, np.random.Generator]) -> Values:

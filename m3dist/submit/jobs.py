@@ -115,7 +115,7 @@ def listed(client: Any) -> list[dict[str, str]]:
     return rows
 
 
-def stop(client: Any, job: str, patience: float = 60) -> str:
+def stop(client: Any, job: str, patience: float = package.STOP + 30) -> str:
     """End a job and wait until it has ended; its last status. Raises ValueError when it does not end."""
     if str(info(client, job).status.value) not in _END:
         client.stop_job(job)

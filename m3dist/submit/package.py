@@ -20,6 +20,7 @@ import m3dist
 from m3dist import config as configs
 
 LARGEST = 10 << 20  # bytes of one file; what is larger is data
+STOP = 45  # seconds for a stopped job to save and to let go of its workers; Ray kills after 3, which leaves some behind
 _CODE = (".yaml", ".yml", ".json", ".toml", ".txt", ".py")
 _PLACES = ("data", "out", "artifacts")  # config keys that name folders which every node must reach
 _PLACE_OPTIONS = ("--out", "--resume", "--storage")
@@ -61,6 +62,8 @@ def plan(arguments: Sequence[str]) -> Job:
         job.config = configs.load(path, words[1:] if path else words)
         job.stages, job.dataset = ",".join(job.config.stages), job.config.data
         job.places = {k: v for k in _PLACES if (v := getattr(job.config, k)) and v != "synthetic"}
+    if job.verb == "tune":
+        _search(job)
     job.dataset = job.dataset or job.places.get("data", "")
     for name, value in job.places.items():
         if "://" not in value and not os.path.isabs(value):
@@ -70,6 +73,19 @@ def plan(arguments: Sequence[str]) -> Job:
                 f"s3://bucket/{Path(value).name}"
             )
     return job
+
+
+def _search(job: Job) -> None:
+    """What a search needs; its own folder has a default that would be lost with the job."""
+    from m3dist.search import space
+
+    words = [word for word in job.arguments[1:] if not word.startswith("-")]
+    if not words or "=" in words[0]:
+        raise ValueError("tune: expected a search file, such as: -- tune search.yaml out=/mnt/shared/search")
+    search, base = space.read(words[0], words[1:])
+    job.stages, job.dataset = ",".join(base.stages), base.data
+    given = {"data": base.data, "out": search.out or f"runs/search-{Path(words[0]).stem}", "artifacts": base.artifacts}
+    job.places = {name: value for name, value in given.items() if value and value != "synthetic"}
 
 
 def _travel(path: Path, files: list[Path]) -> None:
@@ -154,7 +170,8 @@ def entrypoint(start: str, arguments: list[str], places: dict[str, str], version
 
 def runtime_env(folder: Path, version: str | None) -> dict[str, Any]:
     """What Ray unpacks on every node: the files, and this library unless the cluster has `version` installed."""
-    env: dict[str, Any] = {"working_dir": str(folder), "env_vars": {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}}
+    told = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP)}
+    env: dict[str, Any] = {"working_dir": str(folder), "env_vars": told}
     if version is None:
         env |= {"py_modules": [str(Path(m3dist.__file__).parent)], "excludes": EXCLUDES}
     return env

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -82,3 +87,37 @@ def test_a_trial_that_never_fits_is_refused(ray_here: None, tmp_path: Path) -> N
     plan = plan_of(tmp_path, base={**BASE, "workers": 3})
     with pytest.raises(ValueError, match="a trial needs 3 CPU and the cluster has 2"):
         driver.run(plan, quiet=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_trial_whose_process_dies_is_tried_again_and_then_given_up(ray_here: None, tmp_path: Path) -> None:
+    """As the system kills a process that takes too much memory."""
+    base = {**BASE, "merge": {"epochs": 60, "batch_size": 128, "evaluate_every": 1, "patience": 0}}
+    plan = plan_of(tmp_path, base=base, budget={"trials": 3}, scheduler={"kind": "fifo"}, retries=1)
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not over.is_set() and len(killed) < 2:
+            told = sorted((plan.out / "trials" / "t0000" / "claims").glob("trial.*.json"))
+            for path in told:
+                pid = json.loads(path.read_text())["pid"]
+                if pid not in killed:
+                    time.sleep(0.5)  # in the middle of its work
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        summary = driver.run(plan, quiet=True)
+    finally:
+        over.set()
+        thread.join()
+    assert len(killed) == 2
+    assert summary["trials"] == {"failed": 1, "finished": 2}
+    rows = {row["id"]: row for row in pq.read_table(plan.out / "search.parquet").to_pylist()}
+    assert rows["t0000"]["status"] == "failed"
+    assert "died" in rows["t0000"]["reason"]
+    assert summary["best"]["trial"] != "t0000"

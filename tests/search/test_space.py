@@ -60,6 +60,8 @@ def test_all_problems_of_a_search_file_at_once(tmp_path: Path) -> None:
         ({"searcher": "grid"}, "searcher=grid needs grid or choice"),
         ({"metric": "ndcg@7"}, "evaluation.k"),
         ({"base": {"data": "/nowhere"}}, "not a prepared data set"),
+        ({"out": "s3://bucket/s"}, "a folder that all nodes mount; a URI cannot be locked"),
+        ({"base": {"artifacts": "s3://bucket/s"}}, "artifacts=s3://bucket/s: trials meet in a folder"),
     ],
 )
 def test_bad_searches_are_one_clear_error(

@@ -25,6 +25,8 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../parts/more.json\n")
     (tmp_path / "parts/more.json").write_text("{}")
     (tmp_path / "parts/not-named.yaml").write_text("x: 1")
+    find = "base: {data: /mnt/data}\nspace: {merge.lr: {choice: [0.1, 0.2]}}\nbudget: {trials: 2}\n"
+    (tmp_path / "configs/find.yaml").write_text(find)
     monkeypatch.chdir(tmp_path / "parts")
     return tmp_path
 
@@ -53,6 +55,13 @@ def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_fa
     assert job.config.seed == 4
 
 
+def test_a_search_is_read_before_it_is_sent(project):
+    job = package.plan(["tune", "../configs/find.yaml", "out=/mnt/shared/s", "data=/mnt/other"])
+    assert job.places == {"out": "/mnt/shared/s", "data": "/mnt/other"}
+    assert (job.stages, job.dataset) == ("align,invariance,merge", "/mnt/other")
+    assert [p.name for p in job.files] == ["find.yaml"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -60,8 +69,12 @@ def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_fa
         (["train", "out=/mnt/x", "data=mine"], "data=mine: a relative path"),
         (["train", "out=/mnt/x", "artifacts=store"], "artifacts=store: a relative path"),
         (["train", "out=/mnt/x", "sede=1"], "did you mean seed"),
-        (["train", "missing.yaml"], "no such config file"),
+        (["train", "missing.yaml"], "no such file"),
         (["recommend", "/mnt/x", "--out", "top.parquet"], "out=top.parquet: a relative path"),
+        (["tune", "../configs/find.yaml"], "out=runs/search-find: a relative path"),
+        (["tune", "../configs/find.yaml", "out=/mnt/x", "budget.trails=1"], "did you mean budget.trials"),
+        (["tune", "../configs/find.yaml", "out=s3://bucket/x"], "a URI cannot be locked"),
+        (["tune", "out=/mnt/x"], "expected a search file"),
         (["paint"], "one of prepare"),
         (["submit", "train"], "runs on this machine"),
     ],
