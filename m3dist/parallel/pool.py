@@ -6,6 +6,7 @@ a dead actor is started again and its work repeated with the same result; result
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -55,13 +56,17 @@ class Pool:
         if not autoscaling:
             require("actors", actors, wanted)
         others = {name: n for name, n in wanted.items() if name not in ("CPU", "GPU")}
-        kind = ray.remote(_Actor).options(
-            num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0), resources=others, scheduling_strategy="SPREAD",
-            max_restarts=failures, max_task_retries=failures,
-        )  # fmt: skip
+        options = {
+            "num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "resources": others,
+            "scheduling_strategy": "SPREAD", "max_restarts": failures, "max_task_retries": failures,
+        }  # fmt: skip
         self.held = {name: self.put(x) for name, x in tensors.items()}
         threads = max(1, int(wanted["CPU"]))
-        self.actors = [kind.remote(build, threads, self.held, arguments) for _ in range(actors)]
+        names = [f"m3dist-environments-{uuid.uuid4().hex[:8]}-{n}" for n in range(actors)]  # in Ray's dashboard
+        self.actors = [
+            ray.remote(_Actor).options(name=name, **options).remote(build, threads, self.held, arguments)  # type: ignore[arg-type]
+            for name in names
+        ]
 
     def __enter__(self) -> Pool:
         return self

@@ -119,6 +119,7 @@ def test_results_come_in_the_order_of_tasks_from_all_actors() -> None:
     x = torch.arange(3.0)
     with Pool(Numbers, {"x": x}, 5, actors=2, resources=HALF) as pool:
         pool.processes()  # both are up
+        assert sum(name.startswith("m3dist-environments-") for name in ray.util.list_named_actors()) == 2
         more = pool.put(torch.ones(4))
         out = pool.map(scaled, [(by, more) for by in range(12)])
     for by, (value, _) in enumerate(out):

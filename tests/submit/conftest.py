@@ -82,16 +82,25 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Place]:
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="m3c"))  # short: Ray's sockets must fit 107 bytes
-    place = start(folder, tmp_path_factory.mktemp("elsewhere"))
+    store = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of a test's S3-like store
+    place = start(folder, tmp_path_factory.mktemp("elsewhere"), **store)
     yield place
     before = place.pids()
-    assert place.script("--stop").returncode == 0
+    stopped = place.script("--stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     deadline = time.monotonic() + 10  # killed ones may need a moment to be gone
     while (left := {pid for pid in before if _runs(pid)}) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not left, f"processes outlived local.sh --stop: {left}"
+    assert not left, f"processes outlived local.sh --stop: {[command(pid) for pid in left]}"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from m3dist import config
-from m3dist.submit import doctor, place, probe
+from m3dist import cli, config
+from m3dist.parallel import launch
+from m3dist.submit import doctor, jobs, place, probe
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "m3dist": "0.1.0", "cuda": 0, "free": 8 << 30}
 
@@ -115,3 +116,74 @@ def test_storage_that_nodes_do_not_share(monkeypatch, tmp_path):
 def test_what_the_job_api_answers_in_one_line():
     assert "pip install" in place.explain(RuntimeError("requires the ray[default] installation"))
     assert "RAY_AUTH_TOKEN_PATH" in place.explain(RuntimeError("Authentication required: 401"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "said"),
+    [
+        ({"RAY_AUTH_TOKEN_PATH": "none"}, 0o600, "no such file"),
+        ({"RAY_AUTH_TOKEN_PATH": "token"}, 0o644, "others on this machine can read the token"),
+        ({"RAY_AUTH_MODE": "token"}, 0o600, "there is no token here"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "token"}, 0o600, None),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "hunter22"}, 0o600, None),
+    ],
+)
+def test_login(environment, mode, said, tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text("hunter22")
+    (tmp_path / "token").chmod(mode)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(tmp_path / value) if name.endswith("PATH") else value)
+    check = doctor.login()
+    assert (check.state, said is None or said in check.text) == ("fault" if said else "ok", True)
+    assert bool(check.fix) is bool(said)
+    assert "hunter22" not in check.text + check.fix
+
+
+def test_a_place_that_does_not_answer(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--address", "http://127.0.0.1:9"])
+    assert end.value.code == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("FAULT address")
+    assert "nothing answers" in last
+    assert "fix: is the cluster up" in last
+
+
+class _Client:
+    """A job API that refuses jobs, or whose jobs end at once."""
+
+    def __init__(self, refuses: bool):
+        self.refuses = refuses
+
+    def submit_job(self, **job):
+        if self.refuses:
+            raise RuntimeError("No available agent")
+        return job["submission_id"]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "said"), [(True, "takes no job: No available agent"), (False, "ended with code 3: boom")]
+)
+def test_jobs_that_do_not_run(refuses, said, monkeypatch):
+    monkeypatch.setattr(place, "client", lambda address: _Client(refuses))
+    monkeypatch.setattr(jobs, "follow", lambda client, job, write: (write("\nboom\n"), 3)[1])
+    checks: list[doctor.Check] = []
+    assert not doctor.outside("http://127.0.0.1:9", [], {}, checks.append)
+    assert (checks[-1].name, checks[-1].state) == ("jobs", "fault")
+    assert said in checks[-1].text
+    assert checks[-1].fix
+
+
+def test_nodes_that_cannot_talk(monkeypatch):
+    monkeypatch.setattr(launch, "connect", lambda: None)
+    monkeypatch.setattr(probe, "all_facts", lambda: {"host 1234abcd": HERE})
+    monkeypatch.setattr(probe, "nodes", lambda: [_node(CPU=4.0)])
+    monkeypatch.setattr(probe, "all_reduce", lambda backend: (2, "connect timed out"))
+    checks = {check.name: check for check in doctor.inside(None, HERE, {})}
+    assert checks["gloo"].state == "fault"
+    assert "2 processes failed: connect timed out" in checks["gloo"].text
+    assert "GLOO_SOCKET_IFNAME" in checks["gloo"].fix
+    assert [checks[name].state for name in ("storage", "memory")] == ["skipped", "skipped"]

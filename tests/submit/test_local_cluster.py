@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Place, start  # type: ignore[import-not-found]
+from conftest import Place, command, start  # type: ignore[import-not-found]
 
 from m3dist import config, pipeline
 
@@ -99,11 +99,11 @@ def test_stopping_a_job_leaves_no_process(cluster, small):
     assert code == 0
     job = out.split()[-1]
     _wait(lambda: (small / "long/metrics.jsonl").exists(), 120)
-    running = [pid for pid in cluster.pids() if f"out={small}/long" in _command(pid)]
+    running = [pid for pid in cluster.pids() if f"out={small}/long" in command(pid)]
     assert running
     assert cluster.m3dist("jobs", "stop", "--address", cluster.address, job) == (0, f"{job}: STOPPED\n")
-    _wait(lambda: not any(f"out={small}/long" in _command(pid) for pid in cluster.pids()), 30)
-    busy = lambda: [_command(pid) for pid in cluster.pids() - before if _busy(_command(pid))]  # noqa: E731
+    _wait(lambda: not any(f"out={small}/long" in command(pid) for pid in cluster.pids()), 30)
+    busy = lambda: [command(pid) for pid in cluster.pids() - before if _busy(command(pid))]  # noqa: E731
     with contextlib.suppress(AssertionError):
         _wait(lambda: not busy(), 60)
     assert not busy()
@@ -116,13 +116,6 @@ _RAYS_OWN = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinat
 
 def _busy(command: str) -> bool:
     return command.startswith("ray::") and not any(name in command for name in _RAYS_OWN)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
 
 
 def _wait(true, seconds: float) -> None:
@@ -149,7 +142,7 @@ def test_a_run_outlives_a_node(tmp_path):
         assert process.poll() is None, "".join(said)
         victim = next(  # a node with a training worker that is not the head
             name for name in ("node1", "node2")
-            if any("RayTrainWorker" in _command(pid) for pid in _family(int((place.state / f"{name}.pid").read_text())))
+            if any("RayTrainWorker" in command(pid) for pid in _family(int((place.state / f"{name}.pid").read_text())))
         )  # fmt: skip
         for pid in _family(int((place.state / f"{victim}.pid").read_text())):
             os.kill(pid, signal.SIGKILL)
