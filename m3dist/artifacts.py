@@ -5,13 +5,14 @@ An artifact is a folder `<stage>-<key>`; the key hashes every config value, the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from m3dist.files import Folder
+from m3dist.files import Folder, Stored
 
 
 class Store:
@@ -26,7 +27,7 @@ class Store:
     def has(self, stage: str, key: str) -> bool:
         return self.path(stage, key).exists("meta.json")
 
-    def save(self, stage: str, key: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    def save(self, stage: str, key: str, tensors: Mapping[str, Stored], meta: dict[str, Any]) -> None:
         folder = self.path(stage, key)
         folder.remove("meta.json")
         folder.write_tensors("tensors.safetensors", tensors)

@@ -1,7 +1,8 @@
 """Checkpoints inside a stage: a folder of tensors and plain values each, complete when its meta.json is there.
 
 Nothing in them speaks of workers, DDP or DeepSpeed: tensors are whole and named as in the model, so any number of
-workers under any strategy goes on from them. Shards of tables are files of their own (`part`).
+workers under any strategy goes on from them. Rows of tables are in files of their own, one of each worker where tables
+are sharded, and are read by range.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from m3dist import config as configs
+from m3dist.data.batches import share
 from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
 
@@ -30,9 +32,33 @@ class Saved:
         try:
             return self.folder.read_tensors(f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{self.folder}: damaged checkpoint ({error}); delete the folder and train again"
-            ) from None
+            raise self._damaged(error) from None
+
+    def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
+        """Rows low.. of a table of n rows into `out_rd`, from the files of however many workers wrote them.
+
+        Raises ValueError when a file is damaged.
+        """
+        shards = self.meta.get("shards", 0)
+        if not shards:
+            raise self._damaged("written by an older version")
+        for shard in range(shards):
+            first, last = share(n, shard, shards)
+            start, end = max(first, low), min(last, low + len(out_rd))
+            if start >= end:
+                continue
+            try:
+                with self.folder.local(_rows(shard, shards)) as path, safe_open(path, "pt") as file:
+                    out_rd[start - low : end - low] = file.get_slice(name)[start - first : end - first]
+            except (OSError, SafetensorError) as error:
+                raise self._damaged(error) from None
+
+    def _damaged(self, why: object) -> ValueError:
+        return ValueError(f"{self.folder}: damaged checkpoint ({why}); delete the folder and train again")
+
+
+def _rows(shard: int, shards: int) -> str:
+    return f"rows-{shard:05d}-of-{shards:05d}.safetensors"
 
 
 class Checkpoints:
@@ -71,21 +97,23 @@ class Checkpoints:
         name: str,
         meta: dict[str, Any],
         tensors: dict[str, Tensor],
-        parts: dict[str, dict[str, Tensor]] | None = None,
+        rows: dict[str, Tensor] | None = None,
+        sharded: bool = False,
         needs: list[str] | None = None,
     ) -> None:
         """Write a checkpoint and drop those that are no longer kept.
 
         name: sorts after those before it and starts with a digit, unless it is one that others need. tensors: the
-        lead's, whole. parts: files of this worker alone, by name.
+        lead's, whole. rows: of tables, this worker's share where they are `sharded` and all of them elsewhere.
         """
         folder = self.folder / name
-        for part, values in (parts or {}).items():
-            folder.write_tensors(f"{part}.safetensors", values)
+        shard, shards = (self.engine.rank, self.engine.world) if sharded else (0, 1)
+        if sharded or self.engine.lead:
+            folder.write_tensors(_rows(shard, shards), rows or {})
         self.engine.barrier()
         if self.engine.lead:
             folder.write_tensors("state.safetensors", tensors)
-            folder.write_json("meta.json", {**meta, "needs": needs or []})
+            folder.write_json("meta.json", {**meta, "shards": shards, "needs": needs or []})
             if name[0].isdigit():
                 self._prune()
         self.engine.barrier()

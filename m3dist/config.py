@@ -171,6 +171,9 @@ class Config(Section):
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
     deepspeed: dict[str, Any] = {}  # further values of DeepSpeed's own config
+    embeddings: Literal["replicated", "sharded"] = (
+        "replicated"  # does every worker hold all rows of tables, or its part
+    )
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
@@ -204,6 +207,11 @@ class Config(Section):
             raise ValueError(f"workers: expected [min, max] with min <= max, got {list(self.workers)}")
         if self.deepspeed and self.strategy != "deepspeed":
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
+        if self.embeddings == "sharded" and self.model in RECOMMENDERS:
+            raise ValueError(
+                f"embeddings: {self.model} trains whole tables on every worker; use replicated, or strategy=deepspeed "
+                f"zero_stage=3, which shards them with all other parameters"
+            )
         name, _, k = self.evaluation.metric.partition("@")
         if name not in METRICS or not k.isdigit():
             raise ValueError(f"evaluation.metric: expected NAME@K with NAME one of {', '.join(METRICS)}")

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from m3dist.checkpoints import Checkpoints
+from m3dist.checkpoints import Checkpoints, Saved
 from m3dist.config import Fit
 from m3dist.data.batches import Batch, Sampler
 from m3dist.parallel.engine import Dense, Engine
@@ -58,14 +58,17 @@ class Fitting:
         self._saved_best = ""
         saved = checkpoints.latest() if checkpoints else None
         if checkpoints and saved:
-            self._load(saved.tensors())
+            self._load(saved)
             self.at = Progress(**saved.meta["progress"])
             if saved.meta["needs"]:
                 self._saved_best = saved.meta["needs"][0]
-                self.kept = checkpoints.open(self._saved_best).tensors()
+                best = checkpoints.open(self._saved_best)
+                for name, table in task.tables.items():
+                    best.read(name, self.kept[name], table.low, table.n)
+                self.kept |= best.tensors()
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of what the model is made of; every worker must call it."""
+        """Copies of what the model is made of, of sharded tables this worker's rows; every worker must call it."""
         return self.task.dense.state() | {name: table.weight.clone() for name, table in self.task.tables.items()}
 
     def restore(self, weights: dict[str, Tensor]) -> None:
@@ -77,27 +80,33 @@ class Fitting:
         """Write a checkpoint of this very moment; `sums` are this worker's of the running epoch."""
         if self.checkpoints is None:
             return
+        tables = self.task.tables
+        sharded = any(table.sharded for table in tables.values())
         self.at.sums = self.engine.totals({name: float(x) for name, x in sums.items()})
         best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
         if best and best != self._saved_best:
-            self.checkpoints.save(best, {}, self.kept)
+            dense = {name: x for name, x in self.kept.items() if name not in tables}
+            self.checkpoints.save(best, {}, dense, {name: self.kept[name] for name in tables}, sharded)
             self._saved_best = best
-        tensors = {f"model/{name}": x for name, x in self.weights().items()}
+        tensors = {f"model/{name}": x for name, x in self.task.dense.state().items()}
         tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
-        for name, table in self.task.tables.items():
-            tensors |= {f"table/{name}/{key}": x for key, x in table.moments().items()}
+        rows = {f"{name}/{key}": x for name, table in tables.items() for key, x in table.parts().items()}
         name = f"{self.at.epoch:05d}-{self.at.step:07d}"
-        meta = {"progress": dataclasses.asdict(self.at)}
-        self.checkpoints.save(name, meta, tensors, needs=[best] if best else [])
+        meta = {"progress": dataclasses.asdict(self.at), "steps": {name: x.steps for name, x in tables.items()}}
+        self.checkpoints.save(name, meta, tensors, rows, sharded, needs=[best] if best else [])
 
-    def _load(self, tensors: dict[str, Tensor]) -> None:
+    def _load(self, saved: Saved) -> None:
+        tensors = saved.tensors()
+
         def under(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
-        self.restore(under("model/"))
+        self.task.dense.load(under("model/"))
         self.task.dense.load_moments(under("adam/"))
         for name, table in self.task.tables.items():
-            table.load_moments(under(f"table/{name}/"))
+            for key, x in table.parts().items():
+                saved.read(f"{name}/{key}", x, table.low, table.n)
+            table.steps = saved.meta["steps"][name]
 
 
 def fit(

@@ -29,8 +29,9 @@ from m3dist.artifacts import Store
 from m3dist.checkpoints import Checkpoints
 from m3dist.config import RECOMMENDERS, Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
-from m3dist.files import Folder
+from m3dist.files import Folder, Stored
 from m3dist.parallel.engine import Engine
+from m3dist.parallel.tables import send_rows
 from m3dist.stages import align, baseline, invariance, merge
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
@@ -110,7 +111,7 @@ def scorer(config: Config, tensors: dict[str, Tensor]) -> ranking.Scorer:
 
 
 def predict_memory(config: Config, dataset: Dataset) -> dict[str, int]:
-    """Bytes by formula: tables with Adam moments and the best copy, features, and one step's scores."""
+    """Bytes of each worker by formula: tables with Adam moments and the best copy, features, and one step's scores."""
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
     members = M if config.model == "m3-invrl" else 1
     table = dataset.n_users * (backbone.dim + backbone.content_dim) + dataset.n_items * backbone.dim
@@ -118,8 +119,10 @@ def predict_memory(config: Config, dataset: Dataset) -> dict[str, int]:
     if config.model in RECOMMENDERS:  # the widest have a table of nodes per modality
         table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
         batch, negatives = config.baseline.batch_size, config.baseline.negatives
+    workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
+    owners = max(workers, 1) if config.embeddings == "sharded" else 1
     out = {
-        "tables": members * table * 4 * 4,
+        "tables": members * table * 4 * 4 // owners,
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
         "interactions": sum(dataset.size(s) for s in ("train", "val", "test")) * 24,
         "step": 4 * batch * negatives * 4,
@@ -181,7 +184,7 @@ class Step:
     def tensors(self, name: str) -> dict[str, Tensor]:
         return self.store.load(name, self.keys[name])[0]
 
-    def align(self) -> tuple[dict[str, Tensor], dict]:
+    def align(self) -> tuple[dict[str, Stored], dict]:
         return align.run(self.dataset, self.config, self.tracker, self.engine, self.checkpoints("align"))
 
     def features(self) -> Tensor | None:
@@ -189,7 +192,7 @@ class Step:
         features = Data(self.dataset, self.config).features()
         return torch.cat(features, dim=1) if features else None
 
-    def pretrain(self) -> tuple[dict[str, Tensor], dict]:
+    def pretrain(self) -> tuple[dict[str, Stored], dict]:
         """Of InvRL: the backbone on all features, whose embeddings the environments' models hold fixed."""
         saved = self.checkpoints("pretrain")
         content = self.features()
@@ -207,7 +210,7 @@ class Step:
             read = self.tensors("align")
         return invariance.run(self.dataset, self.config, read, self.tracker, self.engine, saved)
 
-    def merge(self) -> tuple[dict[str, Tensor], dict]:
+    def merge(self) -> tuple[dict[str, Stored], dict]:
         init: dict[str, Tensor] | None = None
         contents: list[Tensor | None]
         if self.config.model == "ultragcn":
@@ -253,6 +256,8 @@ def work(config: Config, steps: tuple[str, ...], engine: Engine, tracker: Tracke
         if engine.lead:
             step.store.save(name, key, tensors, meta)
             step.checkpoints(name).clear() if name != "test" else None
+        else:
+            send_rows(tensors.values())
         engine.barrier()
 
 

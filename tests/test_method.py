@@ -11,7 +11,8 @@ import torch
 from m3dist import fusion, losses, ranking
 from m3dist.data.batches import Distinct, Permutation, Sampler
 from m3dist.data.graph import item_neighbours
-from m3dist.parallel.tables import RowTable
+from m3dist.parallel.engine import Engine
+from m3dist.parallel.tables import RowTable, Touched, pull_rows, push_rows
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -273,9 +274,9 @@ def test_row_table_is_adam(dense: bool) -> None:
     adam = torch.optim.Adam([plain], lr=0.1)
     for step in range(3):
         ids = torch.arange(6) if not dense else torch.tensor([0, 2, 5 - step])
-        rows = table.pull(ids)
+        (rows,) = pull_rows(Engine(), [(table, Touched(ids))])
         (rows * randn(len(ids), 3, seed=step)).sum().backward()
-        table.push(ids, rows, 0.1)
+        push_rows(Engine(), [(table, Touched(ids), rows)], 0.1)
         adam.zero_grad()
         (plain[ids] * randn(len(ids), 3, seed=step)).sum().backward()
         adam.step()

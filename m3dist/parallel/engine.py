@@ -110,6 +110,25 @@ class Engine:
         """Rows of all workers in rank order [C, d], with gradient; counts: how many each worker gives."""
         return x_cd if self.world == 1 else _Gather.apply(x_cd, counts, self)
 
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """All-to-all of a flat tensor: `send` of its elements to every worker, `receive` from each, in rank order."""
+        out = x.new_empty(sum(receive))
+        dist.all_to_all_single(out, x, receive, send)
+        return out
+
+    def to_lead(self, x: Tensor | None, owner: int, shape: tuple[int, ...]) -> Tensor | None:
+        """Worker `owner`'s float32 tensor of this shape, on the lead; None elsewhere."""
+        if owner == 0 or self.world == 1:
+            return x if self.lead else None
+        if self.rank == owner:
+            assert x is not None
+            dist.send(x.contiguous(), 0)
+        if not self.lead:
+            return None
+        out = torch.empty(shape, device=self.device)
+        dist.recv(out, owner)
+        return out
+
     def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
         """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""
         module.to(self.device)

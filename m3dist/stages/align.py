@@ -19,11 +19,12 @@ from m3dist.checkpoints import Checkpoints
 from m3dist.config import Align, Config
 from m3dist.data.batches import Batch, share
 from m3dist.data.dataset import Dataset
+from m3dist.files import Stored
 from m3dist.loop import fit
 from m3dist.models.alignment import Aligner, Club
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.parallel.engine import Engine
-from m3dist.parallel.tables import push_rows
+from m3dist.parallel.tables import pull_rows, push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
 from m3dist.tracking import Tracker
@@ -142,12 +143,13 @@ class AlignTask:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         contrast = self.contrast(batch)
         rows = Rows(self.data, batch, contrast.anchor_c)
-        user_Rd, item_id_Rd = self.member.user.pull(rows.user.ids_R), self.member.item.pull(rows.item.ids_R)
+        wanted = [(self.member.user, rows.user), (self.member.item, rows.item)]
+        user_Rd, item_id_Rd = pull_rows(self.data.engine, wanted)
         x_R = [x[rows.item.ids_R] for x in self.x]
         out = self.dense("loss", batch, contrast, rows, user_Rd, item_id_Rd, x_R)
         self.dense.backward(out["loss"] + out["club_nll"])
         self.dense.step()
-        pulled = [(self.member.user, rows.user, user_Rd), (self.member.item, rows.item, item_id_Rd)]
+        pulled = [(*which, leaf) for which, leaf in zip(wanted, (user_Rd, item_id_Rd), strict=True)]
         push_rows(self.data.engine, pulled, self.config.align.lr * self.dense.rate)
         return out
 
@@ -158,10 +160,10 @@ class AlignTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        item_Id = self.dense("catalogue", self.x, self.member.item.weight)
-        return self.data.evaluate(lambda user_u: self.member.user.weight[user_u] @ item_Id.T, "val")[0]
+        item_Id = self.dense("catalogue", self.x, self.member.item.whole(self.data.engine))
+        return self.data.evaluate(lambda user_u: self.member.user.rows(user_u) @ item_Id.T, "val")[0]
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Stored]:
         """What later stages read, by the names of the artifact."""
         dense = {name.replace("backbone.", "member.model."): x for name, x in self.dense.state().items()}
         return {name: x for name, x in dense.items() if not name.startswith("club.")} | self.member.state("member.")
@@ -173,7 +175,7 @@ def run(
     tracker: Tracker,
     engine: Engine | None = None,
     checkpoints: Checkpoints | None = None,
-) -> tuple[dict[str, Tensor], dict]:
+) -> tuple[dict[str, Stored], dict]:
     """Train stage 1. Returns its tensors (representation.r, member.*) and the best validation metrics."""
     if not dataset.modalities:
         raise ValueError(f"{dataset.root}: m3-invrl needs item features and this data set has none; use model=ultragcn")

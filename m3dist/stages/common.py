@@ -18,9 +18,10 @@ from m3dist.config import Backbone, Config
 from m3dist.data.batches import Batch, Distinct, Sampler
 from m3dist.data.dataset import Dataset
 from m3dist.data.graph import item_neighbours
+from m3dist.files import Stored
 from m3dist.models.ultragcn import UltraGCN, Weights, interaction_loss
 from m3dist.parallel.engine import Engine
-from m3dist.parallel.tables import RowTable, Touched
+from m3dist.parallel.tables import RowTable, Spread, Touched, routes
 from m3dist.seeding import numpy_rng, torch_rng
 
 
@@ -37,6 +38,7 @@ class Data:
             warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
             self.user, self.item = (torch.from_numpy(x).to(self.device) for x in (user, item))
         self.cold_I = torch.from_numpy(dataset.degrees()[1] == 0).to(self.device)
+        self.sharded = config.embeddings == "sharded" and self.engine.world > 1
         self.distinct_user, self.distinct_item = Distinct(self.n_users), Distinct(self.n_items)
 
     @functools.cached_property
@@ -81,15 +83,18 @@ class Data:
 
         `/cold`: of items without training interactions alone, over the users who hold one out.
 
-        Workers share out the users, by id modulo their number; all get the same metrics, and with `keep` the table
-        of their own users.
+        Workers share out the users, by id modulo their number or, where tables are sharded, by who owns their rows;
+        all get the same metrics, and with `keep` the table of their own users.
         """
         masked = ["train"] if split == "val" else ["train", "val"]
         seen = ranking.Seen.of([self.dataset.interactions(name) for name in masked], self.n_users, self.device)
         relevant = ranking.Seen.of([self.dataset.interactions(split)], self.n_users, self.device)
         evaluation, engine = self.config.evaluation, self.engine
         everyone = torch.arange(self.n_users) if users is None else users
-        mine = everyone[everyone % engine.world == engine.rank].to(self.device)
+        if self.sharded:
+            mine = everyone[self.mine(everyone)].to(self.device)
+        else:
+            mine = everyone[everyone % engine.world == engine.rank].to(self.device)
         with torch.no_grad():
             total, table = ranking.evaluate(
                 score, mine, seen, relevant, self.n_items, evaluation.k, evaluation.block, keep, self.cold_I
@@ -99,6 +104,17 @@ class Data:
         total.users, total.cold_users = int(counts["users"]), int(counts["cold"])
         engine.add_up(total.listed.values())
         return total.means(), table
+
+    def mine(self, user_n: Tensor) -> Tensor:
+        """bool [n]: the users whose rows this worker holds; all of them where tables are replicated."""
+        low, high = self.engine.share(self.n_users) if self.sharded else (0, self.n_users)
+        return (user_n >= low) & (user_n < high)
+
+    def joined(self, x_nd: Tensor) -> Tensor:
+        """What every worker found for its own users, in ascending order of users: all of it, on every worker."""
+        if not self.sharded:
+            return x_nd
+        return self.engine.gather(x_nd, self.engine.collect(len(x_nd)))
 
 
 class Member:
@@ -110,18 +126,24 @@ class Member:
         rng = torch_rng(data.config.seed, *keys)
         content = config.content_dim if width else 0
         dense = data.config.optimizer == "dense"
-        self.user = RowTable.random(data.n_users, config.dim + content, config.init_std, rng, dense, data.device)
-        self.item = RowTable.random(data.n_items, config.dim, config.init_std, rng, dense, data.device)
+        self.engine = data.engine
+
+        def table(n: int, d: int) -> RowTable:
+            bounds = data.engine.share(n) if data.sharded else None
+            return RowTable.random(n, d, config.init_std, rng, dense, data.device, bounds)
+
+        self.user, self.item = table(data.n_users, config.dim + content), table(data.n_items, config.dim)
         with torch.random.fork_rng():
             torch.manual_seed(rng.initial_seed())
             self.model = UltraGCN(width, content)
         if init is not None:
-            self.user.weight[:, : config.dim] = init["user"][:, : config.dim]
-            self.item.weight.copy_(init["item"])
+            for name, x in (("user", self.user), ("item", self.item)):
+                x.weight[:, : config.dim] = init[name][x.low : x.low + len(x.weight), : config.dim]
 
-    def state(self, prefix: str) -> dict[str, Tensor]:
+    def state(self, prefix: str) -> dict[str, Stored]:
         """The live tables."""
-        return {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
+        tables = {f"{prefix}user": self.user, f"{prefix}item": self.item}
+        return {name: Spread(x, self.engine) if x.sharded else x.weight for name, x in tables.items()}
 
 
 class Rows:
@@ -145,7 +167,10 @@ class Rows:
         self.more_at = None if items is None else at[0]
         self.neighbour_at = at[-1] if columns is not None else None
         self.user, self.item = Touched(user_R), Touched(item_R)
-        if data.engine.world > 1:  # whose gradients all workers add up
+        if data.sharded:
+            user, item = routes(data.engine, [(user_R, data.n_users), (item_R, data.n_items)])
+            self.user, self.item = Touched(user_R, route=user), Touched(item_R, route=item)
+        elif data.engine.world > 1:  # whose gradients all workers add up
             everyone = [] if columns is None else [weights.neighbour_Ik[batch.item_B][:, columns]]
             item_G, _ = data.distinct_item(batch.item_B, batch.negative_B, *everyone)
             user_G, _ = data.distinct_user(batch.user_B)

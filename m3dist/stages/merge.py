@@ -17,20 +17,24 @@ from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config
 from m3dist.data.batches import Batch
 from m3dist.data.dataset import Dataset
+from m3dist.files import Stored
 from m3dist.loop import fit
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.parallel.engine import Engine
-from m3dist.parallel.tables import push_rows
+from m3dist.parallel.tables import pull_rows, push_rows
 from m3dist.seeding import derive
 from m3dist.stages.common import Data, Member, Rows, backbone_loss
 from m3dist.tracking import Tracker
 
 
 class Fused:
-    """Members' scores and their weights, from a stage's tensors alone; ready to rank."""
+    """Members' scores and their weights, from a stage's tensors alone; ready to rank.
 
-    def __init__(self, tensors: dict[str, Tensor], strategy: str):
-        self.strategy = strategy
+    low: the user to whom the first row of users' tables belongs, where they hold a part.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], strategy: str, low: int = 0):
+        self.strategy, self.low = strategy, low
         self.models = sum(name.endswith(".user") for name in tensors)
         self.user = [tensors[f"{m}.user"] for m in range(self.models)]
         self.item = [tensors[f"{m}.matrix"] for m in range(self.models)]
@@ -41,7 +45,7 @@ class Fused:
             self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
 
     def scores(self, user_u: Tensor) -> list[Tensor]:
-        return [user[user_u] @ item.T for user, item in zip(self.user, self.item, strict=True)]
+        return [user[user_u - self.low] @ item.T for user, item in zip(self.user, self.item, strict=True)]
 
     def weights(self, scores: list[Tensor]) -> Tensor:
         """omega [u, M] by the configured strategy."""
@@ -102,47 +106,59 @@ class MergeTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         rows = Rows(self.data, batch)
-        users = [member.user.pull(rows.user.ids_R) for member in self.members]
-        items = [member.item.pull(rows.item.ids_R) for member in self.members]
+        wanted = [(x.user, rows.user) for x in self.members] + [(x.item, rows.item) for x in self.members]
+        leaves = pull_rows(self.data.engine, wanted)
+        users, items = leaves[: len(self.members)], leaves[len(self.members) :]
         contents = [None if x is None else x[rows.item.ids_R] for x in self.contents]
         terms = self.dense("loss", batch, rows, users, items, contents)
         self.dense.backward(torch.stack([part["loss"] for part in terms]).sum())
         self.dense.step()
-        pulled = [(x.user, rows.user, leaf) for x, leaf in zip(self.members, users, strict=True)]
-        pulled += [(x.item, rows.item, leaf) for x, leaf in zip(self.members, items, strict=True)]
+        pulled = [(*which, leaf) for which, leaf in zip(wanted, leaves, strict=True)]
         push_rows(self.data.engine, pulled, self.config.merge.lr * self.dense.rate)
         out = {f"{m}/{name}": x.detach() for m, part in enumerate(terms) for name, x in part.items()}
         return out | {name: torch.stack([part[name].detach() for part in terms]).sum() for name in terms[0]}
 
     @torch.no_grad()
-    def tensors(self) -> dict[str, Tensor]:
+    def matrices(self) -> dict[str, Tensor]:
+        """The items' whole matrices."""
+        return {
+            f"{m}.matrix": self.dense("catalogue", m, member.item.whole(self.data.engine), content)
+            for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True))
+        }
+
+    def fused(self, strategy: str, further: dict[str, Tensor]) -> Fused:
+        """The members as they are, for the users whose rows this worker holds; further: matrices and what else."""
+        users = {f"{m}.user": member.user.weight for m, member in enumerate(self.members)}
+        return Fused({**users, **further}, strategy, self.members[0].user.low)
+
+    def tensors(self) -> dict[str, Stored]:
         """State and the items' whole matrices."""
-        out = self.state()
-        for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True)):
-            out[f"{m}.matrix"] = self.dense("catalogue", m, member.item.weight, content)
-        return out
+        return {**self.state(), **self.matrices()}
 
     def evaluate(self) -> dict[str, float]:
         strategy = self.config.merge.fusion if self.config.merge.fusion in ("equal", "entropy") else "equal"
-        fused = Fused(self.tensors(), strategy)
+        fused = self.fused(strategy, self.matrices())
         weights = {f"fusion weight {m}": w for m, w in enumerate(_sample_weights(self.data, fused).mean(0).tolist())}
         return self.data.evaluate(fused, "val")[0] | weights
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Stored]:
         """What evaluation reads, by the names of the artifact."""
         dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
-        named = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
+        named: dict[str, Stored] = {
+            f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]
+        }
         return named | {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
 
 
 @torch.no_grad()
 def _sample_weights(data: Data, fused: Fused) -> Tensor:
     """Fusion weights [u, M] of the first users, as many as are ranked at once."""
-    return fused.weights(fused.scores(torch.arange(min(data.n_users, data.config.evaluation.block))))
+    some = torch.arange(min(data.n_users, data.config.evaluation.block))
+    return data.joined(fused.weights(fused.scores(some[data.mine(some)])))
 
 
 def _validation_pairs(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Validation users, their items, and one uniform negative each."""
+    """Validation users in ascending order, their items, and one uniform negative each."""
     user, item = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
     generator = torch.Generator().manual_seed(derive(seed, "validation"))
     return user, item, torch.randint(data.n_items, (len(user),), generator=generator)
@@ -151,17 +167,21 @@ def _validation_pairs(data: Data, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def fit_fusion(data: Data, config: Config, fused: Fused) -> dict[str, Tensor]:
     """What `loss` and `attention` learn from validation pairs: weights [M], and the gate's parameters."""
     user, item, negative = _validation_pairs(data, config.seed)
+    mine = data.mine(user)
 
     def pair_scores(items: Tensor) -> Tensor:
-        return torch.stack([(u[user] * v[items]).sum(1) for u, v in zip(fused.user, fused.item, strict=True)], dim=1)
+        at, items = user[mine] - fused.low, items[mine]
+        pairs = [(u[at] * v[items]).sum(1) for u, v in zip(fused.user, fused.item, strict=True)]
+        return data.joined(torch.stack(pairs, dim=1))
 
     positive_nM, negative_nM = pair_scores(item), pair_scores(negative)
     loss_M = torch.nn.functional.softplus(negative_nM - positive_nM).mean(0)
     out = {"loss_weight": fusion.loss_weights(loss_M)}
     if config.merge.fusion == "attention" and fused.models > 1:
         users = torch.unique(user)
-        blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in users.split(1024)]
-        confidence = torch.cat(blocks)
+        here = users[data.mine(users)].split(1024)
+        blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in here]
+        confidence = data.joined(torch.cat(blocks))
         with torch.random.fork_rng():
             torch.manual_seed(derive(config.seed, "gate"))
             gate = fusion.AttentionGate(fused.models)
@@ -186,20 +206,22 @@ def run(
     engine: Engine | None = None,
     checkpoints: Checkpoints | None = None,
     stage: str = "merge",
-) -> tuple[dict[str, Tensor], dict]:
+) -> tuple[dict[str, Stored], dict]:
     """Train the members together on the same batches. Returns their tensors and validation metrics of the fusion.
 
     stage: the name under which it is logged.
     """
     task = MergeTask(Data(dataset, config, engine), config, contents, init)
     best = fit(task, config.merge, config.evaluation.metric, stage, tracker, checkpoints)
-    tensors = task.tensors()
-    with torch.no_grad():
-        fused = Fused(tensors, "equal")
-    tensors |= fit_fusion(task.data, config, fused)
-    fused = Fused(tensors, config.merge.fusion)
+    further = task.matrices()
+    further |= fit_fusion(task.data, config, task.fused("equal", further))
+    fused = task.fused(config.merge.fusion, further)
     weight_uM = _sample_weights(task.data, fused)
     for m in range(fused.models):
         tracker.histogram("merge", f"fusion weight {m}", 0, weight_uM[:, m])
     final = task.data.evaluate(fused, "val")[0]
-    return tensors, {"validation": final, "epoch": best.get("epoch"), "fusion_weight": weight_uM.mean(0).tolist()}
+    return {**task.state(), **further}, {
+        "validation": final,
+        "epoch": best.get("epoch"),
+        "fusion_weight": weight_uM.mean(0).tolist(),
+    }

@@ -16,15 +16,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from m3dist import config as configs
+from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
+from m3dist.files import Folder
+from m3dist.loop import fit
 from m3dist.parallel.engine import Engine
+from m3dist.parallel.tables import Spread
 from m3dist.stages import invariance
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data
 from m3dist.stages.merge import MergeTask
-from m3dist.tracking import Tracker
+from m3dist.tracking import Stopped, Tracker
 
 SMALL = [
     "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
@@ -94,7 +98,20 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
     for t in range(steps):
         terms = task.step(task.sampler(t // per, t % per, rank, world))
         losses.append(engine.totals({name: float(x.detach()) for name, x in terms.items()}))
-    return {"losses": losses, "metrics": task.evaluate(), "state": task.state(), "sent": engine.sent}
+    held = {name: len(table.weight) for name, table in task.tables.items()}
+    return {
+        "losses": losses,
+        "metrics": task.evaluate(),
+        "state": whole(task, engine),
+        "sent": engine.sent,
+        "held": held,
+    }
+
+
+def whole(task: AlignTask | MergeTask, engine: Engine) -> dict[str, torch.Tensor]:
+    """A task's state on every worker, of sharded tables all rows."""
+    state = task.state().items()
+    return {name: x.table.whole(engine) if isinstance(x, Spread) else x for name, x in state}
 
 
 def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
@@ -120,6 +137,27 @@ def carried_over(rank: int, world: int, stage: str, first: Config, then: Config,
         out = task.dense.state(), task.dense.moments(), tables
     assert out is not None
     return {**out[0], **{f"table.{name}": x["weight"] for name, x in out[2].items()}}
+
+
+def fitted(
+    rank: int, world: int, stage: str, config: Config, root: Path, folder: Path, stop: int | None
+) -> dict[str, torch.Tensor]:
+    """The state after `fit` with checkpoints in `folder`, which goes on from them; `stop`: saved after this epoch."""
+    engine = engine_of(config, rank, world)
+    task = task_of(stage, config, root, engine)
+    saves = Checkpoints(Folder(folder), "key", config.checkpoint, engine)
+
+    def listener(stage: str, epoch: int, values: dict[str, float]) -> None:
+        if epoch == stop:
+            raise Stopped
+
+    with Tracker(None, listener=listener) as tracker:
+        try:
+            fit(task, getattr(config, stage), config.evaluation.metric, stage, tracker, saves)
+            assert stop is None
+        except Stopped:
+            assert stop is not None
+    return whole(task, engine)
 
 
 def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[tuple[dict[str, torch.Tensor], dict]]:
