@@ -65,3 +65,20 @@ def mask(B: int, N: int, d: int, c: int, D: int, U: int, R: int) -> Cost:
 def ranking(users: int, items: int, d: int, models: int = 1) -> Cost:
     """Scores of all users and items; the items' matrix fits a cache, the lists are small."""
     return Cost(product(users, d, items, 1) * models, 4 * models * (users + items) * d)
+
+
+def replicated_bytes(G_users: float, G_items: float, d: int, c: int, members: int = 1) -> float:
+    """What a worker gives to a step's all-reduce: a gradient for every row that the global batch touches."""
+    return 4 * members * (G_users * (d + c) + G_items * d)
+
+
+def sharded_bytes(R_users: float, R_items: float, d: int, c: int, W: int, members: int = 1) -> float:
+    """What a worker sends in a step: ids of the rows that it reads and others own, as many rows of its own to others,
+    and gradients back; rows are spread evenly."""
+    ids, rows = 4 * (R_users + R_items), 4 * members * (R_users * (d + c) + R_items * d)
+    return (W - 1) / W * (ids + 2 * rows)
+
+
+def table_bytes(users: float, items: float, d: int, c: int, owners: int = 1, members: int = 1) -> float:
+    """Of one worker: rows, Adam's two moments, and the copy of the best rows."""
+    return 4 * 4 * members * (users * (d + c) + items * d) / owners

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from parallel_helpers import planted, rounds, small, spawn, trajectories
+
+from m3dist.cli import cli
+from m3dist.config import load
 
 STEPS = 50
 RUNS = [
@@ -78,3 +82,64 @@ def test_workers_find_the_same_environments_and_masks(world: int, root: Path) ->
         for other in results[1:]:
             for name, x in ours[0].items():
                 assert torch.equal(other[at][0][name], x), name
+
+
+RAW = Path(__file__).parents[3] / "shared" / "data" / "ml100k"
+EVERY = [(), *(("strategy=deepspeed", f"zero_stage={stage}") for stage in (1, 2, 3)), ("embeddings=sharded",)]
+EVERY.append(("embeddings=sharded", "strategy=deepspeed", "zero_stage=3"))
+
+
+@pytest.fixture(scope="module")
+def movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MovieLens 100K, whose 942 users four workers cannot share evenly."""
+    data = tmp_path_factory.mktemp("ml100k") / "data"
+    assert CliRunner().invoke(cli, ["prepare", "tables", str(RAW), str(data)]).exit_code == 0
+    return data
+
+
+def gaps(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, float, float]:
+    """The largest relative difference of losses over all steps; of terms, in parts of the loss; and of metrics.
+
+    Terms are measured by the loss since CLUB's bound, near 0 at first, is a difference of sums that are far larger.
+    """
+    loss = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+    terms = max(
+        abs(a[name] - b[name]) / max(abs(b[name]), b["loss"])
+        for a, b in zip(ours["losses"], theirs["losses"], strict=True)
+        for name in b
+    )
+    return loss, terms, max(abs(ours["metrics"][name] - value) for name, value in theirs["metrics"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not RAW.is_dir(), reason=f"needs MovieLens 100K with features at {RAW}")
+@pytest.mark.parametrize("world", [2, 4])
+def test_on_movielens_every_stage_and_strategy_has_the_numbers_of_one_worker(world: int, movies: Path) -> None:
+    runs = [(stage, load(None, how)) for stage in ("align", "merge") for how in EVERY]
+    alone = {stage: trajectories(0, 1, [(stage, load(None))], movies, STEPS)[0] for stage in ("align", "merge")}
+    results = spawn(world, trajectories, runs, movies, STEPS, timeout=600)
+    for at, (stage, config) in enumerate(runs):
+        loss, terms, metrics = gaps(results[0][at], alone[stage])
+        how = config.strategy if config.strategy == "ddp" else f"ZeRO {config.zero_stage}"
+        print(f"{stage} {world} {how} {config.embeddings}: loss {loss:.1e} terms {terms:.1e} metrics {metrics:.1e}")
+        assert loss < 1e-5
+        assert terms < 1e-5
+        assert metrics < 1e-6
+        same_everywhere([ranks[at] for ranks in results])
+    few = ("invariance.rounds=1", "invariance.environment_epochs=2", "invariance.mask_epochs=2")  # 84 steps of each
+    how = [load(None, [*few, *values]) for values in EVERY[:4]]
+    single, many = rounds(0, 1, how[:1], movies)[0], spawn(world, rounds, how, movies, timeout=600)[0]
+    for config, ours in zip(how, many, strict=True):
+        report, other = ours[1]["rounds"][0], single[1]["rounds"][0]
+        terms = [name for name in other if name.split("/")[-1] in ("loss", "fit", "variance", "size", "mask")]
+        apart = [abs(report[name] / other[name] - 1) for name in terms if other[name]]
+        moved = max(
+            float((ours[0][x] != y).double().mean()) for x, y in single[0].items() if x.startswith("environment")
+        )
+        print(
+            f"invariance {world} {config.strategy} {config.zero_stage}: terms {max(apart):.1e} environments {moved:.1e}"
+        )
+        assert max(apart) < 1e-5
+        assert moved < 1e-3
+        assert len(apart) >= 3 * 4
