@@ -1,0 +1,32 @@
+"""What the distributed benchmark measures is what its formulas predict, on small tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from benchmarks import costs, distributed
+from benchmarks.sizes import Size
+
+
+def test_bytes_by_hand() -> None:
+    """3 users and 5 items, ids of width 2, content of width 4, two members, four workers."""
+    assert costs.replicated_bytes(3, 5, 2, 4, 2) == 4 * 2 * (3 * 6 + 5 * 2)
+    assert costs.sharded_bytes(3, 5, 2, 4, 4, 2) == 0.75 * (4 * 8 + 2 * 4 * 2 * (3 * 6 + 5 * 2))
+    assert costs.table_bytes(10, 20, 2, 4, 4, 3) == 16 * 3 * (10 * 6 + 20 * 2) / 4
+
+
+def test_measured_bytes_and_memory_are_the_predicted_ones(tmp_path: Path) -> None:
+    (row,) = distributed.sent(tmp_path, users=(20_000,), dim=8)
+    for name in ("replicated", "sharded"):
+        measured, predicted = row.values[f"{name}, KiB"], row.values[f"{name}, KiB (formula)"]
+        assert 0.9 < measured / predicted < 1.1, name
+    (row,) = distributed.memory(tmp_path, Size(20_001, 2000, 20_000, ()), worlds=(1,))
+    assert row.values["tables, moments, best, MiB"] == row.values["the same by formula, MiB"]
+
+
+def test_an_unknown_section_is_refused() -> None:
+    refused = CliRunner().invoke(distributed.main, ["starts"])
+    assert refused.exit_code == 2
+    assert "startup" in refused.output
