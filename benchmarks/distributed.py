@@ -250,6 +250,8 @@ def _watch(child: subprocess.Popen, highest: dict[str, float]) -> None:
             resident, own, worker = resident + found.rss, own + found.pss, max(worker, found.rss)
         for name, value in (("resident", resident), ("own", own), ("worker", worker)):
             highest[name] = max(highest[name], value)
+        if own > LIMIT_GIB * 2**30:
+            child.terminate()
         time.sleep(0.3)
 
 
@@ -265,7 +267,8 @@ SECTIONS: dict[str, Callable[[Path], Iterator[Row]]] = {
 @click.command(help=__doc__)
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the numbers here.")
-def main(sections: tuple[str, ...], path: Path | None) -> None:
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep made data and runs here, and use what is there.")
+def main(sections: tuple[str, ...], path: Path | None, folder: Path | None) -> None:
     console = Console()
     try:
         chosen = measure.only(SECTIONS, sections, "section")
@@ -274,9 +277,9 @@ def main(sections: tuple[str, ...], path: Path | None) -> None:
     torch.set_num_threads(1)
     report = Report(measure.machine(measure.roof()))
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for name in chosen:
-            for row in SECTIONS[name](Path(folder)):
+            for row in SECTIONS[name](folder or Path(temporary)):
                 report.rows.append(row)
                 shown = ", ".join(f"{what} {value:,.4g}" for what, value in row.values.items())
                 console.print(
