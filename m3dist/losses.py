@@ -16,36 +16,111 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class _SharedNegatives(torch.autograd.Function):
-    """sum_bj (base + scale_b weight_j) softplus(u_b . v_j), with its gradient found in the same pass.
-
-    The weights of UltraGCN are of rank one beside a constant, so neither they nor the probabilities are kept:
-    forward leaves only the gradients of its two [b, d] and [N, d] factors.
-    """
-
-    @staticmethod
-    def forward(ctx, user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor) -> Tensor:  # type: ignore[override]
-        score_bN = user_bd @ item_Nd.T
-        soft_bN = F.softplus(score_bN)
-        total = base * soft_bN.sum(dtype=torch.float64) + (scale_b @ (soft_bN @ weight_N)).double()
-        slope_bN = torch.sigmoid(score_bN, out=score_bN)
-        slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
-        ctx.save_for_backward(slope_bN @ item_Nd, slope_bN.T @ user_bd)
-        return total.to(user_bd.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        user_grad, item_grad = ctx.saved_tensors
-        return user_grad * grad, item_grad * grad, None, None, None
+_BLOCK = 512  # rows whose [512, N] temporaries stay in cache
 
 
-def shared_negatives(user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor) -> Tensor:
+def _negatives(
+    user_bd: Tensor, item_dN: Tensor, base: float, scale_b: Tensor, weight_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of one block of rows: sums over N of (softplus, weight softplus) [b, 2], and d loss / d score [b, N]."""
+    score_bN = torch.mm(user_bd, item_dN).clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
+    slope_bN = torch.sigmoid(score_bN)
+    soft_bN = score_bN.sub_(torch.log(slope_bN))  # softplus, at half its price
+    sums_b2 = soft_bN @ torch.stack([torch.ones_like(weight_N), weight_N], dim=1)
+    slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
+    return sums_b2, slope_bN
+
+
+def _total(sums_b2: Tensor, base: float, scale_b: Tensor) -> Tensor:
+    """float64 sum of the weighted losses whose sums over N are given."""
+    sums_b2 = sums_b2.double()
+    return base * sums_b2[:, 0].sum() + scale_b.double() @ sums_b2[:, 1]
+
+
+def _shared_negatives(
+    user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted BCE of b users against N negatives they share: -log(1 - sigmoid(u . v)), summed over b and N.
 
-    The weight of (u, j) is base + scale_u weight_j: UltraGCN's w3 + w4 kappa beta_uj (Mao et al. 2021, eq. 10-11).
+    The weight of (u, j) is base + scale_u weight_j: UltraGCN's w3 + w4 kappa beta_uj (Mao et al. 2021, eq. 10-11). It
+    is of rank one beside a constant, so neither weights nor probabilities are kept. Returns the value, float64, and
+    its gradients of users [b, d] and items [N, d].
     """
-    return _SharedNegatives.apply(user_bd, item_Nd, base, scale_b, weight_N)
+    item_dN = item_Nd.T.contiguous()
+    user_grad, item_grad = torch.empty_like(user_bd), torch.zeros_like(item_Nd)
+    sums = []
+    for at in range(0, len(user_bd), _BLOCK):
+        user, scale = user_bd[at : at + _BLOCK], scale_b[at : at + _BLOCK]
+        sums_b2, slope_bN = _negatives(user, item_dN, base, scale, weight_N)
+        sums.append(sums_b2)
+        torch.mm(slope_bN, item_Nd, out=user_grad[at : at + _BLOCK])
+        item_grad.addmm_(slope_bN.T, user)
+    total = _total(torch.cat(sums), base, scale_b) if sums else user_bd.new_zeros((), dtype=torch.float64)
+    return total, user_grad, item_grad
+
+
+class Sampled(NamedTuple):
+    """What a step's samples are: places of rows, weights, and coefficients of the terms."""
+
+    user_at_b: Tensor
+    item_at_b: Tensor
+    negative_at_N: Tensor
+    weight_b: Tensor  # of positives
+    base: float  # of negatives: base + scale_b weight_N
+    scale_b: Tensor
+    weight_N: Tensor
+    neighbour_at_bs: Tensor | None
+    omega_bs: Tensor | None
+    nu: float
+    negative_weight: float
+    l2_d: Tensor  # of every column
+    size: int  # B of the global batch
+    part: float  # b / B
+
+
+@torch.no_grad()
+def ultragcn(user_Rd: Tensor, item_Sd: Tensor, at: Sampled) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """UltraGCN's loss with shared negatives, term by term, and its gradients [R, d] and [S, d]; S distinct items.
+
+    L_O + kappa L_C + nu L_I (Mao et al. 2021, eq. 8, 10, 15) + L2, in one pass without autograd: rows are gathered
+    once, and their gradients added up once.
+    """
+    b, N = len(at.user_at_b), len(at.negative_at_N)
+    places = [at.item_at_b, at.negative_at_N]
+    if at.neighbour_at_bs is not None:
+        places.append(at.neighbour_at_bs.flatten())
+    place_n = torch.cat(places)
+    user_bd, item_nd = user_Rd.index_select(0, at.user_at_b), item_Sd.index_select(0, place_n)
+    own_bd, negative_Nd, near_bsd = item_nd[:b], item_nd[b : b + N], item_nd[b + N :].view(b, -1, item_nd.shape[1])
+
+    score_b = torch.linalg.vecdot(user_bd, own_bd)
+    slope_b = torch.sigmoid(-score_b).mul_(at.weight_b).mul_(-1 / at.size)
+    terms = {"positive": (at.weight_b @ F.softplus(-score_b)) / at.size}
+    scale = at.negative_weight / (at.size * N)
+    total, user_grad, negative_grad = _shared_negatives(user_bd, negative_Nd, at.base, at.scale_b, at.weight_N)
+    terms["negative"] = (total * scale).to(user_bd.dtype)
+    user_grad.mul_(scale).addcmul_(own_bd, slope_b[:, None])
+    item_grad = torch.empty_like(item_nd)
+    torch.mul(user_bd, slope_b[:, None], out=item_grad[:b])
+    torch.mul(negative_grad, scale, out=item_grad[b : b + N])
+    if at.omega_bs is not None:
+        score_bs = torch.bmm(near_bsd, user_bd.unsqueeze(2)).squeeze(2)
+        terms["neighbours"] = (at.omega_bs * F.softplus(-score_bs)).sum() * (at.nu / at.size)
+        slope_bs = torch.sigmoid(-score_bs).mul_(at.omega_bs).mul_(-at.nu / at.size)
+        user_grad += torch.bmm(slope_bs.unsqueeze(1), near_bsd).squeeze(1)
+        torch.mul(user_bd.unsqueeze(1), slope_bs.unsqueeze(2), out=item_grad[b + N :].view(near_bsd.shape))
+    square_d = torch.zeros_like(at.l2_d)
+    each = ((user_bd, user_grad, 1 / at.size), (own_bd, item_grad[:b], 1 / at.size),
+            (negative_Nd, item_grad[b : b + N], at.part / N))  # fmt: skip
+    for rows, gradient, share in each:  # the mean over negatives is the batch's, of which each worker takes its part
+        square_d.add_(torch.linalg.vecdot(rows, rows, dim=0), alpha=share)
+        gradient.addcmul_(rows, at.l2_d, value=2 * share)
+    terms["l2"] = at.l2_d @ square_d
+    return (
+        terms,
+        torch.zeros_like(user_Rd).index_add_(0, at.user_at_b, user_grad),
+        torch.zeros_like(item_Sd).index_add_(0, place_n, item_grad),
+    )
 
 
 def positives(score_b: Tensor, weight_b: Tensor) -> Tensor:
@@ -111,9 +186,6 @@ class Fit(NamedTuple):
     gradient_cD: Tensor  # of W
     bias_c: Tensor
     second_D: Tensor | None  # sum over rows of |u_c|^2 pull_D^2
-
-
-_BLOCK = 512  # rows whose [512, N] temporaries stay in cache
 
 
 @torch.no_grad()

@@ -58,20 +58,32 @@ def test_distinct(n: int) -> None:
     assert torch.equal(ids[at_b], b)
 
 
-def test_shared_negatives_value_and_gradient() -> None:
-    user, item = randn(4, 3).requires_grad_(), randn(5, 3, seed=1).requires_grad_()
-    scale, weight = randn(4, seed=2).abs(), randn(5, seed=3).abs()
-    plain = sum(
-        (0.7 + scale[b] * weight[j]) * -torch.log(1 - torch.sigmoid(user[b] @ item[j]))
-        for b in range(4)
-        for j in range(5)
+@pytest.mark.parametrize("b", [4, 700])
+def test_ultragcn_value_and_gradients(b: int) -> None:
+    """Against autograd on a dense computation; 700 rows are more than one block, and rows repeat."""
+    d, N, s, R = 3, 5, 2, 9
+    user, item = randn(R, d).requires_grad_(), randn(R, d, seed=1).requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    user_at, item_at, negative_at = (torch.randint(R, (n,), generator=generator) for n in (b, b, N))
+    near_at = torch.randint(R, (b, s), generator=generator)
+    weight, scale, weight_N, omega = (randn(*n, seed=3).abs() for n in ((b,), (b,), (N,), (b, s)))
+    l2 = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    u, v, far, near = user[user_at], item[item_at], item[negative_at], item[near_at]
+    soft = torch.nn.functional.softplus
+    squares = u.square().sum(0) / (2 * b) + v.square().sum(0) / (2 * b) + far.square().mean(0) / 2
+    want = {
+        "positive": (weight * soft(-(u * v).sum(1))).sum() / (2 * b),
+        "negative": 4 * ((0.7 + torch.outer(scale, weight_N)) * soft(u @ far.T)).sum() / (2 * b * N),
+        "neighbours": 0.6 * (omega * soft(-(u[:, None] * near).sum(2))).sum() / (2 * b),
+        "l2": (l2 * squares).sum(),
+    }
+    at = losses.Sampled(
+        user_at, item_at, negative_at, weight, 0.7, scale, weight_N, near_at, omega, 0.6, 4.0, l2, 2 * b, 0.5
     )
-    ours = losses.shared_negatives(user, item, 0.7, scale, weight)
-    assert float(ours) == pytest.approx(float(plain), rel=1e-12)
-    for got, want in zip(
-        torch.autograd.grad(ours, [user, item]), torch.autograd.grad(plain, [user, item]), strict=True
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    got, *gradients = losses.ultragcn(user.detach(), item.detach(), at)
+    assert {name: float(x) for name, x in got.items()} == pytest.approx({k: float(x.detach()) for k, x in want.items()})
+    for mine, theirs in zip(gradients, torch.autograd.grad(sum(want.values()), [user, item]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_contrastive_is_eq_2_to_4() -> None:

@@ -73,24 +73,22 @@ def interaction_loss(
     user_bd: Tensor,
     item_Rd: Tensor,
     at_b: Tensor,
-    at_neg: Tensor,
+    at_bn: Tensor,
     weights: Weights,
     user_b: Tensor,
     item_b: Tensor,
-    negative: Tensor,
+    negative_bn: Tensor,
     size: int,
     negative_weight: float,
 ) -> tuple[Tensor, Tensor]:
     """L_O and kappa L_C together (eq. 8, 10): the positives' and the negatives' part, each a mean over its samples.
 
-    user_bd: rows of the batch's users; item_Rd: distinct item rows; at_b, at_neg: where positives and negatives
-    stand among them; size: B of the global batch.
+    Every positive has negatives of its own; `losses.ultragcn` is for those that a batch shares. user_bd: rows of the
+    batch's users; item_Rd: distinct item rows; at_b, at_bn: where positives and negatives stand among them; size: B of
+    the global batch.
     """
     positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b)) / size
     base, scale_b = weights.negative(user_b)
-    if negative.ndim == 1:
-        total = losses.shared_negatives(user_bd, item_Rd[at_neg], base, scale_b, weights.c_I[negative])
-    else:
-        score_bn = torch.bmm(item_Rd[at_neg], user_bd.unsqueeze(2)).squeeze(2)
-        total = losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative])
-    return positive, negative_weight * total / (size * negative.shape[-1])
+    score_bn = torch.bmm(item_Rd[at_bn], user_bd.unsqueeze(2)).squeeze(2)
+    total = losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative_bn])
+    return positive, negative_weight * total / (size * negative_bn.shape[-1])

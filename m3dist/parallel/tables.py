@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from m3dist.data.batches import share
 from m3dist.parallel.engine import Engine
@@ -118,7 +119,7 @@ class RowTable:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows that this worker holds."""
-        return self.weight[ids - self.low if self.low else ids]
+        return self.weight.index_select(0, ids - self.low if self.low else ids)
 
     def whole(self, engine: Engine) -> Tensor:
         """All rows [n, d] on every worker."""
@@ -135,11 +136,12 @@ class RowTable:
             grad = torch.zeros_like(self.weight).index_copy_(0, ids_R, grad)
             first, second, weight = self.first, self.second, self.weight
         else:
-            first, second = self.first[ids_R], self.second[ids_R]
-        first.lerp_(grad, 1 - BETAS[0])
-        second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-        scale = (second / (1 - BETAS[1] ** self.steps)).sqrt_().add_(1e-8)
-        weight.addcdiv_(first, scale, value=-lr / (1 - BETAS[0] ** self.steps))
+            first, second = self.first.index_select(0, ids_R), self.second.index_select(0, ids_R)
+        count = torch.tensor(float(self.steps - 1), device=weight.device)  # which adam() raises by one
+        adam(
+            [weight], [grad], [first], [second], [], [count], fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1],
+            lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip
         if not self.dense:
             self.first.index_copy_(0, ids_R, first)
             self.second.index_copy_(0, ids_R, second)
@@ -222,7 +224,7 @@ def pull_rows(engine: Engine, wanted: Sequence[tuple[RowTable, Touched]]) -> lis
     """Leaves [R, d] of the rows that this worker reads, whose gradients `push_rows` takes."""
     parts = [(table, touched.route) for table, touched in wanted if touched.route is not None]
     if not parts:
-        return [table.weight[touched.ids_R].requires_grad_() for table, touched in wanted]
+        return [table.weight.index_select(0, touched.ids_R).requires_grad_() for table, touched in wanted]
     assert len(parts) == len(wanted)
     rows = _swap(engine, [(table.weight[route.asked_A], route.receive, route.send) for table, route in parts])
     return [x.requires_grad_() for x in rows]

@@ -91,7 +91,10 @@ class AlignModel(nn.Module):
         at_c = rows.more_at
         assert at_c is not None
         if self.data.engine.world == 1:
-            return [(v_m[at_c], z_m[at_c], common[at_c]) for v_m, z_m in zip(v, z, strict=True)]
+            common_C = common.index_select(0, at_c)
+            return [
+                (v_m.index_select(0, at_c), z_m.index_select(0, at_c), common_C) for v_m, z_m in zip(v, z, strict=True)
+            ]
         anchors = torch.cat([part[at_c] for part in (*v, *z, common)], dim=1)
         *vz, common_C = self.data.engine.gather(anchors, contrast.counts).split(
             [part.shape[1] for part in (*v, *z, common)], dim=1
@@ -145,7 +148,7 @@ class AlignTask:
         rows = Rows(self.data, batch, contrast.anchor_c)
         wanted = [(self.member.user, rows.user), (self.member.item, rows.item)]
         user_Rd, item_id_Rd = pull_rows(self.data.engine, wanted)
-        x_R = [x[rows.item.ids_R] for x in self.x]
+        x_R = [x.index_select(0, rows.item.ids_R) for x in self.x]
         out = self.dense("loss", batch, contrast, rows, user_Rd, item_id_Rd, x_R)
         self.dense.backward(out["loss"] + out["club_nll"])
         self.dense.step()

@@ -157,6 +157,7 @@ class Rows:
         user_R, (self.user_at,) = data.distinct_user(batch.user_b)
         more = [] if items is None else [items]
         columns: Tensor | None = None
+        self.omega: Tensor | None = None
         if backbone.nu:
             drawn = numpy_rng(batch.seed, "neighbours").permutation(backbone.neighbours)[: backbone.neighbour_samples]
             columns = torch.from_numpy(drawn).to(data.device)
@@ -181,23 +182,50 @@ class Rows:
 def backbone_loss(
     data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, id_Rd: Tensor, content_Rw: Tensor | None, model: UltraGCN
 ) -> dict[str, Tensor]:
-    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share."""
-    config = data.config.backbone
+    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share. Only `loss` is sure to have a gradient."""
     item_Rd = model.item_rows(id_Rd, content_Rw)
+    one = _own_negatives if batch.negative.ndim > 1 else _shared_negatives
+    out, loss = one(data, batch, rows, user_Rd, item_Rd)
+    if model.project is not None:
+        penalty = data.config.backbone.projection_l2 * model.project.weight.square().sum() * batch.part
+        out["l2"], loss = out["l2"] + penalty, loss + penalty
+    return {**out, "loss": loss}
+
+
+Terms = tuple[dict[str, Tensor], Tensor]  # by name, and their sum
+
+
+def _shared_negatives(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> Terms:
+    """Terms of whole item rows, whose sum alone has a gradient."""
+    config, weights = data.config.backbone, data.weights
+    base, scale_b = weights.negative(batch.user_b)
+    l2_d = user_Rd.new_full((user_Rd.shape[1],), config.l2)
+    l2_d[config.dim :] = config.content_l2
+    at = losses.Sampled(
+        rows.user_at, rows.item_at, rows.negative_at, weights.positive(batch.user_b, batch.item_b), base, scale_b,
+        weights.c_I[batch.negative], rows.neighbour_at, rows.omega, config.nu, config.negative_weight, l2_d,
+        batch.size, batch.part,
+    )  # fmt: skip
+    with torch.autocast(user_Rd.device.type, enabled=False):
+        out, user_grad, item_grad = losses.ultragcn(user_Rd, item_Rd.to(user_Rd.dtype), at)
+    total = torch.stack(list(out.values())).sum()
+    return out, losses.known(total, [user_Rd, item_Rd], [user_grad, item_grad.to(item_Rd.dtype)])
+
+
+def _own_negatives(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> Terms:
+    """The same where every positive has negatives of its own."""
+    config = data.config.backbone
     user_bd = user_Rd[rows.user_at]
     positive, negative = interaction_loss(
         user_bd, item_Rd, rows.item_at, rows.negative_at, data.weights, batch.user_b, batch.item_b,
         batch.negative, batch.size, config.negative_weight,
     )  # fmt: skip
     out = {"positive": positive, "negative": negative}
-    if rows.neighbour_at is not None:
+    if rows.neighbour_at is not None and rows.omega is not None:
         score_bs = (user_bd[:, None] * item_Rd[rows.neighbour_at]).sum(2)
         out["neighbours"] = config.nu * losses.neighbours(score_bs, rows.omega) / batch.size
     square = user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
     if len(batch.user_b):  # the mean over negatives is the batch's, of which each worker takes its part
         square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0) * batch.part
     out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
-    if model.project is not None:
-        out["l2"] = out["l2"] + config.projection_l2 * model.project.weight.square().sum() * batch.part
-    out["loss"] = torch.stack(list(out.values())).sum()
-    return out
+    return out, torch.stack(list(out.values())).sum()

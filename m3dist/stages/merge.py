@@ -109,7 +109,7 @@ class MergeTask:
         wanted = [(x.user, rows.user) for x in self.members] + [(x.item, rows.item) for x in self.members]
         leaves = pull_rows(self.data.engine, wanted)
         users, items = leaves[: len(self.members)], leaves[len(self.members) :]
-        contents = [None if x is None else x[rows.item.ids_R] for x in self.contents]
+        contents = [None if x is None else x.index_select(0, rows.item.ids_R) for x in self.contents]
         terms = self.dense("loss", batch, rows, users, items, contents)
         self.dense.backward(torch.stack([part["loss"] for part in terms]).sum())
         self.dense.step()
