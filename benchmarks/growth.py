@@ -94,14 +94,13 @@ def evaluation(counts: tuple[int, ...], users: int = 512, width: int = 128) -> I
         drawn = torch.randint(n, (2, len(seen)), generator=generator).numpy()
         masked, held = (ranking.Seen.of([(seen, part)], users) for part in drawn)
         block = max(16, min(256, 2**26 // n))
+        score = ranking.Product(user_Ud, item_Id)
 
         def pass_(
-            item: torch.Tensor = item_Id, n: int = n, block: int = block,
+            score: ranking.Scorer = score, n: int = n, block: int = block,
             masked: ranking.Seen = masked, held: ranking.Seen = held,
         ) -> object:  # fmt: skip
-            return ranking.evaluate(
-                lambda u: user_Ud[u] @ item.T, torch.arange(users), masked, held, n, (10, 20), block
-            )
+            return ranking.evaluate(score, torch.arange(users), masked, held, n, (10, 20), block)
 
         per = seconds(repeated(pass_, max(1, 10**5 // n)), 3) / max(1, 10**5 // n) / n
         first = first or per

@@ -57,7 +57,7 @@ class PlainUltraGCN(nn.Module):
         for rows in (users, items[item_b], items[negative_bn]):
             square = rows.square().flatten(0, -2).mean(0)
             total = total + config.l2 * square[:d].sum() + config.content_l2 * square[d:].sum()
-        return total
+        return total + config.projection_l2 * self.project.weight.square().sum()
 
 
 class PlainEnvironment(nn.Module):

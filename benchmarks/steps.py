@@ -111,10 +111,10 @@ def ranks(subject: Subject, size: str, limits: Roof) -> Row:
     held = ranking.Seen.of([subject.dataset.interactions("val")], data.n_users)
     users = (held.count(torch.arange(data.n_users)) > 0).nonzero().squeeze(1)[:4096]
 
+    score = ranking.Product(user_Ud, item_Id)
+
     def pass_() -> object:
-        return ranking.evaluate(
-            lambda u: user_Ud[u] @ item_Id.T, users, seen, held, data.n_items, evaluation.k, evaluation.block
-        )
+        return ranking.evaluate(score, users, seen, held, data.n_items, evaluation.k, evaluation.block)
 
     spent = costs.ranking(len(users), data.n_items, user_Ud.shape[1])
     values = against_roof(pass_, spent.flop, spent.moved, limits, repeats=5)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 def entropy(score_uI: Tensor) -> Tensor:
     """Eq. 13: the entropy in nats of softmax(scores) over the catalogue, [u]."""
-    log_total = torch.logsumexp(score_uI, dim=1, keepdim=True)
-    log_p = score_uI - log_total
-    return -(log_p.exp() * log_p).sum(1)
+    shifted_uI = score_uI - score_uI.amax(1, keepdim=True)
+    e_uI = shifted_uI.exp()
+    total_u = e_uI.sum(1)
+    return total_u.log() - torch.linalg.vecdot(e_uI, shifted_uI) / total_u
 
 
 def entropy_weights(entropy_uM: Tensor) -> Tensor:

@@ -42,14 +42,15 @@ def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
             raise FloatingPointError(_NAN)
         return _sorted(score_uI, torch.arange(n_items, device=device).expand(u, n_items), k)
     tail = torch.arange(groups * _GROUP, n_items, device=device)
-    maximum_uG = score_uI[:, : groups * _GROUP].view(u, _GROUP, groups).amax(1)
-    if torch.isnan(maximum_uG).any() or torch.isnan(score_uI[:, tail]).any():
-        raise FloatingPointError(_NAN)
-    value, best_uk = torch.topk(maximum_uG, k, dim=1)
-    columns = (best_uk.unsqueeze(2) + torch.arange(_GROUP, device=device) * groups).flatten(1)
+    maximum_uG = score_uI[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
+    value, best_uk = torch.topk(maximum_uG, k + 1, dim=1)  # NaN comes first
+    columns = (best_uk[:, :k].unsqueeze(2) + torch.arange(_GROUP, device=device) * groups).flatten(1)
     columns = torch.cat([columns, tail.expand(u, len(tail))], dim=1)
-    item, score = _sorted(score_uI.gather(1, columns), columns, k)
-    tied = ((maximum_uG >= value[:, -1:]).sum(1) > k).nonzero().squeeze(1)
+    found = score_uI.gather(1, columns)
+    if torch.isnan(found).any():
+        raise FloatingPointError(_NAN)
+    item, score = _sorted(found, columns, k)
+    tied = (value[:, k - 1] == value[:, k]).nonzero().squeeze(1)
     if len(tied):
         everything = torch.arange(n_items, device=device).expand(len(tied), n_items)
         item[tied], score[tied] = _sorted(score_uI[tied], everything, k)
@@ -101,7 +102,21 @@ def mask_seen(score_uI: Tensor, user_u: Tensor, seen: Seen) -> Tensor:
     return score_uI
 
 
-Scorer = Callable[[Tensor], Tensor]  # users [u] -> scores [u, I], a fresh tensor that may be overwritten
+Scorer = Callable[[Tensor], Tensor]  # users [u] -> scores [u, I], which may be overwritten, until the next call
+
+
+class Product:
+    """The scores of users, u . v, as a Scorer. Memory that is new in every block costs more than the product itself."""
+
+    def __init__(self, user_Ud: Tensor, item_Id: Tensor):
+        self.user_Ud, self.item_dI = user_Ud.detach(), item_Id.detach().T
+        self._score = user_Ud.new_empty(0, len(item_Id))
+
+    def __call__(self, user_u: Tensor) -> Tensor:
+        """[u, I]; the next call overwrites it."""
+        if len(self._score) < len(user_u):
+            self._score = self._score.new_empty(len(user_u), self._score.shape[1])
+        return torch.mm(self.user_Ud.index_select(0, user_u), self.item_dI, out=self._score[: len(user_u)])
 
 
 def rank(score: Scorer, users: Tensor, seen: Seen, k: int, block: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3dist import losses
+from m3dist import losses, ranking
 from m3dist.checkpoints import Checkpoints
 from m3dist.config import Align, Config
 from m3dist.data.batches import Batch, share
@@ -164,7 +164,8 @@ class AlignTask:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         item_Id = self.dense("catalogue", self.x, self.member.item.whole(self.data.engine))
-        return self.data.evaluate(lambda user_u: self.member.user.rows(user_u) @ item_Id.T, "val")[0]
+        product, low = ranking.Product(self.member.user.weight, item_Id), self.member.user.low
+        return self.data.evaluate(lambda user_u: product(user_u - low), "val")[0]
 
     def state(self) -> dict[str, Stored]:
         """What later stages read, by the names of the artifact."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3dist import fusion
+from m3dist import fusion, ranking
 from m3dist.checkpoints import Checkpoints
 from m3dist.config import Config
 from m3dist.data.batches import Batch
@@ -38,6 +38,7 @@ class Fused:
         self.models = sum(name.endswith(".user") for name in tensors)
         self.user = [tensors[f"{m}.user"] for m in range(self.models)]
         self.item = [tensors[f"{m}.matrix"] for m in range(self.models)]
+        self._products = [ranking.Product(user, item) for user, item in zip(self.user, self.item, strict=True)]
         self.loss_weight = tensors.get("loss_weight")
         self.gate: fusion.AttentionGate | None = None
         if "gate.mean" in tensors:
@@ -45,7 +46,8 @@ class Fused:
             self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
 
     def scores(self, user_u: Tensor) -> list[Tensor]:
-        return [user[user_u - self.low] @ item.T for user, item in zip(self.user, self.item, strict=True)]
+        """Every member's, [u, I]; the next call overwrites them."""
+        return [product(user_u - self.low if self.low else user_u) for product in self._products]
 
     def weights(self, scores: list[Tensor]) -> Tensor:
         """omega [u, M] by the configured strategy."""
