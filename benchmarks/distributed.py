@@ -212,7 +212,7 @@ def large(folder: Path, size: Size = LARGE, values: tuple[str, ...] = LARGE_VALU
     _, error = child.communicate()
     watch.join()
     if child.returncode:
-        raise RuntimeError(f"the training ended with {child.returncode}: {error[-2000:]}")
+        raise RuntimeError(f"the training ended with {child.returncode} at {highest} bytes: {error[-2000:]}")
     config = load(None, values)
     lines = [line for line in error.splitlines() if line.startswith("merge")]
     seconds = time.perf_counter() - started

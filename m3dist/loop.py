@@ -71,6 +71,13 @@ class Fitting:
         """Copies of what the model is made of, of sharded tables this worker's rows; every worker must call it."""
         return self.task.dense.state() | {name: table.weight.clone() for name, table in self.task.tables.items()}
 
+    def keep(self) -> None:
+        """Make the weights of now the best; tables are copied over the last best, so that there is never a third."""
+        dense = self.task.dense.state()
+        for name, table in self.task.tables.items():
+            self.kept[name].copy_(table.weight)
+        self.kept |= dense
+
     def restore(self, weights: dict[str, Tensor]) -> None:
         self.task.dense.load({name: x for name, x in weights.items() if name not in self.task.tables})
         for name, table in self.task.tables.items():
@@ -131,7 +138,8 @@ def fit(
         if (epoch + 1) % config.evaluate_every == 0 or last:
             metrics = task.evaluate()
             if not at.best or metrics[metric] > at.best[metric]:
-                at.best, fitting.kept, at.waited = {**metrics, "epoch": epoch}, fitting.weights(), 0
+                at.best, at.waited = {**metrics, "epoch": epoch}, 0
+                fitting.keep()
             else:
                 at.waited += 1
             report |= metrics
