@@ -10,6 +10,7 @@ with one thread each, over gloo; more of them than cores share the cores.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -51,7 +52,7 @@ USERS = (10**4, 10**6, 10**7)
 LIMIT_GIB = 20
 LARGE = Size(users=10**7, items=10**6, pairs=4_000_000, widths=())
 LARGE_VALUES = (
-    "model=ultragcn", "merge.epochs=2", "merge.batch_size=32768", "merge.evaluate_every=1", "evaluation.block=32",
+    "model=ultragcn", "merge.epochs=2", "merge.batch_size=32768", "merge.evaluate_every=1", "evaluation.block=16",
 )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def steps(folder: Path, size: str = "ml1m", count: int = 20) -> Iterator[Row]:
             yield Row("steps", f"{kind} step of two workers, {name}, {size}", found)
 
 
-def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 16) -> Iterator[Row]:
+def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 8) -> Iterator[Row]:
     """Of a step of ids alone, whole gradients beside touched rows; narrow tables, since bytes are linear in width."""
     for n in users:
         root = made(Size(n, max(n // 10, 10), 200_000, ()), folder / f"users{n}").root
@@ -205,7 +206,13 @@ def large(folder: Path, size: Size = LARGE, values: tuple[str, ...] = LARGE_VALU
     out = folder / "large"
     command = [sys.executable, "-m", "m3dist", "train", f"data={root}", f"out={out}", f"workers={workers}"]
     started = time.perf_counter()
-    child = subprocess.Popen([*command, SHARDED, *values], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*command, SHARDED, *values],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_memory_monitor_refresh_ms": "0"},  # there is a limit here, and none on neighbours
+    )
     highest: dict[str, float] = {"resident": 0.0, "own": 0.0, "worker": 0.0}
     watch = threading.Thread(target=_watch, args=(child, highest), daemon=True)
     watch.start()
