@@ -71,7 +71,8 @@ def environments(subject: Subject, size: str, limits: Roof) -> Row:
     steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
     n, D, c = len(short.data.user), sum(part.shape[1] for part in x), short.config.backbone.content_dim
     E = short.config.invariance.environments
-    scoring = costs.Cost(2.0 * short.data.n_items * D * E * c + 2.0 * n * E * c * len(x))
+    rated = len(short.data.item.unique())
+    scoring = costs.Cost(2.0 * rated * D * E * c + 2.0 * n * E * c * len(x))
     spent = _stage2(short, "environments") * steps + scoring
 
     def run() -> None:

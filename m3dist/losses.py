@@ -19,13 +19,18 @@ from torch import Tensor
 _BLOCK = 512  # rows whose [512, N] temporaries stay in cache
 
 
+def _softplus(score_bN: Tensor) -> tuple[Tensor, Tensor]:
+    """(sigmoid, softplus), the latter at half its price; overwrites the scores."""
+    score_bN.clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
+    slope_bN = torch.sigmoid(score_bN)
+    return slope_bN, score_bN.sub_(torch.log(slope_bN))
+
+
 def _negatives(
     user_bd: Tensor, item_dN: Tensor, base: float, scale_b: Tensor, weight_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Of one block of rows: sums over N of (softplus, weight softplus) [b, 2], and d loss / d score [b, N]."""
-    score_bN = torch.mm(user_bd, item_dN).clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
-    slope_bN = torch.sigmoid(score_bN)
-    soft_bN = score_bN.sub_(torch.log(slope_bN))  # softplus, at half its price
+    slope_bN, soft_bN = _softplus(torch.mm(user_bd, item_dN))
     sums_b2 = soft_bN @ torch.stack([torch.ones_like(weight_N), weight_N], dim=1)
     slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
     return sums_b2, slope_bN
@@ -180,54 +185,56 @@ def club(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor, v_Cd: Tensor) -> Tens
 
 
 class Fit(NamedTuple):
-    """What `projection_fit` finds over its rows: sums of losses, gradients and, on demand, second moments."""
+    """What `projection_fits` finds over the rows of one group: sums of losses, gradients and, on demand, moments."""
 
+    rows: int
     loss: Tensor  # float64
     gradient_cD: Tensor  # of W
     bias_c: Tensor
     second_D: Tensor | None  # sum over rows of |u_c|^2 pull_D^2
 
 
-@torch.no_grad()
-def projection_fit(
-    user_bk: Tensor, id_bd: Tensor, x_bD: Tensor, weight_b: Tensor, id_Nd: Tensor, x_ND: Tensor, base: float,
-    scale_b: Tensor, weight_N: Tensor, W_cD: Tensor, bias_c: Tensor, moments: bool = False,
-) -> Fit:  # fmt: skip
-    """The backbone loss of b positives and N shared negatives where only the content projection (W, bias) is free.
+Model = tuple[Tensor, Tensor]  # W [c, D], bias [c]
 
-    score(u, i) = u_id . v_id + u_c . (W x_i + bias). A sample's gradient with respect to W is the outer product of u_c
-    and `pull` = sum_i dl/ds_i x_i, so everything is found in one pass without autograd; negatives' gradients are
-    collected per item, [N, c], before they meet x. A row's numbers do not depend on the rows of other models.
+
+@torch.no_grad()
+def projection_fits(
+    score_bN: Tensor, own_b: Tensor, content_bc: Tensor, x_bD: Tensor, weight_b: Tensor, x_ND: Tensor, base: float,
+    scale_b: Tensor, weight_N: Tensor, models: Sequence[tuple[slice, Model]], groups: Sequence[slice],
+    moments: bool = False,
+) -> list[Fit]:  # fmt: skip
+    """The backbone loss of b positives and N shared negatives where only content projections (W, bias) are free.
+
+    score(u, i) = u_id . v_id + u_c . (W x_i + bias). score_bN and own_b hold the part of the ids, of negatives and of
+    positives; the first is overwritten. Every row belongs to one of `models` and to one of `groups`, whose sums are
+    returned; slices are of rows. W' u_c is taken once a row and meets x there, so what is left to each model are
+    products of its own rows, and its numbers do not depend on the others. A sample's gradient with respect to W is
+    the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
     """
-    d, c = id_Nd.shape[1], len(W_cD)
-    with torch.autocast(user_bk.device.type, enabled=False):
-        item_kN = torch.cat([id_Nd, torch.addmm(bias_c, x_ND, W_cD.T)], dim=1).T.contiguous()
-        loss = torch.zeros((), dtype=torch.float64, device=user_bk.device)
-        pull_Nc = torch.zeros(len(x_ND), c, dtype=x_ND.dtype, device=x_ND.device)
-        gradient_cD, bias_grad_c = torch.zeros_like(W_cD), torch.zeros_like(bias_c)
-        second_D = torch.zeros_like(W_cD[0]) if moments else None
-        for at in range(0, len(user_bk), _BLOCK):
-            user, x, scale, weight = (part[at : at + _BLOCK] for part in (user_bk, x_bD, scale_b, weight_b))
-            content = user[:, d:]
-            own_b = (user[:, :d] * id_bd[at : at + _BLOCK]).sum(1)
-            own_b += (content * torch.addmm(bias_c, x, W_cD.T)).sum(1)
-            score = torch.mm(user, item_kN).clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
-            slope = torch.sigmoid(score)
-            soft = score.sub_(torch.log(slope))  # softplus, at half its price
-            loss += base * soft.sum(dtype=torch.float64) + (scale @ (soft @ weight_N)).double()
-            loss += (weight * F.softplus(-own_b)).sum(dtype=torch.float64)
-            slope *= torch.outer(scale, weight_N, out=soft).add_(base)
-            own_slope = (weight * torch.sigmoid(-own_b)).neg_()
-            own_pull = content * own_slope[:, None]
-            pull_Nc.addmm_(slope.T, content)
-            gradient_cD.addmm_(own_pull.T, x)
-            bias_grad_c += own_pull.sum(0)
-            if second_D is not None:
-                pull = torch.mm(slope, x_ND).addcmul_(own_slope[:, None], x)
-                second_D += content.square().sum(1) @ pull.square_()
-        gradient_cD.addmm_(pull_Nc.T, x_ND)
-        bias_grad_c += pull_Nc.sum(0)
-    return Fit(loss, gradient_cD, bias_grad_c, second_D)
+    query_bD, shift_b = torch.empty_like(x_bD), torch.empty_like(own_b)
+    for rows, (W_cD, bias_c) in models:
+        torch.mm(content_bc[rows], W_cD, out=query_bD[rows])
+        torch.mv(content_bc[rows], bias_c, out=shift_b[rows])
+        score_bN[rows].addmm_(query_bD[rows], x_ND.T)
+    score_bN.add_(shift_b[:, None])
+    own_b = shift_b.add_(own_b).add_(torch.linalg.vecdot(query_bD, x_bD))
+    slope_bN, soft_bN = _softplus(score_bN)
+    loss_b = (soft_bN.sum(1) * base + scale_b * (soft_bN @ weight_N) + weight_b * F.softplus(-own_b)).double()
+    slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
+    own_slope_b = torch.sigmoid(-own_b).mul_(weight_b).neg_()
+    pull_bD, bias_b = query_bD, slope_bN.sum(1).add_(own_slope_b)
+    for rows, _ in models:
+        torch.mm(slope_bN[rows], x_ND, out=pull_bD[rows])
+    pull_bD.addcmul_(x_bD, own_slope_b[:, None])
+    gradients = [content_bc[rows].T @ pull_bD[rows] for rows in groups]
+    second: list[Tensor | None] = [None] * len(groups)
+    if moments:
+        length_b, pull_bD = content_bc.square().sum(1), pull_bD.square_()
+        second = [length_b[rows] @ pull_bD[rows] for rows in groups]
+    return [
+        Fit(rows.stop - rows.start, loss_b[rows].sum(), gradient_cD, bias_b[rows] @ content_bc[rows], second_D)
+        for rows, gradient_cD, second_D in zip(groups, gradients, second, strict=True)
+    ]
 
 
 class _Known(torch.autograd.Function):

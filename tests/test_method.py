@@ -162,24 +162,35 @@ def test_projection_fit_against_autograd(b: int) -> None:
         negatives = ((0.7 + scale[i] * weight_N) * torch.nn.functional.softplus(others)).sum()
         return negatives + weight[i] * torch.nn.functional.softplus(-score)
 
+    cut = b // 3  # two groups under one model, and two models with a group each
+    groups = [slice(0, cut), slice(cut, b)]
+    other = W.detach() * 2
+    score, own_score = user[:, :d] @ negative.T, (user[:, :d] * own).sum(1)
+    args = (own_score, user[:, d:].contiguous(), x, weight, x_N, 0.7, scale, weight_N)
+    model = (W.detach(), bias.detach())
+    one = losses.projection_fits(score.clone(), *args, [(slice(0, b), model)], groups, True)
+    two = losses.projection_fits(score, *args, [(groups[0], (other, bias.detach())), (groups[1], model)], groups, True)
     wants = [rows_loss(i) for i in range(b)]
-    fit = losses.projection_fit(
-        user, own, x, weight, negative, x_N, 0.7, scale, weight_N, W.detach(), bias.detach(), moments=True
-    )
-    assert float(fit.loss) == pytest.approx(float(sum(wants)), rel=1e-9)
-    for got, want in zip((fit.gradient_cD, fit.bias_c), torch.autograd.grad(sum(wants), [W, bias], retain_graph=True),
-                         strict=True):  # fmt: skip
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    second = sum(torch.autograd.grad(part, W, retain_graph=True)[0].square().sum(0) for part in wants)
-    torch.testing.assert_close(fit.second_D, second, rtol=1e-9, atol=1e-9)
+    for rows, fit in [*zip(groups, one, strict=True), (groups[1], two[1])]:
+        mine = wants[rows]
+        assert fit.rows == len(mine)
+        assert float(fit.loss) == pytest.approx(float(sum(mine).detach()), rel=1e-9)
+        gradients = torch.autograd.grad(sum(mine), [W, bias], retain_graph=True)
+        for got, want in zip((fit.gradient_cD, fit.bias_c), gradients, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        second = sum(torch.autograd.grad(part, W, retain_graph=True)[0].square().sum(0) for part in mine)
+        torch.testing.assert_close(fit.second_D, second, rtol=1e-9, atol=1e-9)
+    assert float((two[0].gradient_cD - one[0].gradient_cD).abs().max()) > 1e-3
 
 
 def test_projection_fit_of_extreme_scores_is_finite() -> None:
     user = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]])
-    one, two = torch.ones(2, 1), torch.ones(2)
-    fit = losses.projection_fit(user, one, one, two, one, one, 1.0, two, two, torch.ones(1, 1), torch.zeros(1), True)
-    assert float(fit.loss) == pytest.approx(2 * 2 * 1000 + 1000, rel=1e-6)
-    assert all(part is not None and part.isfinite().all() for part in fit)
+    one, two, W = torch.ones(2, 1), torch.ones(2), (torch.ones(1, 1), torch.zeros(1))
+    score = user[:, :1] @ torch.ones(1, 1)
+    args = (user[:, 0], user[:, 1:].contiguous(), one, two, torch.ones(1, 1), 1.0, two, torch.ones(1))
+    (fit,) = losses.projection_fits(score, *args, [(slice(0, 2), W)], [slice(0, 2)], True)
+    assert float(fit.loss) == pytest.approx(2 * 1000 + 1000, rel=1e-6)
+    assert all(part is not None and part.isfinite().all() for part in fit[1:])
 
 
 def test_known_gradients_reach_their_inputs() -> None:

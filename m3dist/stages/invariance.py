@@ -13,6 +13,7 @@ representation width.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -35,7 +36,7 @@ from m3dist.parallel.pool import Pool
 from m3dist.seeding import derive, torch_rng
 from m3dist.tracking import Stopped, Tracker
 
-_ROWS = 2048  # interactions scored at once; their rows stay in cache
+_ROWS = 512  # interactions scored at once; their rows stay in cache
 
 
 class Frozen:
@@ -51,6 +52,7 @@ class Frozen:
         self.x = [tensors[f"representation.{r}"] for r in range(sum("representation" in name for name in tensors))]
         backbone = config.backbone
         w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
+        self._last: tuple[Batch, Any] | None = None
         self.weights = Weights(tensors["user_degree"], tensors["item_degree"], w, backbone.kappa).to(device)
 
     @staticmethod
@@ -63,6 +65,12 @@ class Frozen:
         for name, array in zip(("user_degree", "item_degree"), dataset.degrees(), strict=True):
             out[name] = torch.from_numpy(array)
         return out
+
+    @functools.cached_property
+    def rated(self) -> tuple[Tensor | None, Tensor]:
+        """The items that have interactions, None where they are no fewer than half of all, and each one's place."""
+        rated_J, place_n = torch.unique(self.item, return_inverse=True)
+        return (rated_J, place_n) if 2 * len(rated_J) < len(self.item_Id) else (None, self.item)
 
     @property
     def content(self) -> int:
@@ -80,26 +88,43 @@ class Frozen:
         return sampler(epoch, step, self.engine.rank, self.engine.world)
 
     def fits(
-        self, batch: Batch, r: int, environment_b: Tensor, models: Mapping[int, tuple[Tensor, Tensor]], moments: bool
-    ) -> dict[int, tuple[int, losses.Fit]]:
-        """(rows, fit) of every environment in `models` (W [c, D], b [c]) that has rows here."""
+        self, batch: Batch, r: int, environment_b: Tensor, models: Mapping[int, losses.Model], moments: bool
+    ) -> dict[int, losses.Fit]:
+        """The fit of every environment in `models` that has rows here. A model that all share is applied once."""
+        bounds = [0, *torch.bincount(environment_b, minlength=max(models) + 1).cumsum(0).tolist()]
         order = torch.argsort(environment_b, stable=True)
-        bounds = torch.bincount(environment_b, minlength=max(models) + 1).cumsum(0).tolist()
-        id_Nd, x_ND = self.item_Id[batch.negative], self.x[r][batch.negative]
-        scale = self.config.backbone.negative_weight / len(batch.negative)
-        out = {}
-        for e, (W_cD, bias_c) in models.items():
-            rows = order[bounds[e - 1] if e else 0 : bounds[e]]
-            if not len(rows):
-                continue
-            user, item = batch.user_b[rows], batch.item_b[rows]
-            base, scale_b = self.weights.negative(user)
-            fit = losses.projection_fit(
-                self.user_Uk[user], self.item_Id[item], self.x[r][item], self.weights.positive(user, item),
-                id_Nd, x_ND, base * scale, scale_b * scale, self.weights.c_I[batch.negative], W_cD, bias_c, moments,
+        parts = [order[bounds[e] : bounds[e + 1]] for e in models]
+        if len(models) < self.config.invariance.environments:
+            order = torch.cat(parts)
+        ends = list(itertools.accumulate(map(len, parts)))
+        there = {e: slice(end - len(part), end) for e, part, end in zip(models, parts, ends, strict=True) if len(part)}
+        if len({id(model) for model in models.values()}) == 1:
+            applied = [(slice(0, len(order)), next(iter(models.values())))]
+        else:
+            applied = [(rows, models[e]) for e, rows in there.items()]
+        with torch.autocast(self.engine.device.type, enabled=False):
+            score_bN, own_b, content_bc, positive_b, base, scale_b, weight_N = self._ids(batch)
+            fits = losses.projection_fits(
+                score_bN.index_select(0, order), own_b[order], content_bc.index_select(0, order),
+                self.x[r].index_select(0, batch.item_b[order]), positive_b[order],
+                self.x[r].index_select(0, batch.negative), base, scale_b[order], weight_N, applied,
+                [*there.values()], moments,
             )  # fmt: skip
-            out[e] = len(rows), fit
-        return out
+        return dict(zip(there, fits, strict=True))
+
+    def _ids(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor]:
+        """What no representation and no environment changes: the ids' part of scores, users' content, weights."""
+        if self._last is None or self._last[0] is not batch:
+            d = self.item_Id.shape[1]
+            user_bk, id_Nd = self.user_Uk.index_select(0, batch.user_b), self.item_Id.index_select(0, batch.negative)
+            own_b = torch.linalg.vecdot(user_bk[:, :d], self.item_Id.index_select(0, batch.item_b))
+            scale = self.config.backbone.negative_weight / len(batch.negative)
+            base, scale_b = self.weights.negative(batch.user_b)
+            weights = base * scale, scale_b * scale, self.weights.c_I[batch.negative]
+            positive_b = self.weights.positive(batch.user_b, batch.item_b)
+            score_bN = user_bk[:, :d] @ id_Nd.T
+            self._last = batch, (score_bN, own_b, user_bk[:, d:].contiguous(), positive_b, *weights)
+        return self._last[1]
 
 
 def fresh(config: Config, c: int, D: int, *keys: str | int) -> tuple[Tensor, Tensor]:
@@ -118,7 +143,7 @@ def environment_loss(
     gradients = []
     for e, (W, b) in models.items():
         if e in fits:
-            fit = fits[e][1]
+            fit = fits[e]
             total += fit.loss
             gradients += [fit.gradient_cD * scale_D / batch.size, fit.bias_c / batch.size]
         else:
@@ -141,9 +166,9 @@ def mask_loss(
         model = (W * mask_D, b.detach())
         fits = frozen.fits(batch, r, environment_b, dict.fromkeys(range(E), model), moments=True)
         local = [torch.zeros(shape, device=engine.device) for shape in ((E,), (E, D), (E, c, D), (E,), (E, c))]
-        for e, (rows, fit) in fits.items():
+        for e, fit in fits.items():
             assert fit.second_D is not None
-            found: tuple[Any, ...] = (rows, fit.second_D, fit.gradient_cD, fit.loss, fit.bias_c)
+            found: tuple[Any, ...] = (fit.rows, fit.second_D, fit.gradient_cD, fit.loss, fit.bias_c)
             for to, value in zip(local, found, strict=True):
                 to[e] = value
         count_E, second_ED, gradient_EcD = (x.clone() if engine.world > 1 else x for x in local[:3])
@@ -236,28 +261,30 @@ def train_environments(
 
 @torch.no_grad()
 def assign(
-    frozen: Frozen, r: int, scale_D: Tensor, W_gcD: Tensor, b_gc: Tensor, names: Sequence[int], low: int, high: int
+    frozen: Frozen, r: int, scale_D: Tensor, all_W: Tensor, all_b: Tensor, names: Sequence[int], low: int, high: int
 ) -> Tensor:
     """The environment, of those named, that scores each of interactions low..high highest (eq. 8), int16.
 
+    all_W, all_b: the named environments' projections, [g, c, D] and [g, c].
     The models' content scores are compared; the id part of a score is the same under all of them. Ties go to the first.
     """
     device, c = frozen.engine.device, frozen.content
-    content_Uc = frozen.user_Uk[:, -c:]
+    content_Uc = frozen.user_Uk[:, -c:].contiguous()
+    rated_J, place_n = frozen.rated
+    x_JD = frozen.x[r] if rated_J is None else frozen.x[r].index_select(0, rated_J)
     best = torch.full((high - low,), float("-inf"), device=device)
     at = torch.zeros(high - low, dtype=torch.int64, device=device)
-    some = max(1, 2**26 // (len(frozen.item_Id) * c))  # environments whose projected items are held at once
+    some = max(1, 2**26 // (len(x_JD) * c))  # environments whose projected items are held at once
     for first in range(0, len(names), some):
-        items = [
-            torch.addmm(b_gc[g].to(device), frozen.x[r], (W_gcD[g].to(device) * scale_D.to(device)).T)
-            for g in range(first, min(first + some, len(names)))
-        ]
+        W_gcD, b_gc = (part[first : first + some].to(device) for part in (all_W, all_b))
+        item_Jgc = x_JD @ (W_gcD * scale_D.to(device)).flatten(0, 1).T
         for start in range(low, high, _ROWS):
             end = min(start + _ROWS, high)
-            content = content_Uc[frozen.user[start:end]]
-            item, here = frozen.item[start:end], slice(start - low, end - low)
-            score = torch.stack([part_Ic[item].mul_(content).sum(1) for part_Ic in items])
-            top, which = score.max(0)
+            content = content_Uc.index_select(0, frozen.user[start:end])
+            here = slice(start - low, end - low)
+            part = item_Jgc.index_select(0, place_n[start:end]).view(end - start, -1, c)
+            score = torch.baddbmm((content @ b_gc.T).unsqueeze(2), part, content.unsqueeze(2)).squeeze(2)
+            top, which = score.max(1)
             better = top > best[here]
             best[here] = torch.where(better, top, best[here])
             at[here] = torch.where(better, which + first, at[here])
