@@ -34,7 +34,7 @@ from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
 from m3dist.loop import Fitting
 from m3dist.parallel.engine import Engine
-from m3dist.stages import invariance
+from m3dist.stages import environments
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data, Rows
 from m3dist.stages.merge import MergeTask
@@ -131,8 +131,8 @@ def startup(folder: Path) -> Iterator[Row]:
     timed("item-item graph, s", lambda: data.weights)
     align = timed("align's objects, s", lambda: AlignTask(data, config))
     aligned = {**align.state(), **{f"representation.{r}": x for r, x in enumerate(align.representations())}}
-    tensors = invariance.Frozen.tensors(data.dataset, aligned)
-    timed("invariance's objects, s", lambda: invariance.Frozen(tensors, "cpu", config))
+    tensors = environments.Frozen.tensors(data.dataset, aligned)
+    timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
     timed("merge's objects, s", lambda: MergeTask(data, config, [*data.features()], None))
     yield Row("startup", "seconds until a stage can step, ml1m", values)
 

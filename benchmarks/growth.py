@@ -51,9 +51,9 @@ def tables(what: str, counts: tuple[int, ...], folder: Path, pairs: int = 200_00
 
 
 def environments(size: Size, name: str, counts: tuple[int, ...], folder: Path) -> Iterator[Row]:
-    """Twelve steps of all representations and, for environments, the scoring; measured in turns."""
+    """48 steps of all representations and, for environments, the scoring; measured in turns."""
     whole = Subject(made(size, folder / name), "invariance.environment_epochs=1", "invariance.mask_epochs=1")
-    subjects = {E: whole.part(12, f"invariance.environments={E}") for E in counts}
+    subjects = {E: whole.part(48, f"invariance.environments={E}") for E in counts}
     for kind in ("environments", "masks"):
         calls: dict[str, Callable[[], object]] = {}
         for E, subject in subjects.items():

@@ -13,7 +13,7 @@ from m3dist.config import Config, load
 from m3dist.data.batches import Batch, Sampler
 from m3dist.data.dataset import Dataset
 from m3dist.models.mask import Gate
-from m3dist.stages import invariance
+from m3dist.stages import environments, invariance
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data, Rows
 from m3dist.stages.merge import Fused, MergeTask
@@ -73,9 +73,9 @@ class Subject:
         return Fused(self.merge.tensors(), self.config.merge.fusion)
 
     @cached_property
-    def frozen(self) -> invariance.Frozen:
-        tensors = invariance.Frozen.tensors(self.dataset, self.aligned)
-        return invariance.Frozen(tensors | {"user": self.data.user, "item": self.data.item}, "cpu", self.config)
+    def frozen(self) -> environments.Frozen:
+        tensors = environments.Frozen.tensors(self.dataset, self.aligned)
+        return environments.Frozen(tensors | {"user": self.data.user, "item": self.data.item}, "cpu", self.config)
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""

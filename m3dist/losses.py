@@ -157,13 +157,38 @@ def contrastive(z_cd: Tensor, common_cd: Tensor, z_Cd: Tensor, common_Cd: Tensor
     if len(z_Cd) < 2:
         return z_cd.sum() * 0
     z_cd, common_cd, z_Cd, common_Cd = (F.normalize(x, dim=1) for x in (z_cd, common_cd, z_Cd, common_Cd))
-    here = torch.arange(len(z_cd), device=z_cd.device)
-    logits = torch.cat([z_cd @ common_Cd.T, z_cd @ z_Cd.T, common_cd @ common_Cd.T], dim=1) / tau
-    C = len(z_Cd)
-    own = torch.stack([here + start, here + start + C, here + start + 2 * C], dim=1)
-    logits = logits.scatter(1, own, float("-inf"))
-    positive_c = (z_cd * common_cd).sum(1) / tau
-    return (torch.logsumexp(logits, dim=1) - positive_c).sum()
+    with torch.autocast(z_cd.device.type, enabled=False), torch.no_grad():
+        value, *gradients = _contrastive(z_cd, common_cd, z_Cd, common_Cd, tau, start)
+    return known(value, [z_cd, common_cd, z_Cd, common_Cd, tau], gradients)
+
+
+def _contrastive(
+    z_cd: Tensor, common_cd: Tensor, z_Cd: Tensor, common_Cd: Tensor, tau: Tensor, start: int
+) -> list[Tensor]:
+    """Value of `contrastive` of rows of length 1, and its gradients of all tensors given.
+
+    A row of logits meets three products; cosines are at most 1, so exp((s - 1) / tau) needs no maximum.
+    """
+    z_grad, common_grad = torch.zeros_like(z_cd), torch.zeros_like(common_cd)
+    z_GRAD, common_GRAD = torch.zeros_like(z_Cd), torch.zeros_like(common_Cd)
+    pairs = ((z_cd, common_Cd, z_grad, common_GRAD), (z_cd, z_Cd, z_grad, z_GRAD),
+             (common_cd, common_Cd, common_grad, common_GRAD))  # fmt: skip
+    scores = [a @ b.T for a, b, _, _ in pairs]
+    each = [torch.sub(score, 1).div_(tau).exp_() for score in scores]
+    for e_cC in each:
+        e_cC.diagonal(start).zero_()  # j != i
+    total_c = torch.stack([e_cC.sum(1) for e_cC in each]).sum(0)
+    positive_c = torch.linalg.vecdot(z_cd, common_cd)
+    value = (total_c.log() + (1 - positive_c) / tau).sum()
+    grad_tau = positive_c.sum()
+    for score_cC, e_cC, (a, b, a_grad, b_grad) in zip(scores, each, pairs, strict=True):
+        e_cC.div_(total_c[:, None])  # the softmax
+        grad_tau = grad_tau - torch.linalg.vecdot(e_cC, score_cC).sum()
+        a_grad.addmm_(e_cC, b)
+        b_grad.addmm_(e_cC.T, a)
+    z_grad.sub_(common_cd)
+    common_grad.sub_(z_cd)
+    return [value, *(x.div_(tau) for x in (z_grad, common_grad, z_GRAD, common_GRAD)), grad_tau / tau**2]
 
 
 def gaussian_nll(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor) -> Tensor:
@@ -211,11 +236,12 @@ def projection_fits(
     products of its own rows, and its numbers do not depend on the others. A sample's gradient with respect to W is
     the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
     """
-    query_bD, shift_b = torch.empty_like(x_bD), torch.empty_like(own_b)
-    for rows, (W_cD, bias_c) in models:
+    query_bD, x_DN = torch.empty_like(x_bD), x_ND.T
+    for rows, (W_cD, _) in models:
         torch.mm(content_bc[rows], W_cD, out=query_bD[rows])
-        torch.mv(content_bc[rows], bias_c, out=shift_b[rows])
-        score_bN[rows].addmm_(query_bD[rows], x_ND.T)
+        score_bN[rows].addmm_(query_bD[rows], x_DN)
+    bias_bc = torch.cat([bias_c.expand(rows.stop - rows.start, -1) for rows, (_, bias_c) in models])
+    shift_b = torch.linalg.vecdot(content_bc, bias_bc)
     score_bN.add_(shift_b[:, None])
     own_b = shift_b.add_(own_b).add_(torch.linalg.vecdot(query_bD, x_bD))
     slope_bN, soft_bN = _softplus(score_bN)

@@ -12,7 +12,7 @@ from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.models.mask import Gate
-from m3dist.stages import invariance
+from m3dist.stages import environments
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data
 from m3dist.stages.merge import MergeTask
@@ -41,9 +41,9 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     out = {"align": train(align)}
     x = align.representations()
     aligned = {**align.state(), **{f"representation.{r}": part for r, part in enumerate(x)}}
-    frozen = invariance.Frozen(invariance.Frozen.tensors(Dataset(root), aligned), "cpu", config)
+    frozen = environments.Frozen(environments.Frozen.tensors(Dataset(root), aligned), "cpu", config)
     environment, D = torch.arange(len(data.user)) % 3, x[0].shape[1]
-    pairs = {e: invariance.fresh(config, 8, D, "golden", e) for e in range(3)}
+    pairs = {e: environments.fresh(config, 8, D, "golden", e) for e in range(3)}
     models = {e: (W.requires_grad_(), b.requires_grad_()) for e, (W, b) in pairs.items()}
     gate, whole = Gate(D, "sigmoid", 0.5), torch.ones(D)
     optimizer = torch.optim.Adam([*(p for pair in models.values() for p in pair), *gate.parameters()], lr=0.01)
@@ -53,8 +53,8 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
         batch = sampler(t // sampler.steps, t % sampler.steps)
         at = environment[batch.index_b]
         optimizer.zero_grad()
-        one = invariance.environment_loss(frozen, batch, 0, whole, at, models)
-        two = invariance.mask_loss(frozen, batch, 0, gate(), at, *models[0], 0.1)["loss"]
+        one = environments.environment_loss(frozen, batch, 0, whole, at, models)
+        two = environments.mask_loss(frozen, batch, 0, gate(), at, *models[0], 0.1)["loss"]
         (one + two).backward()
         optimizer.step()
         out["environments"].append(float(one.detach()))

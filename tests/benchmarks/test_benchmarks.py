@@ -20,7 +20,7 @@ from benchmarks.sizes import SIZES, Size, made
 from benchmarks.subjects import Subject
 from m3dist import ranking
 from m3dist.seeding import numpy_rng
-from m3dist.stages import invariance
+from m3dist.stages import environments
 
 SMALL = [
     "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=12", "backbone.nu=0.3", "backbone.l2=0.01",
@@ -59,9 +59,9 @@ def test_plain_environments_compute_our_loss(subject: Subject) -> None:
     E, D, c = 3, psi.shape[1], subject.config.backbone.content_dim
     batch = subject.data.sampler(96, "t", 16)(0, 0)
     environment_b = torch.arange(96) % E
-    models = {e: invariance.fresh(subject.config, c, D, "t", e) for e in range(E)}
+    models = {e: environments.fresh(subject.config, c, D, "t", e) for e in range(E)}
     models = {e: (W.requires_grad_(), b.requires_grad_()) for e, (W, b) in models.items()}
-    ours = float(invariance.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, models).detach())
+    ours = float(environments.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, models).detach())
     total = 0.0
     for e in range(E):
         model = PlainEnvironment(frozen.user_Uk, frozen.item_Id, psi, plain(subject, psi))
