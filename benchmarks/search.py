@@ -1,0 +1,147 @@
+"""`python -m benchmarks.search DATA`: ASHA with stage reuse against random search with neither, on a budget of epochs.
+
+Both searches draw from the same space with the same seeds, one trial at a time on one thread, and end when the epochs
+that their trials trained reach the budget. Each seed gives the best validation value of both, and how long both took
+to reach the random search's best, on the wall clock and in epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+# Small, so that a budget holds many trials. The learning rate is constant: while it falls (`decay: linear`), a rung in
+# the middle of a fit ranks high rates too low, which gain most at the end, and ASHA stops what would have been best.
+BASE: dict[str, Any] = {
+    "backbone": {"dim": 16, "content_dim": 16, "negatives": 64},
+    "align": {
+        "dim": 16, "encoder": "linear", "epochs": 10, "batch_size": 4096, "contrastive_items": 64, "patience": 0,
+        "decay": "none",
+    },
+    "invariance": {"rounds": 1, "environments": 3, "batch_size": 8192, "negatives": 64},
+    "merge": {"epochs": 24, "batch_size": 4096, "patience": 0, "decay": "none"},
+    "evaluation": {"k": [10]},
+}  # fmt: skip
+SPACE = {
+    "align.lr": {"log_uniform": [0.003, 0.1]},
+    "align.lambda_com": {"log_uniform": [0.01, 1]},
+    "backbone.negative_weight": {"log_uniform": [3, 100]},
+    "invariance.gamma": {"log_uniform": [0.01, 1]},
+    "merge.lr": {"log_uniform": [0.003, 0.1]},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "random": {"scheduler": {"kind": "fifo"}, "reuse": {"on": False}},
+    "asha": {"scheduler": {"kind": "asha", "grace": 4, "reduction": 3}, "reuse": {"on": True, "siblings": 12}},
+}
+
+Curve = list[tuple[float, int, float]]  # (seconds, epochs, best so far), where the best changed
+
+
+@dataclass(frozen=True)
+class Race:
+    """One seed. A ratio is random search's time to its own best over ours to the same value; 0: never reached."""
+
+    seed: int
+    random: float
+    asha: float
+    seconds_ratio: float
+    epochs_ratio: float
+    random_trials: int
+    asha_trials: int
+    random_seconds: float
+    asha_seconds: float
+
+
+def reached(curve: Curve, value: float) -> tuple[float, float]:
+    """(seconds, epochs) at which a search knew a value that is not worse; inf where it never did."""
+    return next(((seconds, float(epochs)) for seconds, epochs, best in curve if best >= value), (math.inf, math.inf))
+
+
+def ratios(random: Curve, asha: Curve) -> tuple[float, float]:
+    goal = random[-1][2]
+    (slow, far), (fast, near) = reached(random, goal), reached(asha, goal)
+    return slow / fast, far / near
+
+
+def search(data: str, arm: str, seed: int, epochs: int, folder: Path) -> tuple[Curve, dict[str, Any]]:
+    """Run one arm; its curve and summary."""
+    from m3dist.search import driver, space
+    from m3dist.search.ledger import Ledger
+
+    given = {"base": {**BASE, "data": data}, "space": SPACE, "budget": {"epochs": epochs}, "concurrency": 1}
+    given |= {"final_seeds": [], "seed": seed, "out": str(folder / f"{arm}-{seed}"), **ARMS[arm]}
+    path = folder / f"{arm}-{seed}.yaml"
+    path.write_text(yaml.safe_dump(given))
+    plan = space.load(path)
+    summary = driver.run(plan, quiet=True)
+    ledger = Ledger(plan)
+    ledger.close()
+    return ledger.best_so_far, summary
+
+
+def race(data: str, seed: int, epochs: int, folder: Path) -> Race:
+    order = sorted(ARMS, reverse=bool(seed % 2))  # neither is always the one on the warm machine
+    curves, summaries = {}, {}
+    for arm in order:
+        curves[arm], summaries[arm] = search(data, arm, seed, epochs, folder)
+    if not all(curves.values()):
+        raise click.UsageError(f"{epochs} epochs are too few for one whole trial; raise --epochs")
+    seconds_ratio, epochs_ratio = ratios(curves["random"], curves["asha"])
+    trials = {arm: sum(summary["trials"].values()) for arm, summary in summaries.items()}
+    return Race(
+        seed, curves["random"][-1][2], curves["asha"][-1][2], seconds_ratio, epochs_ratio, trials["random"],
+        trials["asha"], summaries["random"]["seconds"], summaries["asha"]["seconds"],
+    )  # fmt: skip
+
+
+def table(races: list[Race]) -> str:
+    """Markdown, with the medians over seeds in the last row."""
+    shown = lambda x: f"{x:.1f}" if x else "not reached"  # noqa: E731
+    lines = [
+        "| seed | random: best | trials, seconds | ASHA + reuse: best | trials, seconds | times faster, wall clock | "
+        "in epochs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in races:
+        lines.append(
+            f"| {r.seed} | {r.random:.4f} | {r.random_trials}, {r.random_seconds:.0f} | {r.asha:.4f} | "
+            f"{r.asha_trials}, {r.asha_seconds:.0f} | {shown(r.seconds_ratio)} | {shown(r.epochs_ratio)} |"
+        )
+    middle = {name: statistics.median(getattr(r, name) for r in races) for name in asdict(races[0])}
+    lines.append(
+        f"| median | {middle['random']:.4f} | | {middle['asha']:.4f} | | {shown(middle['seconds_ratio'])} | "
+        f"{shown(middle['epochs_ratio'])} |"
+    )
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.argument("data")
+@click.option("--epochs", default=360, show_default=True, help="Of each search, over all its trials.")
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True, help="May be repeated.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Keep the races here, beside those of before.")
+def main(data: str, epochs: int, seeds: tuple[int, ...], path: Path | None) -> None:
+    import ray
+    import torch
+
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR")
+    races = [Race(**kept) for kept in json.loads(path.read_text())] if path and path.exists() else []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            races = [r for r in races if r.seed != seed] + [race(data, seed, epochs, Path(folder))]
+            if path:
+                path.write_text(json.dumps([asdict(r) for r in races], indent=2) + "\n")
+    click.echo(f"{epochs} epochs each, validation NDCG@10\n\n{table(races)}")
+
+
+if __name__ == "__main__":
+    main()
