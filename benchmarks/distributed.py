@@ -160,7 +160,7 @@ def steps(folder: Path, size: str = "ml1m", count: int = 20) -> Iterator[Row]:
             yield Row("steps", f"{kind} step of two workers, {name}, {size}", found)
 
 
-def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 8) -> Iterator[Row]:
+def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 16) -> Iterator[Row]:
     """Of a step of ids alone, whole gradients beside touched rows; narrow tables, since bytes are linear in width."""
     for n in users:
         root = made(Size(n, max(n // 10, 10), 200_000, ()), folder / f"users{n}").root
