@@ -74,11 +74,7 @@ def test_a_stopped_trial_gives_its_stage_up(tmp_path: Path) -> None:
     assert (again["status"], again["reused"]) == ("finished", [])
 
 
-def test_a_diverging_trial_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from m3dist import losses
-
-    plan = plan_of(tmp_path)
-    monkeypatch.setattr(losses, "positives", lambda score, weight: (score * float("nan")).sum())
-    end = trial.run(job_of(plan, {}), lambda values: None)
+def test_a_diverging_trial_says_why(tmp_path: Path) -> None:
+    end = trial.run(job_of(plan_of(tmp_path), {"align.lr": 1e30}), lambda values: None)
     assert end["status"] == "failed"
-    assert end["reason"].startswith("FloatingPointError: align: the loss is nan")
+    assert end["reason"].startswith("FloatingPointError: align: the loss is")
