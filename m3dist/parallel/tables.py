@@ -143,9 +143,9 @@ class RowTable:
             lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
         if not self.dense:
-            self.first.index_copy_(0, ids_R, first)
-            self.second.index_copy_(0, ids_R, second)
-            self.weight.index_copy_(0, ids_R, weight)
+            self.first.index_put_((ids_R,), first)
+            self.second.index_put_((ids_R,), second)
+            self.weight.index_put_((ids_R,), weight)
 
 
 class Spread:
