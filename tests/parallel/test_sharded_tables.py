@@ -20,6 +20,7 @@ from m3dist.parallel.tables import RowTable, Touched, pull_rows, push_rows, rout
 from m3dist.seeding import torch_rng
 from m3dist.tracking import Tracker
 
+pytestmark = pytest.mark.timeout(600)  # many workers may share few cores
 SHARDED = "embeddings=sharded"
 ZERO = ("align", small("strategy=deepspeed", "zero_stage=3"))
 BOTH = pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -39,7 +40,7 @@ def test_the_numbers_of_whole_tables(world: int, root: Path) -> None:
     """Of both stages that train tables, with shared and own negatives, lazy and dense Adam, and beside ZeRO 3."""
     alone = trajectories(0, 1, RUNS, root, STEPS)
     runs = [(stage, sharded(config)) for stage, config in [*RUNS, ZERO]]
-    results = spawn(world, trajectories, runs, root, STEPS)
+    results = spawn(world, trajectories, runs, root, STEPS, timeout=280)
     for at in range(len(runs)):
         agree(results[0][at], alone[at % len(RUNS)])
         same_everywhere([ranks[at] for ranks in results])
@@ -67,14 +68,14 @@ def test_checkpoints_go_on_anywhere(stage: str, world: int, then: int | None, ro
     config = small(f"{stage}.epochs=4", f"{stage}.patience=0")
     straight = fitted(0, 1, stage, config, root, tmp_path / "straight", None)
     saved = tmp_path / "there"
-    spawn(world, fitted, stage, sharded(config), root, saved, 0)
+    spawn(world, fitted, stage, sharded(config), root, saved, 0, timeout=200)
     assert len(list(saved.glob("0*/rows-*"))) == world
     if then is not None:
-        spawn(then, fitted, stage, sharded(config), root, saved, 1)
+        spawn(then, fitted, stage, sharded(config), root, saved, 1, timeout=200)
     ends = [fitted(0, 1, stage, config, root, saved, None)]
     saved = tmp_path / "back"
     fitted(0, 1, stage, config, root, saved, 1)
-    ends += spawn(world, fitted, stage, sharded(config), root, saved, None)
+    ends += spawn(world, fitted, stage, sharded(config), root, saved, None, timeout=200)
     for end in ends:
         assert set(end) == set(straight)
         for name, value in straight.items():
@@ -98,7 +99,7 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
     )
     configs = [small(f"data={root}", f"out={tmp_path / name}", *few) for name in ("alone", "many")]
     all_steps(0, 1, configs[0])
-    spawn(world, all_steps, sharded(configs[1]))
+    spawn(world, all_steps, sharded(configs[1]), timeout=200)
     written = [
         {path.parent.name: load_file(path) for path in (tmp_path / name / "artifacts").glob("*/tensors.safetensors")}
         for name in ("alone", "many")
