@@ -144,7 +144,7 @@ class _Relay:
         self.wish = wish
 
     def finish(self, kind: str, text: str) -> None:
-        self.end = (kind, text)
+        self.end = self.end or (kind, text)  # the first error is the cause of the others
 
     def ended(self) -> tuple[str, str] | None:
         return self.end
@@ -215,9 +215,12 @@ def _worker(loop: dict[str, Any]) -> None:
         raise
 
 
+_PEER_IS_GONE = ("gloo", "NCCL", "Connection", "process group has not been initialized")
+
+
 def _of_a_peer(error: Exception) -> bool:
     """Whether a collective failed because another worker is gone, which a restart mends."""
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection"))
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _PEER_IS_GONE)
 
 
 def _plain(error: Exception) -> tuple[str, str]:
