@@ -102,6 +102,8 @@ def mask_seen(score_uI: Tensor, user_u: Tensor, seen: Seen) -> Tensor:
     return score_uI
 
 
+_TOGETHER = 1 << 13  # users whose metrics are found at once
+
 Scorer = Callable[[Tensor], Tensor]  # users [u] -> scores [u, I], which may be overwritten, until the next call
 
 
@@ -218,8 +220,7 @@ def evaluate(
     total = Metrics({}, 0, listed, cold_I)
     cold = None if cold_I is None else relevant.only(cold_I)
     kept: list[dict[str, Tensor]] = []
-    for user_u, item_uk, score_uk in rank(score, users, seen, k, block):
-        hit_uk = hits(item_uk, user_u, relevant) & (score_uk > float("-inf"))
+    for user_u, item_uk, hit_uk in _gathered(rank(score, users, seen, k, block), relevant):
         values = per_user(hit_uk, relevant.count(user_u), ks)
         for name, value_u in values.items():
             total.sums[name] = total.sums.get(name, 0.0) + float(value_u.sum())
@@ -230,7 +231,7 @@ def evaluate(
                 total.sums[f"{name}/cold"] = total.sums.get(f"{name}/cold", 0.0) + float(value_v.sum())
             total.cold_users += int(has_u.sum())
         for at in ks:
-            total.listed[at].index_add_(0, item_uk[:, :at].flatten(), torch.ones_like(item_uk[:, :at].flatten()))
+            total.listed[at] += torch.bincount(item_uk[:, :at].flatten(), minlength=n_items)
         total.users += len(user_u)
         if keep:
             kept.append({"user": user_u, **values})
@@ -239,3 +240,24 @@ def evaluate(
         total.sums = dict.fromkeys(names + [f"{name}/cold" for name in names if cold is not None], 0.0)
     table = {name: torch.cat([part[name] for part in kept]).cpu().numpy() for name in kept[0]} if kept else {}
     return total, table
+
+
+def _gathered(
+    blocks: Iterator[tuple[Tensor, Tensor, Tensor]], relevant: Seen
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Users [u], their items [u, k] and hits [u, k], of many blocks: metrics are many small operations."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    count = 0
+    for user_u, item_uk, score_uk in blocks:
+        parts.append((user_u, item_uk, score_uk > float("-inf")))
+        count += len(user_u)
+        if count >= _TOGETHER:
+            yield _with_hits(parts, relevant)
+            parts, count = [], 0
+    if parts:
+        yield _with_hits(parts, relevant)
+
+
+def _with_hits(parts: list[tuple[Tensor, Tensor, Tensor]], relevant: Seen) -> tuple[Tensor, Tensor, Tensor]:
+    user_u, item_uk, there_uk = (torch.cat(column) for column in zip(*parts, strict=True))
+    return user_u, item_uk, hits(item_uk, user_u, relevant) & there_uk
