@@ -32,7 +32,8 @@ def start(out: Path, *extra: str, address: str = "") -> subprocess.Popen:
 
 def resume(out: Path, *values: str) -> None:
     command = [sys.executable, "-m", "m3dist", "train", "--resume", str(out), *values]
-    subprocess.run(command, check=True, timeout=300, env=alone_env(), capture_output=True)
+    done = subprocess.run(command, timeout=300, env=alone_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def alone_env() -> dict[str, str]:
