@@ -14,6 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TINY = """\
+data: synthetic
+synthetic: {users: 120, items: 60, interactions: 20}
+align: {epochs: 2, dim: 16}
+invariance: {rounds: 1, environments: 2}
+"""  # a config but for stage 3
 
 
 @dataclass

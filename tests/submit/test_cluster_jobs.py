@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import TINY  # type: ignore[import-not-found]
 from pyarrow import fs
 
 from m3dist import config, pipeline
@@ -16,13 +17,7 @@ from m3dist.search import driver, space
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SMALL = """\
-data: synthetic
-synthetic: {users: 120, items: 60, interactions: 20}
-align: {epochs: 2, dim: 16}
-invariance: {rounds: 1, environments: 2}
-merge: {epochs: 3, evaluate_every: 1}
-"""
+SMALL = TINY + "merge: {epochs: 3, evaluate_every: 1}\n"
 SEARCH = """\
 base: small.yaml
 space:

@@ -12,19 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Place, command, start  # type: ignore[import-not-found]
+from conftest import TINY, Place, command, start  # type: ignore[import-not-found]
 
 from m3dist import config, pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SMALL = """\
-data: synthetic
-synthetic: {users: 120, items: 60, interactions: 20}
-align: {epochs: 2, dim: 16}
-invariance: {rounds: 1, environments: 2}
-merge: {epochs: 2}
-"""
+SMALL = TINY + "merge: {epochs: 2}\n"
 
 
 @pytest.fixture
