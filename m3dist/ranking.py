@@ -31,29 +31,40 @@ def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Two passes. Columns g, g + G, g + 2G, ... form group g; the k groups with the best maxima hold the k best items
     unless the k-th maximum is tied with a group left out, since k items beat everything outside. Only these groups'
-    columns are sorted; rows with such a tie are sorted whole. k is cut to I. Raises FloatingPointError on NaN.
+    columns are looked at. Rows with a tie in either pass are sorted whole. k is cut to I. Raises FloatingPointError
+    on NaN.
     """
     u, n_items = score_uI.shape
     k = min(k, n_items)
     device = score_uI.device
     groups = n_items // _GROUP
     if groups <= 2 * k:
-        if torch.isnan(score_uI).any():
-            raise FloatingPointError(_NAN)
-        return _sorted(score_uI, torch.arange(n_items, device=device).expand(u, n_items), k)
+        score, item = _largest(score_uI, k)
+        return _settled(score_uI, item, score, torch.zeros(u, dtype=torch.bool, device=device), k)
     tail = torch.arange(groups * _GROUP, n_items, device=device)
     maximum_uG = score_uI[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
-    value, best_uk = torch.topk(maximum_uG, k + 1, dim=1)  # NaN comes first
+    value, best_uk = _largest(maximum_uG, k)
     columns = (best_uk[:, :k].unsqueeze(2) + torch.arange(_GROUP, device=device) * groups).flatten(1)
     columns = torch.cat([columns, tail.expand(u, len(tail))], dim=1)
-    found = score_uI.gather(1, columns)
-    if torch.isnan(found).any():
+    score, at = _largest(score_uI.gather(1, columns), k)
+    return _settled(score_uI, columns.gather(1, at), score, value[:, k - 1] == value[:, k], k)
+
+
+def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k + 1 largest of every row and where, or all; NaN comes first."""
+    value, at = torch.topk(x, min(k + 1, x.shape[1]), dim=1)
+    if torch.isnan(value[:, :1]).any():
         raise FloatingPointError(_NAN)
-    item, score = _sorted(found, columns, k)
-    tied = (value[:, k - 1] == value[:, k]).nonzero().squeeze(1)
-    if len(tied):
-        everything = torch.arange(n_items, device=device).expand(len(tied), n_items)
-        item[tied], score[tied] = _sorted(score_uI[tied], everything, k)
+    return value, at
+
+
+def _settled(score_uI: Tensor, item: Tensor, score: Tensor, doubtful_u: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k of candidates [u, k + 1 or k], best first; doubtful rows, and those with a tie, are sorted whole."""
+    rows = (doubtful_u | (score[:, 1:] == score[:, :-1]).any(1)).nonzero().squeeze(1)
+    item, score = item[:, :k], score[:, :k]
+    if len(rows):
+        everything = torch.arange(score_uI.shape[1], device=score_uI.device).expand(len(rows), -1)
+        item[rows], score[rows] = _sorted(score_uI[rows], everything, k)
     return item, score
 
 

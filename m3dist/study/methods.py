@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from m3dist.config import RECOMMENDERS
 
-LEARNING_RATES = (1e-2, 3e-3, 3e-2, 1e-3)  # every method's tuning grid, in the order of the trials
+LEARNING_RATES = (2e-2, 5e-3, 1e-3, 5e-2)  # every method's tuning grid, in the order of the trials
 
 
 @dataclass(frozen=True)
