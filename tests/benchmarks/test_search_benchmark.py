@@ -14,7 +14,9 @@ def test_a_ratio_is_the_time_to_the_random_searchs_best() -> None:
 
 
 def test_the_table_says_what_was_not_reached_and_the_median() -> None:
-    races = [Race(seed, 0.1, 0.2, ratio, ratio, 2 * ratio, 3, 9, 50.0, 40.0) for seed, ratio in enumerate((0.0, 4.0, 5.0))]
+    races = [
+        Race(seed, 0.1, 0.2, ratio, ratio, 2 * ratio, 3, 9, 50.0, 40.0) for seed, ratio in enumerate((0.0, 4.0, 5.0))
+    ]
     lines = table(races).splitlines()
     assert lines[2].endswith("| not reached | not reached | not reached |")
     assert lines[-1] == "| median | 0.1000 | | 0.2000 | | 4.0 | 4.0 | 8.0 |"
