@@ -209,39 +209,34 @@ def club(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor, v_Cd: Tensor) -> Tens
     return (0.5 * (others - own) * torch.exp(-logvar_cd)).sum()
 
 
-class Fit(NamedTuple):
-    """What `projection_fits` finds over the rows of one group: sums of losses, gradients and, on demand, moments."""
+class Fits(NamedTuple):
+    """What `projection_fits` finds of each of G groups of rows: sums of losses, gradients and, on demand, moments."""
 
-    rows: int
-    loss: Tensor  # float64
-    gradient_cD: Tensor  # of W
-    bias_c: Tensor
-    second_D: Tensor | None  # sum over rows of |u_c|^2 pull_D^2
-
-
-Model = tuple[Tensor, Tensor]  # W [c, D], bias [c]
+    rows: list[int]
+    loss_G: Tensor  # float64
+    gradient_GcD: Tensor  # of W
+    bias_Gc: Tensor
+    second_GD: Tensor | None  # sum over rows of |u_c|^2 pull_D^2
 
 
 @torch.no_grad()
 def projection_fits(
     score_bN: Tensor, own_b: Tensor, content_bc: Tensor, x_bD: Tensor, weight_b: Tensor, x_ND: Tensor, base: float,
-    scale_b: Tensor, weight_N: Tensor, models: Sequence[tuple[slice, Model]], groups: Sequence[slice],
-    moments: bool = False,
-) -> list[Fit]:  # fmt: skip
+    scale_b: Tensor, weight_N: Tensor, rows: list[int], W: Tensor, bias: Tensor, moments: bool = False,
+) -> Fits:  # fmt: skip
     """The backbone loss of b positives and N shared negatives where only content projections (W, bias) are free.
 
     score(u, i) = u_id . v_id + u_c . (W x_i + bias). score_bN and own_b hold the part of the ids, of negatives and of
-    positives; the first is overwritten. Every row belongs to one of `models` and to one of `groups`, whose sums are
-    returned; slices are of rows. W' u_c is taken once a row and meets x there, so what is left to each model are
-    products of its own rows, and its numbers do not depend on the others. A sample's gradient with respect to W is
-    the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
+    positives; the first is overwritten. Rows come in G groups, the first rows[0] of them in the first; W [G, c, D] and
+    bias [G, c] have a projection for each, or [1, c, D] and [1, c] one for all. W' u_c is taken once a row and meets x
+    there, so what is left to each group are products of its own rows, and its numbers do not depend on the others. A
+    sample's gradient with respect to W is the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
     """
-    query_bD, x_DN = torch.empty_like(x_bD), x_ND.T
-    for rows, (W_cD, _) in models:
-        torch.mm(content_bc[rows], W_cD, out=query_bD[rows])
-        score_bN[rows].addmm_(query_bD[rows], x_DN)
-    bias_bc = torch.cat([bias_c.expand(rows.stop - rows.start, -1) for rows, (_, bias_c) in models])
-    shift_b = torch.linalg.vecdot(content_bc, bias_bc)
+    query_bD, x_DN, own = torch.empty_like(x_bD), x_ND.T, rows if len(W) > 1 else [len(x_bD)]
+    for content, query, score, W_cD in zip(*(x.split(own) for x in (content_bc, query_bD, score_bN)), W, strict=True):
+        score.addmm_(torch.mm(content, W_cD, out=query), x_DN)
+    of_row_b = torch.repeat_interleave(torch.tensor(own, device=bias.device))
+    shift_b = torch.linalg.vecdot(content_bc, bias.index_select(0, of_row_b))
     score_bN.add_(shift_b[:, None])
     own_b = shift_b.add_(own_b).add_(torch.linalg.vecdot(query_bD, x_bD))
     slope_bN, soft_bN = _softplus(score_bN)
@@ -249,18 +244,25 @@ def projection_fits(
     slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
     own_slope_b = torch.sigmoid(-own_b).mul_(weight_b).neg_()
     pull_bD, bias_b = query_bD, slope_bN.sum(1).add_(own_slope_b)
-    for rows, _ in models:
-        torch.mm(slope_bN[rows], x_ND, out=pull_bD[rows])
+    for slope, pull in zip(slope_bN.split(own), pull_bD.split(own), strict=True):
+        torch.mm(slope, x_ND, out=pull)
     pull_bD.addcmul_(x_bD, own_slope_b[:, None])
-    gradients = [content_bc[rows].T @ pull_bD[rows] for rows in groups]
-    second: list[Tensor | None] = [None] * len(groups)
-    if moments:
-        length_b, pull_bD = content_bc.square().sum(1), pull_bD.square_()
-        second = [length_b[rows] @ pull_bD[rows] for rows in groups]
-    return [
-        Fit(rows.stop - rows.start, loss_b[rows].sum(), gradient_cD, bias_b[rows] @ content_bc[rows], second_D)
-        for rows, gradient_cD, second_D in zip(groups, gradients, second, strict=True)
-    ]
+    G, (c, D) = len(rows), W.shape[1:]
+    out = Fits(
+        rows, loss_b.new_empty(G), W.new_empty(G, c, D), W.new_empty(G, c), W.new_empty(G, D) if moments else None
+    )
+    content, pull = content_bc.split(rows), pull_bD.split(rows)
+    for g, loss in enumerate(loss_b.split(rows)):
+        torch.sum(loss, 0, out=out.loss_G[g])
+    for into, u, p in zip(out.gradient_GcD, content, pull, strict=True):
+        torch.mm(u.T, p, out=into)
+    for into, u, slope in zip(out.bias_Gc, content, bias_b.split(rows), strict=True):
+        torch.mv(u.T, slope, out=into)
+    if second_GD is not None:
+        length_b, pull = content_bc.square().sum(1), pull_bD.square_().split(rows)
+        for into, length, square in zip(second_GD, length_b.split(rows), pull, strict=True):
+            torch.mv(square.T, length, out=into)
+    return out
 
 
 class _Known(torch.autograd.Function):

@@ -43,18 +43,18 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     aligned = {**align.state(), **{f"representation.{r}": part for r, part in enumerate(x)}}
     frozen = environments.Frozen(environments.Frozen.tensors(Dataset(root), aligned), "cpu", config)
     environment, D = torch.arange(len(data.user)) % 3, x[0].shape[1]
-    pairs = {e: environments.fresh(config, 8, D, "golden", e) for e in range(3)}
-    models = {e: (W.requires_grad_(), b.requires_grad_()) for e, (W, b) in pairs.items()}
+    pairs = [environments.fresh(config, 8, D, "golden", e) for e in range(3)]
+    W, b = (torch.stack(parts).requires_grad_() for parts in zip(*pairs, strict=True))
     gate, whole = Gate(D, "sigmoid", 0.5), torch.ones(D)
-    optimizer = torch.optim.Adam([*(p for pair in models.values() for p in pair), *gate.parameters()], lr=0.01)
+    optimizer = torch.optim.Adam([W, b, *gate.parameters()], lr=0.01)
     sampler = data.sampler(256, "golden", 32)
     out["environments"], out["masks"] = [], []
     for t in range(steps):
         batch = sampler(t // sampler.steps, t % sampler.steps)
         at = environment[batch.index_b]
         optimizer.zero_grad()
-        one = environments.environment_loss(frozen, batch, 0, whole, at, models)
-        two = environments.mask_loss(frozen, batch, 0, gate(), at, *models[0], 0.1)["loss"]
+        one = environments.environment_loss(frozen, batch, 0, whole, at, range(3), W, b)
+        two = environments.mask_loss(frozen, batch, 0, gate(), at, W[0], b[0], 0.1)["loss"]
         (one + two).backward()
         optimizer.step()
         out["environments"].append(float(one.detach()))

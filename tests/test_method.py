@@ -162,35 +162,46 @@ def test_projection_fit_against_autograd(b: int) -> None:
         negatives = ((0.7 + scale[i] * weight_N) * torch.nn.functional.softplus(others)).sum()
         return negatives + weight[i] * torch.nn.functional.softplus(-score)
 
-    cut = b // 3  # two groups under one model, and two models with a group each
-    groups = [slice(0, cut), slice(cut, b)]
-    other = W.detach() * 2
+    cut = b // 3  # two groups under one model, and under a model each
+    rows, groups = [cut, b - cut], [slice(0, cut), slice(cut, b)]
     score, own_score = user[:, :d] @ negative.T, (user[:, :d] * own).sum(1)
     args = (own_score, user[:, d:].contiguous(), x, weight, x_N, 0.7, scale, weight_N)
-    model = (W.detach(), bias.detach())
-    one = losses.projection_fits(score.clone(), *args, [(slice(0, b), model)], groups, True)
-    two = losses.projection_fits(score, *args, [(groups[0], (other, bias.detach())), (groups[1], model)], groups, True)
+    first_W, first_bias = W.detach()[None], bias.detach()[None]
+    one = losses.projection_fits(score.clone(), *args, rows, first_W, first_bias, True)
+    both_W, both_bias = torch.cat([2 * first_W, first_W]), first_bias.expand(2, -1)
+    two = losses.projection_fits(score, *args, rows, both_W, both_bias, True)
     wants = [rows_loss(i) for i in range(b)]
-    for rows, fit in [*zip(groups, one, strict=True), (groups[1], two[1])]:
-        mine = wants[rows]
-        assert fit.rows == len(mine)
-        assert float(fit.loss) == pytest.approx(float(sum(mine).detach()), rel=1e-9)
+    for g, fits in ((0, one), (1, one), (1, two)):
+        mine = wants[groups[g]]
+        assert fits.rows[g] == len(mine)
+        assert float(fits.loss_G[g]) == pytest.approx(float(sum(mine).detach()), rel=1e-9)
         gradients = torch.autograd.grad(sum(mine), [W, bias], retain_graph=True)
-        for got, want in zip((fit.gradient_cD, fit.bias_c), gradients, strict=True):
+        for got, want in zip((fits.gradient_GcD[g], fits.bias_Gc[g]), gradients, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
         second = sum(torch.autograd.grad(part, W, retain_graph=True)[0].square().sum(0) for part in mine)
-        torch.testing.assert_close(fit.second_D, second, rtol=1e-9, atol=1e-9)
-    assert float((two[0].gradient_cD - one[0].gradient_cD).abs().max()) > 1e-3
+        torch.testing.assert_close(fits.second_GD[g], second, rtol=1e-9, atol=1e-9)
+    assert float((two.gradient_GcD[0] - one.gradient_GcD[0]).abs().max()) > 1e-3
+
+
+def test_projection_fit_of_no_rows_is_zero() -> None:
+    args = (torch.zeros(2), torch.ones(2, 1), torch.ones(2, 1), torch.ones(2), torch.ones(1, 1), 1.0, torch.ones(2))
+    W, bias = torch.full((3, 1, 1), torch.nan), torch.full((3, 1), torch.nan)
+    W[1], bias[1] = 1, 1
+    fits = losses.projection_fits(torch.zeros(2, 1), *args, torch.ones(1), [0, 2, 0], W, bias, True)
+    for part in (fits.loss_G, fits.gradient_GcD, fits.bias_Gc, fits.second_GD):
+        assert part is not None
+        assert part[[0, 2]].count_nonzero() == 0
+        assert part[1].isfinite().all()
 
 
 def test_projection_fit_of_extreme_scores_is_finite() -> None:
     user = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]])
-    one, two, W = torch.ones(2, 1), torch.ones(2), (torch.ones(1, 1), torch.zeros(1))
+    one, two = torch.ones(2, 1), torch.ones(2)
     score = user[:, :1] @ torch.ones(1, 1)
     args = (user[:, 0], user[:, 1:].contiguous(), one, two, torch.ones(1, 1), 1.0, two, torch.ones(1))
-    (fit,) = losses.projection_fits(score, *args, [(slice(0, 2), W)], [slice(0, 2)], True)
-    assert float(fit.loss) == pytest.approx(2 * 1000 + 1000, rel=1e-6)
-    assert all(part is not None and part.isfinite().all() for part in fit[1:])
+    fits = losses.projection_fits(score, *args, [2], torch.ones(1, 1, 1), torch.zeros(1, 1), True)
+    assert float(fits.loss_G) == pytest.approx(2 * 1000 + 1000, rel=1e-6)
+    assert all(part is not None and part.isfinite().all() for part in fits[1:])
 
 
 def test_known_gradients_reach_their_inputs() -> None:

@@ -9,7 +9,6 @@ representation width, J items that have interactions.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,35 +74,29 @@ class Frozen:
         return sampler(epoch, step, self.engine.rank, self.engine.world)
 
     def fits(
-        self, batch: Batch, r: int, environment_b: Tensor, models: Mapping[int, losses.Model],
+        self, batch: Batch, r: int, environment_b: Tensor, names: Sequence[int], W: Tensor, bias: Tensor,
         scale_D: Tensor | None = None, share: float = 1.0, moments: bool = False,
-    ) -> dict[int, losses.Fit]:  # fmt: skip
-        """The fit of every environment in `models` that has rows here, times `share`, of x_r scaled by scale_D.
+    ) -> losses.Fits:  # fmt: skip
+        """The fit of every named environment to its rows, times `share`, of x_r scaled by scale_D.
 
-        A model that all share is applied once.
+        W, bias: a projection for each, [g, c, D] and [g, c], or one for all, [1, c, D] and [1, c].
         """
-        bounds = [0, *torch.bincount(environment_b, minlength=max(models) + 1).cumsum(0).tolist()]
+        E = self.config.invariance.environments
+        count = torch.bincount(environment_b, minlength=E).tolist()
         order = torch.argsort(environment_b, stable=True)
-        parts = [order[bounds[e] : bounds[e + 1]] for e in models]
-        if len(models) < self.config.invariance.environments:
-            order = torch.cat(parts)
-        ends = list(itertools.accumulate(map(len, parts)))
-        there = {e: slice(end - len(part), end) for e, part, end in zip(models, parts, ends, strict=True) if len(part)}
-        if len({id(model) for model in models.values()}) == 1:
-            applied = [(slice(0, len(order)), next(iter(models.values())))]
-        else:
-            applied = [(rows, models[e]) for e, rows in there.items()]
+        if len(names) < E:
+            parts = order.split(count)
+            order = torch.cat([parts[e] for e in names])
         with torch.autocast(self.engine.device.type, enabled=False):
             score_bN, own_b, content_bc, positive_b, base, scale_b, weight_N = self._ids(batch)
             x_bD, x_ND = (self.x[r].index_select(0, at) for at in (batch.item_b[order], batch.negative))
             if scale_D is not None:
                 x_bD, x_ND = x_bD.mul_(scale_D), x_ND.mul_(scale_D)
-            fits = losses.projection_fits(
+            return losses.projection_fits(
                 score_bN.index_select(0, order), own_b[order], content_bc.index_select(0, order), x_bD,
-                positive_b[order].mul_(share), x_ND, base * share, scale_b[order].mul_(share), weight_N, applied,
-                [*there.values()], moments,
+                positive_b[order].mul_(share), x_ND, base * share, scale_b[order].mul_(share), weight_N,
+                [count[e] for e in names], W, bias, moments,
             )  # fmt: skip
-        return dict(zip(there, fits, strict=True))
 
     def _ids(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor]:
         """What no representation and no environment changes: the ids' part of scores, users' content, weights."""
@@ -126,17 +119,12 @@ def fresh(config: Config, c: int, D: int, *keys: str | int) -> tuple[Tensor, Ten
 
 
 def environment_loss(
-    frozen: Frozen, batch: Batch, r: int, scale_D: Tensor, environment_b: Tensor,
-    models: Mapping[int, tuple[Tensor, Tensor]],
+    frozen: Frozen, batch: Batch, r: int, scale_D: Tensor, environment_b: Tensor, names: Sequence[int], W_gcD: Tensor,
+    b_gc: Tensor,
 ) -> Tensor:  # fmt: skip
     """Eq. 7, this worker's share: every interaction under its own environment's model; x_r is scaled by scale_D."""
-    plain = {e: (W.detach(), b.detach()) for e, (W, b) in models.items()}
-    fits = frozen.fits(batch, r, environment_b, plain, scale_D, 1 / batch.size)
-    gradients = []
-    for e, (W, b) in plain.items():
-        gradients += [*fits[e][2:4]] if e in fits else [torch.zeros_like(W), torch.zeros_like(b)]
-    total = torch.stack([fit.loss for fit in fits.values()]).sum() if fits else frozen.item_Id.new_zeros(())
-    return losses.known(total.float(), [p for pair in models.values() for p in pair], gradients)
+    fits = frozen.fits(batch, r, environment_b, names, W_gcD.detach(), b_gc.detach(), scale_D, 1 / batch.size)
+    return losses.known(fits.loss_G.sum().float(), [W_gcD, b_gc], [fits.gradient_GcD, fits.bias_Gc])
 
 
 def mask_loss(
@@ -149,25 +137,22 @@ def mask_loss(
     regularisers are means over D, so gamma and rho depend neither on widths nor on the scale of gradients.
     """
     config, engine = frozen.config.invariance, frozen.engine
-    E, (c, D) = config.environments, W.shape
+    E = config.environments
     with torch.no_grad():
-        model = (W * mask_D, b.detach())
-        fits = frozen.fits(batch, r, environment_b, dict.fromkeys(range(E), model), moments=True)
-        local = [torch.zeros(shape, device=engine.device) for shape in ((E,), (E, D), (E, c, D), (E,), (E, c))]
-        for e, fit in fits.items():
-            assert fit.second_D is not None
-            found: tuple[Any, ...] = (fit.rows, fit.second_D, fit.gradient_cD, fit.loss, fit.bias_c)
-            for to, value in zip(local, found, strict=True):
-                to[e] = value
-        count_E, second_ED, gradient_EcD = (x.clone() if engine.world > 1 else x for x in local[:3])
-        engine.add_up([count_E, second_ED, gradient_EcD])
+        fits = frozen.fits(batch, r, environment_b, range(E), (W * mask_D)[None], b.detach()[None], moments=True)
+        assert fits.second_GD is not None
+        count_E = torch.tensor(fits.rows, dtype=torch.float32, device=engine.device)
+        second_ED, gradient_EcD = fits.second_GD, fits.gradient_GcD
+        if engine.world > 1:
+            second_ED, gradient_EcD = second_ED.clone(), gradient_EcD.clone()
+            engine.add_up([count_E, second_ED, gradient_EcD])
         there = count_E > 0
         weight_E = there / (count_E.clamp(min=1) * there.sum())  # mean over environments of their means
         variance_D = losses.environment_variance(gradient_EcD[there], second_ED[there], count_E[there])
         relative_D = variance_D / variance_D.mean().clamp(min=1e-30)
-        mean_cD = torch.tensordot(weight_E, local[2], 1)
-        gradients = [mean_cD * mask_D, weight_E @ local[4], (W * mean_cD).sum(0)]
-    fit_ = losses.known(weight_E @ local[3], [W, b, mask_D], gradients)
+        mean_cD = torch.tensordot(weight_E, fits.gradient_GcD, 1)
+        gradients = [mean_cD * mask_D, weight_E @ fits.bias_Gc, (W * mean_cD).sum(0)]
+    fit_ = losses.known(weight_E @ fits.loss_G.float(), [W, b, mask_D], gradients)
     penalty = gamma * (relative_D * mask_D).square().mean() * batch.part
     size = config.rho * mask_D.square().mean() * batch.part
     return {"fit": fit_, "variance": penalty, "size": size, "loss": fit_ + penalty + size}
@@ -182,17 +167,15 @@ class EnvironmentModels(nn.Module):
         super().__init__()
         self.frozen, self.environments, self.scale = frozen, environments, scale
         for r, group in environments.items():
-            for e in group:
-                W, b = fresh(frozen.config, frozen.content, frozen.x[r].shape[1], "env", round_, r, e)
-                self.register_parameter(f"W_{r}_{e}", nn.Parameter(W))
-                self.register_parameter(f"b_{r}_{e}", nn.Parameter(b))
+            each = [fresh(frozen.config, frozen.content, frozen.x[r].shape[1], "env", round_, r, e) for e in group]
+            for name, parts in zip((f"W_{r}", f"b_{r}"), zip(*each, strict=True), strict=True):
+                self.register_parameter(name, nn.Parameter(torch.stack(parts)))
 
     def forward(self, batch: Batch, environment: dict[int, Tensor]) -> Tensor:
         total = torch.zeros((), device=self.frozen.engine.device)
         for r, group in self.environments.items():
-            models = {e: (getattr(self, f"W_{r}_{e}"), getattr(self, f"b_{r}_{e}")) for e in group}
-            at = environment[r][batch.index_b].long()
-            total = total + environment_loss(self.frozen, batch, r, self.scale[r], at, models)
+            at, W, b = environment[r][batch.index_b].long(), getattr(self, f"W_{r}"), getattr(self, f"b_{r}")
+            total = total + environment_loss(self.frozen, batch, r, self.scale[r], at, group, W, b)
         return total
 
 

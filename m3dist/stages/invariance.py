@@ -48,10 +48,7 @@ def train_environments(
             dense.backward(dense(frozen.batch(sampler, epoch, step), environment))
             dense.step()
     state = dense.state()
-    return {
-        r: (torch.stack([state[f"W_{r}_{e}"] for e in group]), torch.stack([state[f"b_{r}_{e}"] for e in group]))
-        for r, group in groups.items()
-    }
+    return {r: (state[f"W_{r}"], state[f"b_{r}"]) for r in groups}
 
 
 @torch.no_grad()

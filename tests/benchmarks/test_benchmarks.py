@@ -59,9 +59,9 @@ def test_plain_environments_compute_our_loss(subject: Subject) -> None:
     E, D, c = 3, psi.shape[1], subject.config.backbone.content_dim
     batch = subject.data.sampler(96, "t", 16)(0, 0)
     environment_b = torch.arange(96) % E
-    models = {e: environments.fresh(subject.config, c, D, "t", e) for e in range(E)}
-    models = {e: (W.requires_grad_(), b.requires_grad_()) for e, (W, b) in models.items()}
-    ours = float(environments.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, models).detach())
+    models = [environments.fresh(subject.config, c, D, "t", e) for e in range(E)]
+    W, b = (torch.stack(parts) for parts in zip(*models, strict=True))
+    ours = float(environments.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, range(E), W, b))
     total = 0.0
     for e in range(E):
         model = PlainEnvironment(frozen.user_Uk, frozen.item_Id, psi, plain(subject, psi))
