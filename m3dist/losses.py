@@ -248,9 +248,8 @@ def projection_fits(
         torch.mm(slope, x_ND, out=pull)
     pull_bD.addcmul_(x_bD, own_slope_b[:, None])
     G, (c, D) = len(rows), W.shape[1:]
-    out = Fits(
-        rows, loss_b.new_empty(G), W.new_empty(G, c, D), W.new_empty(G, c), W.new_empty(G, D) if moments else None
-    )
+    second_GD = W.new_empty(G, D) if moments else None
+    out = Fits(rows, loss_b.new_empty(G), W.new_empty(G, c, D), W.new_empty(G, c), second_GD)
     content, pull = content_bc.split(rows), pull_bD.split(rows)
     for g, loss in enumerate(loss_b.split(rows)):
         torch.sum(loss, 0, out=out.loss_G[g])
