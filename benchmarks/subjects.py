@@ -13,7 +13,7 @@ from m3dist.config import Config, load
 from m3dist.data.batches import Batch, Sampler
 from m3dist.data.dataset import Dataset
 from m3dist.models.mask import Gate
-from m3dist.stages import environments, invariance
+from m3dist.stages import assignment, environments, invariance
 from m3dist.stages.align import AlignTask
 from m3dist.stages.common import Data, Rows
 from m3dist.stages.merge import Fused, MergeTask
@@ -79,12 +79,12 @@ class Subject:
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""
-        names, n = range(self.config.invariance.environments), len(self.data.user)
+        names = range(self.config.invariance.environments)
         out = []
         for r, x in enumerate(self.representations):
             scale_D = torch.full((x.shape[1],), 0.5)
             models = invariance.train_environments(self.frozen, {r: names}, {r: scale_D}, {r: split[r]}, 0)
-            out.append(invariance.assign(self.frozen, r, scale_D, *models[r], names, 0, n))
+            out.append(assignment.assign(self.frozen, r, scale_D, *models[r], names))
         return out
 
     def masks(self, split: list[Tensor]) -> None:

@@ -3,7 +3,7 @@
 A step's gradients have closed forms (`losses.projection_fits`): no autograd over samples.
 
 Shapes: n interactions, b this worker's share of a batch, N negatives, E environments, c content width of users, D
-representation width, J items that have interactions.
+representation width.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from m3dist.models.mask import Gate
 from m3dist.models.ultragcn import Weights
 from m3dist.parallel.engine import Engine
 from m3dist.seeding import derive, torch_rng
+from m3dist.stages.assignment import Blocks
 
 
 class Frozen:
@@ -53,10 +54,8 @@ class Frozen:
         return out
 
     @functools.cached_property
-    def rated(self) -> tuple[Tensor | None, Tensor]:
-        """The items that have interactions, None where they are no fewer than half of all, and each one's place."""
-        rated_J, place_n = torch.unique(self.item, return_inverse=True)
-        return (rated_J, place_n) if 2 * len(rated_J) < len(self.item_Id) else (None, self.item)
+    def blocks(self) -> Blocks:
+        return Blocks.of(self.item)
 
     @property
     def content(self) -> int:

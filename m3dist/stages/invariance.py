@@ -11,7 +11,6 @@ representation width.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,10 +27,9 @@ from m3dist.models.mask import Gate
 from m3dist.parallel.engine import Engine
 from m3dist.parallel.pool import Pool
 from m3dist.seeding import torch_rng
+from m3dist.stages.assignment import Blocks, assign
 from m3dist.stages.environments import EnvironmentModels, Frozen, Masks
 from m3dist.tracking import Stopped, Tracker
-
-_ROWS = 512  # interactions scored at once; their rows stay in cache
 
 
 def train_environments(
@@ -49,38 +47,6 @@ def train_environments(
             dense.step()
     state = dense.state()
     return {r: (state[f"W_{r}"], state[f"b_{r}"]) for r in groups}
-
-
-@torch.no_grad()
-def assign(
-    frozen: Frozen, r: int, scale_D: Tensor, all_W: Tensor, all_b: Tensor, names: Sequence[int], low: int, high: int
-) -> Tensor:
-    """The environment, of those named, that scores each of interactions low..high highest (eq. 8), int16.
-
-    all_W, all_b: the named environments' projections, [g, c, D] and [g, c].
-    The models' content scores are compared; the id part of a score is the same under all of them. Ties go to the first.
-    """
-    device, c = frozen.engine.device, frozen.content
-    content_Uc = frozen.user_Uk[:, -c:].contiguous()
-    rated_J, place_n = frozen.rated
-    x_JD = frozen.x[r] if rated_J is None else frozen.x[r].index_select(0, rated_J)
-    best = torch.full((high - low,), float("-inf"), device=device)
-    at = torch.zeros(high - low, dtype=torch.int64, device=device)
-    some = max(1, 2**26 // (len(x_JD) * c))  # environments whose projected items are held at once
-    for first in range(0, len(names), some):
-        W_gcD, b_gc = (part[first : first + some].to(device) for part in (all_W, all_b))
-        item_Jgc = x_JD @ (W_gcD * scale_D.to(device)).flatten(0, 1).T
-        for start in range(low, high, _ROWS):
-            end = min(start + _ROWS, high)
-            content = content_Uc.index_select(0, frozen.user[start:end])
-            here = slice(start - low, end - low)
-            part = item_Jgc.index_select(0, place_n[start:end]).view(end - start, -1, c)
-            score = torch.baddbmm((content @ b_gc.T).unsqueeze(2), part, content.unsqueeze(2)).squeeze(2)
-            top, which = score.max(1)
-            better = top > best[here]
-            best[here] = torch.where(better, top, best[here])
-            at[here] = torch.where(better, which + first, at[here])
-    return torch.tensor(names, dtype=torch.int16, device=device)[at].cpu()
 
 
 def learn_masks(
@@ -141,8 +107,9 @@ def _mask_of_one(
 class Rounds:
     """Both halves of a round for all representations: as tasks of a pool, or together under several workers."""
 
-    def __init__(self, pool: Pool, frozen: Frozen | None, config: Config, tracker: Tracker, n: int):
-        self.pool, self.config, self.n = pool, config, n
+    def __init__(self, pool: Pool, frozen: Frozen | None, config: Config, tracker: Tracker, item_n: Tensor):
+        self.pool, self.config = pool, config
+        self.blocks = Blocks.of(item_n) if frozen is None else frozen.blocks
         self.together = frozen if frozen is not None and frozen.engine.world > 1 else None
         self.stop = tracker.interrupted if self.together is None else None
 
@@ -155,10 +122,11 @@ class Rounds:
             there = {r: scales[r].to(device) for r in rs}
             named = {r: environment[r].to(device) for r in rs}
             trained = train_environments(frozen, dict(enumerate(alive)), there, named, round_)
-            low, high = frozen.engine.share(self.n)
-            whole = [torch.zeros(self.n, dtype=torch.int32, device=device) for _ in rs]
+            share = frozen.engine.rank, frozen.engine.world
+            whole = [torch.zeros(len(frozen.user), dtype=torch.int32, device=device) for _ in rs]
+            mine = frozen.blocks.interactions(*share)
             for r, part in enumerate(whole):
-                part[low:high] = assign(frozen, r, scales[r], *trained[r], alive[r], low, high).to(device)
+                part[mine] = assign(frozen, r, scales[r], *trained[r], alive[r], *share).to(device, torch.int32)
             frozen.engine.add_up(whole)
             return [part.cpu() for part in whole]
         parts = _parts(len(self.pool.actors), len(scales), E)
@@ -166,17 +134,20 @@ class Rounds:
         put = [self.pool.put(part.to(torch.int16)) for part in environment]
         tasks = [(r, group, scales[r], put[r], round_) for r, group in groups]
         models = self.pool.map(_environments_of_one, tasks, self.stop)
-        chunks: list[tuple] = []
-        bounds = [min(self.n, -(-self.n * at // (parts * _ROWS)) * _ROWS) for at in range(parts + 1)]
+        shares: list[tuple] = []
         for r in rs:
             names = [e for s, group in groups if s == r for e in group]
             order = sorted(range(len(names)), key=names.__getitem__)
             W, b = (
                 torch.cat([m[k] for (s, _), m in zip(groups, models, strict=True) if s == r])[order] for k in (0, 1)
             )
-            chunks += [(r, scales[r], W, b, alive[r], *pair) for pair in itertools.pairwise(bounds)]
-        chosen = self.pool.map(assign, chunks, self.stop)
-        return [torch.cat(chosen[r * parts : (r + 1) * parts]).int() for r in rs]
+            shares += [(r, scales[r], W, b, alive[r], at, parts) for at in range(parts)]
+        chosen = self.pool.map(assign, shares, self.stop)
+        mine = torch.cat([self.blocks.interactions(at, parts) for at in range(parts)]).cpu()
+        out = [torch.empty(len(mine), dtype=torch.int32) for _ in rs]
+        for r, new in enumerate(out):
+            new[mine] = torch.cat(chosen[r * parts : (r + 1) * parts]).int()
+        return out
 
     def masks(
         self, logits: list[Tensor], environment: list[Tensor], round_: int
@@ -234,7 +205,7 @@ def run(
         Frozen, tensors, config, None if actors else engine, actors=actors, resources=dict(config.actor_resources),
         failures=config.max_failures, autoscaling=config.autoscaling, device=engine.device,
     ) as pool:  # fmt: skip
-        rounds = Rounds(pool, None if actors else pool.state, config, tracker, n)
+        rounds = Rounds(pool, None if actors else pool.state, config, tracker, tensors["item"])
         while len(history) < settings.rounds and not (history and _still(history[-1], settings.moved)):
             round_, started = len(history), time.perf_counter()
             report: dict[str, float] = {}

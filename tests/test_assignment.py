@@ -1,0 +1,68 @@
+"""Each interaction in the environment that scores it highest, whatever the shares that the work is cut into."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from m3dist.parallel.engine import Engine
+from m3dist.stages.assignment import Blocks, assign
+
+USERS, ITEMS, E, c, D = 40, 30, 7, 4, 6
+
+
+def skewed() -> torch.Tensor:
+    """One item with 700 interactions, which is three pieces, some with one, and items that have none."""
+    item = torch.cat([torch.full((700,), 3), torch.arange(10, 25), torch.arange(10, 20), torch.full((256,), 28)])
+    return item[torch.randperm(len(item), generator=torch.Generator().manual_seed(0))].int()
+
+
+def made(item: torch.Tensor) -> SimpleNamespace:
+    generator = torch.Generator().manual_seed(1)
+    user = torch.randint(USERS, item.shape, generator=generator, dtype=torch.int32)
+    return SimpleNamespace(
+        user=user, item=item, user_Uk=torch.randn(USERS, 3 + c, generator=generator), content=c, engine=Engine(),
+        x=[torch.randn(ITEMS, D, generator=generator)], blocks=Blocks.of(item),
+    )  # fmt: skip
+
+
+def test_blocks_hold_every_interaction_once_and_one_item_a_piece() -> None:
+    item = skewed()
+    blocks = Blocks.of(item)
+    assert sorted(blocks.interactions(0, 1).tolist()) == list(range(len(item)))
+    for pieces, k in blocks.blocks:
+        places, there = blocks.places(pieces, k)
+        assert (item[blocks.order_n[places]] == blocks.item[pieces, None]).all()
+        assert (2 * there.sum(1) > k).all()  # no wider than it must be
+
+
+@pytest.mark.parametrize("parts", [2, 3, 50])
+def test_shares_are_disjoint_and_complete(parts: int) -> None:
+    blocks = Blocks.of(skewed())
+    cut = torch.cat([blocks.interactions(at, parts) for at in range(parts)])
+    assert torch.equal(cut, blocks.interactions(0, 1))
+
+
+def test_the_highest_score_wins() -> None:
+    frozen = made(skewed())
+    generator = torch.Generator().manual_seed(2)
+    W, b, scale = (torch.randn(shape, generator=generator) for shape in ((E, c, D), (E, c), (D,)))
+    names = [0, 2, 3, 5, 6, 8, 9]
+    got = assign(frozen, 0, scale, W, b, names)
+    psi = frozen.x[0][frozen.item.long()] * scale
+    score = torch.einsum("nc,enc->ne", frozen.user_Uk[frozen.user.long(), 3:], psi @ W.transpose(1, 2) + b[:, None])
+    assert got.tolist() == [names[e] for e in score.argmax(1)[frozen.blocks.interactions(0, 1)].tolist()]
+    parts = torch.cat([assign(frozen, 0, scale, W, b, names, at, 3) for at in range(3)])
+    assert torch.equal(parts, got)
+
+
+def test_ties_go_to_the_first() -> None:
+    frozen = made(skewed())
+    assert set(assign(frozen, 0, torch.ones(D), torch.zeros(3, c, D), torch.zeros(3, c), [1, 4, 5]).tolist()) == {1}
+
+
+def test_no_interactions() -> None:
+    frozen = made(torch.zeros(0, dtype=torch.int32))
+    assert not len(assign(frozen, 0, torch.ones(D), torch.zeros(3, c, D), torch.zeros(3, c), [0, 1, 2]))
