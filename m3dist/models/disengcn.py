@@ -46,9 +46,9 @@ class DisenGCN(GraphRecommender):
         z = [F.normalize(part) for part in F.leaky_relu(x_nd).chunk(self.channels, dim=1)]
         c = z
         for _ in range(self.routing):
-            tie_EK = torch.stack([dots(self.graph, c_k, z_k) for c_k, z_k in zip(c, z, strict=True)], dim=1)
-            share_EK = torch.softmax(tie_EK / self.tau, dim=1)
-            near = [spread(self.graph, p_E, z_k) for p_E, z_k in zip(share_EK.unbind(1), z, strict=True)]
+            tie_KE = torch.stack([dots(self.graph, c_k, z_k) for c_k, z_k in zip(c, z, strict=True)])
+            share_KE = torch.softmax(tie_KE / self.tau, dim=0)
+            near = [spread(self.graph, p_E, z_k) for p_E, z_k in zip(share_KE, z, strict=True)]
             c = [F.normalize(z_k + near_k) for z_k, near_k in zip(z, near, strict=True)]
         return torch.cat(c, dim=1)
 

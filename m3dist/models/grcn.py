@@ -48,7 +48,7 @@ class GRCN(GraphRecommender):
     def vectors(self) -> tuple[Tensor, Tensor]:
         parts = self.feature.split(self.widths, dim=1)
         contents, attention = zip(*(self.modality(m, x) for m, x in enumerate(parts)), strict=True)
-        confidence_EM = self.confidence[self.graph.col.long()]
+        confidence_EM = self.confidence.index_select(0, self.graph.col)
         weight_E = F.relu((torch.stack(attention, dim=1) * confidence_EM).amax(1))
         node_nd = F.normalize(self.nodes())
         total_nd = node_nd

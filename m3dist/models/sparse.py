@@ -78,7 +78,8 @@ def _product(graph: Graph, weight_E: Tensor, x_sd: Tensor) -> Tensor:
 
 
 def _product_t(graph: Graph, weight_E: Tensor, x_nd: Tensor) -> Tensor:
-    return _matrix(graph.crow_t, graph.col_t, weight_E[graph.order_t], (graph.s, graph.n)) @ x_nd.contiguous()
+    value_E = weight_E.index_select(0, graph.order_t)
+    return _matrix(graph.crow_t, graph.col_t, value_E, (graph.s, graph.n)) @ x_nd.contiguous()
 
 
 def _sampled(graph: Graph, q_nd: Tensor, k_sd: Tensor) -> Tensor:
@@ -134,10 +135,29 @@ def dots(graph: Graph, q_nd: Tensor, k_sd: Tensor) -> Tensor:
         return _Dots.apply(graph, _full(q_nd), _full(k_sd))
 
 
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, graph: Graph, score_E: Tensor) -> Tensor:  # type: ignore[override]
+        top_n = score_E.new_full((graph.n,), float("-inf")).scatter_reduce_(0, graph.row, score_E, "amax")
+        share_E = score_E.sub(top_n.index_select(0, graph.row)).exp_()
+        share_E.div_(_arriving(graph, share_E))
+        ctx.graph = graph
+        ctx.save_for_backward(share_E)
+        return share_E
+
+    @staticmethod
+    def backward(ctx, grad_E: Tensor):  # type: ignore[override]
+        (share_E,) = ctx.saved_tensors
+        part_E = grad_E * share_E
+        return None, part_E - share_E * _arriving(ctx.graph, part_E)
+
+
+def _arriving(graph: Graph, x_E: Tensor) -> Tensor:
+    """Of every edge, the sum over all that arrive at the same destination, [E]."""
+    total_n = torch.segment_reduce(x_E, "sum", offsets=graph.crow.long(), initial=0)
+    return total_n.index_select(0, graph.row)
+
+
 def softmax(graph: Graph, score_E: Tensor) -> Tensor:
     """Softmax over the edges that arrive at the same destination, [E]."""
-    with torch.no_grad():
-        top = score_E.new_full((graph.n,), float("-inf")).scatter_reduce_(0, graph.row, score_E, "amax")
-    exp_E = (score_E - top[graph.row]).exp()
-    total = exp_E.new_zeros(graph.n).index_add(0, graph.row, exp_E)
-    return exp_E / total[graph.row]
+    return _Softmax.apply(graph, score_E)

@@ -45,3 +45,8 @@ def test_softmax_over_incoming_edges(graph: Graph) -> None:
     got = softmax(graph, score)
     want = torch.cat([score[:2].softmax(0), score[2:3].softmax(0), score[3:].softmax(0)])
     torch.testing.assert_close(got, want)
+
+
+def test_softmax_gradient(graph: Graph) -> None:
+    score = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: softmax(graph, s), score)
