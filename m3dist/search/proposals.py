@@ -40,8 +40,32 @@ class Proposals(Protocol):
         """The next point, or None to ask again later. Raises StopIteration when there are no more."""
 
 
+    @property
+    def passed_over(self) -> int:
+        """Proposals that an earlier trial made pointless."""
+
+
 def of(plan: Plan, ledger: Ledger) -> Proposals:
-    return Model(plan, ledger) if plan.search.searcher == "optuna" else Stream(plan, ledger)
+    then = Model(plan, ledger) if plan.search.searcher == "optuna" else Stream(plan, ledger)
+    return Points(plan, ledger, then) if plan.search.points else then
+
+
+class Points:
+    """The search file's own points, with indices below 0, then those of a searcher."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, then: Proposals):
+        self.plan, self.ledger, self.then = plan, ledger, then
+
+    @property
+    def passed_over(self) -> int:
+        return self.then.passed_over
+
+    def next(self) -> Proposal | None:
+        issued = {trial.index for trial in self.ledger.trials.values()}
+        for at, values in enumerate(self.plan.search.points):
+            if -1 - at not in issued:
+                return Proposal(-1 - at, values, self.plan.keys(values))
+        return self.then.next()
 
 
 class Stages:
@@ -73,7 +97,7 @@ class Stream:
         self._window: list[Proposal] = []
         issued = {trial.index for trial in ledger.trials.values()}
         points = self._grid() if plan.search.searcher == "grid" else self._random()
-        self._points = (p for p in points if p.index not in issued)
+        self._points = (p for p in points if p.index not in issued and p.values not in plan.search.points)
 
     def next(self) -> Proposal | None:
         reuse = self.plan.search.reuse

@@ -66,6 +66,13 @@ class Dimension(Section):
         assert ends is not None
         return list(ends)
 
+    def holds(self, value: Any) -> bool:
+        if self.finite is not None:
+            return value in self.finite
+        low, high = self.ends()
+        whole = self.randint is None or isinstance(value, int)
+        return isinstance(value, int | float) and not isinstance(value, bool) and whole and low <= value <= high
+
     def draw(self, rng: np.random.Generator) -> Any:
         if self.finite is not None:
             return self.finite[int(rng.integers(len(self.finite)))]
@@ -109,6 +116,7 @@ class Search(Section):
     budget: Budget
     scheduler: Scheduler = Scheduler()
     searcher: Literal["random", "grid", "optuna"] = "random"
+    points: tuple[dict[str, Any], ...] = ()  # tried before what the searcher proposes: values of the space
     startup: NonNegativeInt = 10  # random proposals before optuna's model is asked
     reuse: Reuse = Reuse()
     concurrency: PositiveInt | Literal["auto"] = "auto"  # trials at once; auto: what cores, GPUs and memory hold
@@ -128,7 +136,22 @@ class Search(Section):
                 raise ValueError(f"space.{name}: searcher=grid needs grid or choice")
         if (loop := self._cycle()) is not None:
             raise ValueError(f"space.{loop}.when: depends on itself")
+        for at, point in enumerate(self.points):
+            self._check(point, f"points[{at}]")
         return self
+
+    def _check(self, point: Values, where: str) -> None:
+        """Raises ValueError unless a point has a value of each dimension that is used at it, and no others."""
+        for name, value in point.items():
+            if name not in self.space:
+                raise ValueError(f"{where}.{name}: is not in the space")
+            if not active(self.space[name], point):
+                raise ValueError(f"{where}.{name}: is not used there (space.{name}.when)")
+            if not self.space[name].holds(value):
+                raise ValueError(f"{where}.{name}: {value!r} is not in space.{name}")
+        for name, dimension in self.space.items():
+            if name not in point and active(dimension, point):
+                raise ValueError(f"{where}: expected a value of {name}")
 
     def _cycle(self) -> str | None:
         left = dict(self.space)

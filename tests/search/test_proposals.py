@@ -73,6 +73,22 @@ def test_a_grid_is_walked_once_with_the_first_stage_outermost(tmp_path: Path) ->
     ledger.close()
 
 
+@pytest.mark.parametrize("searcher", ["random", "grid", "optuna"])
+def test_points_of_the_file_go_first_and_once(searcher: str, tmp_path: Path) -> None:
+    given = {"merge.lr": {"grid": [0.1, 0.2, 0.3]}, "invariance.gamma": {"choice": [0.1, 1.0]}}
+    mine = [{"invariance.gamma": 1.0, "merge.lr": 0.2}, {"merge.lr": 0.3, "invariance.gamma": 0.1}]
+    plan = plan_of(tmp_path, space=given, searcher=searcher, points=mine, reuse={"on": False})
+    ledger, found = Ledger(plan), []
+    for n in range(6):
+        proposal = proposals.of(plan, ledger).next()
+        assert proposal is not None
+        ledger.record("proposed", trial=f"t{n}", index=proposal.index, values=proposal.values, keys=proposal.keys)
+        found.append(proposal.values)
+    assert found[:2] == mine
+    assert len({tuple(sorted(values.items())) for values in found}) == 6
+    ledger.close()
+
+
 def test_optuna_learns_from_the_ledger_and_shares_stages(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, searcher="optuna", startup=4, reuse={"siblings": 2})
     ledger = Ledger(plan)

@@ -46,6 +46,9 @@ def test_all_problems_of_a_search_file_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+POINT = {"align.lr": 0.01, "invariance.gamma": 0.1, "merge.lr": 0.02}
+
+
 @pytest.mark.parametrize(
     ("search", "says"),
     [
@@ -59,6 +62,10 @@ def test_all_problems_of_a_search_file_at_once(tmp_path: Path) -> None:
         ({"budget": {}}, "at least one of trials, epochs and minutes"),
         ({"searcher": "grid"}, "searcher=grid needs grid or choice"),
         ({"metric": "ndcg@7"}, "evaluation.k"),
+        ({"points": [{"align.lr": 0.01, "merge.lr": 0.01}]}, "points[0]: expected a value of invariance.gamma"),
+        ({"points": [POINT | {"merge.lr": 0.5}]}, "points[0].merge.lr: 0.5 is not in space.merge.lr"),
+        ({"points": [POINT | {"invariance.gamma": 0.5}]}, "0.5 is not in space.invariance.gamma"),
+        ({"points": [POINT, POINT | {"align.tau": 1}]}, "points[1].align.tau: is not in the space"),
         ({"base": {"data": "/nowhere"}}, "not a prepared data set"),
         ({"out": "s3://bucket/s"}, "a folder that all nodes mount; a URI cannot be locked"),
         ({"base": {"artifacts": "s3://bucket/s"}}, "artifacts=s3://bucket/s: trials meet in a folder"),
