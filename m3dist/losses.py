@@ -112,7 +112,8 @@ def ultragcn(user_Rd: Tensor, item_Sd: Tensor, at: Sampled) -> tuple[dict[str, T
         score_bs = torch.bmm(near_bsd, user_bd.unsqueeze(2)).squeeze(2)
         terms["neighbours"] = (at.omega_bs * F.softplus(-score_bs)).sum() * (at.nu / at.size)
         slope_bs = torch.sigmoid(-score_bs).mul_(at.omega_bs).mul_(-at.nu / at.size)
-        user_grad += torch.bmm(slope_bs.unsqueeze(1), near_bsd).squeeze(1)
+        for near_bd, slope_b in zip(near_bsd.unbind(1), slope_bs.T, strict=True):  # bmm is five times as slow
+            user_grad.addcmul_(near_bd, slope_b[:, None])
         torch.mul(user_bd.unsqueeze(1), slope_bs.unsqueeze(2), out=item_grad[b + N :].view(near_bsd.shape))
     square_d = torch.zeros_like(at.l2_d)
     each = ((user_bd, user_grad, 1 / at.size), (own_bd, item_grad[:b], 1 / at.size),
