@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 import traceback
@@ -40,7 +41,10 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already."""
     if not ray.is_initialized():
         logging.getLogger("ray").setLevel(logging.WARNING)
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
 
 
 def per_worker(config: Config) -> dict[str, float]:

@@ -109,3 +109,16 @@ def test_ctrl_c_with_workers(tmp_path: Path, by_two: Path) -> None:
     process = start(tmp_path, "workers=2")
     assert process.wait(300) == 0, process.communicate()[1]
     same(tmp_path, by_two)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_sigterm_with_actors(tmp_path: Path) -> None:
+    """Ray, which starts for the actors, takes SIGTERM for itself; a run still ends as by Ctrl-C."""
+    process = start(tmp_path, "actors=2", "invariance.rounds=100", "invariance.moved=0")
+    metrics = tmp_path / "metrics.jsonl"
+    until(lambda: metrics.exists() and '"invariance"' in metrics.read_text(), 120, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    nothing_left(children)
