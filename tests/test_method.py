@@ -290,7 +290,7 @@ def test_item_neighbours_against_a_dense_computation() -> None:
     rng = np.random.default_rng(0)
     dense = rng.random((30, 12)) < 0.3
     user, item = np.nonzero(dense)
-    neighbour, omega = item_neighbours(user, item, 30, 12, 4, block=5)
+    neighbour, omega = item_neighbours(user, item, 30, 12, 4, block=40)
     G = dense.T.astype(float) @ dense
     g = G.sum(1)
     full = G / (g - np.diag(G))[:, None] * np.sqrt(g[:, None] / g[None, :])
