@@ -39,7 +39,6 @@ class Proposals(Protocol):
     def next(self) -> Proposal | None:
         """The next point, or None to ask again later. Raises StopIteration when there are no more."""
 
-
     @property
     def passed_over(self) -> int:
         """Proposals that an earlier trial made pointless."""
