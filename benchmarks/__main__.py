@@ -91,11 +91,11 @@ def main(
                 console.print(
                     f"[{time.perf_counter() - began:4.0f} s] {row.what}: {shown}", highlight=False, markup=False
                 )
+            if path:  # what was measured stays, whatever a later section does
+                report.write(path)
     measure.show(report, console)
     if before:
         measure.compare(before, report, console)
-    if path:
-        report.write(path)
 
 
 if __name__ == "__main__":

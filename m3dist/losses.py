@@ -233,8 +233,10 @@ def projection_fits(
     there, so what is left to each group are products of its own rows, and its numbers do not depend on the others. A
     sample's gradient with respect to W is the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
     """
-    query_bD, x_DN, own = torch.empty_like(x_bD), x_ND.T, rows if len(W) > 1 else [len(x_bD)]
-    for content, query, score, W_cD in zip(*(x.split(own) for x in (content_bc, query_bD, score_bN)), W, strict=True):
+    x_DN, own = x_ND.T, rows if len(W) > 1 else [len(x_bD)]
+    query_bD = pull_bD = torch.empty_like(x_bD)  # the second takes the place of the first
+    of_own, content_of_own, score_of_own = (x.split(own) for x in (query_bD, content_bc, score_bN))
+    for content, query, score, W_cD in zip(content_of_own, of_own, score_of_own, W.unbind(), strict=True):
         score.addmm_(torch.mm(content, W_cD, out=query), x_DN)
     of_row_b = torch.repeat_interleave(torch.tensor(own, device=bias.device))
     shift_b = torch.linalg.vecdot(content_bc, bias.index_select(0, of_row_b))
@@ -244,23 +246,20 @@ def projection_fits(
     loss_b = (soft_bN.sum(1) * base + scale_b * (soft_bN @ weight_N) + weight_b * F.softplus(-own_b)).double()
     slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
     own_slope_b = torch.sigmoid(-own_b).mul_(weight_b).neg_()
-    pull_bD, bias_b = query_bD, slope_bN.sum(1).add_(own_slope_b)
-    for slope, pull in zip(slope_bN.split(own), pull_bD.split(own), strict=True):
+    bias_b = slope_bN.sum(1).add_(own_slope_b)
+    for slope, pull in zip(slope_bN.split(own), of_own, strict=True):
         torch.mm(slope, x_ND, out=pull)
     pull_bD.addcmul_(x_bD, own_slope_b[:, None])
-    G, (c, D) = len(rows), W.shape[1:]
-    second_GD = W.new_empty(G, D) if moments else None
-    out = Fits(rows, loss_b.new_empty(G), W.new_empty(G, c, D), W.new_empty(G, c), second_GD)
-    content, pull = content_bc.split(rows), pull_bD.split(rows)
-    for g, loss in enumerate(loss_b.split(rows)):
-        torch.sum(loss, 0, out=out.loss_G[g])
-    for into, u, p in zip(out.gradient_GcD, content, pull, strict=True):
-        torch.mm(u.T, p, out=into)
-    for into, u, slope in zip(out.bias_Gc, content, bias_b.split(rows), strict=True):
-        torch.mv(u.T, slope, out=into)
-    if second_GD is not None:
-        length_b, pull = content_bc.square().sum(1), pull_bD.square_().split(rows)
-        for into, length, square in zip(second_GD, length_b.split(rows), pull, strict=True):
+    grouped = own == rows
+    contents, pulls = (content_of_own, of_own) if grouped else (content_bc.split(rows), pull_bD.split(rows))
+    G, (c, D), count = len(rows), W.shape[1:], torch.tensor(rows, device=W.device)
+    sums = [torch.segment_reduce(x, "sum", lengths=count) for x in (loss_b, content_bc * bias_b[:, None])]
+    out = Fits(rows, sums[0], W.new_empty(G, c, D), sums[1], W.new_empty(G, D) if moments else None)
+    for into, content, pull in zip(out.gradient_GcD.unbind(), contents, pulls, strict=True):
+        torch.mm(content.T, pull, out=into)
+    if out.second_GD is not None:
+        length_b, squares = content_bc.square().sum(1), pull_bD.square_().split(rows)
+        for into, length, square in zip(out.second_GD, length_b.split(rows), squares, strict=True):
             torch.mv(square.T, length, out=into)
     return out
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -137,7 +138,8 @@ def _has(python: str, package: str) -> bool:
 
 def theirs(name: str, subject: Subject, rank: Callable, pythons: tuple[str, ...], limits: Limits) -> Row:
     package, kind = THEIRS[name]
-    python = next((python for python in pythons if _has(python, package)), None)
+    found = (shutil.which(python) or python for python in pythons)
+    python = next((os.path.abspath(python) for python in found if _has(python, package)), None)  # a link stays one
     if python is None:
         return Row("peers", name, {}, note=f"{kind}; {package} is not installed in {', '.join(pythons)}")
     dataset, course, threads = subject.dataset, Course(limits), torch.get_num_threads()

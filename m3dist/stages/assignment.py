@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
     from m3dist.stages.environments import Frozen
 
 _PIECE = 256  # users of an item that are scored in one product
-_PIECES = 256  # pieces of a block at most
+_PIECES = 512  # pieces of a block at most
 _ROWS = 8192  # and their rows
 
 
@@ -93,13 +94,15 @@ def assign(
     g, D = len(names), len(scale_D)
     content_Uc = frozen.user_Uk[:, -c:].contiguous()
     W_Dgc = (W_gcD.to(device) * scale_D.to(device)).view(g * c, D).T
-    bias_gc = b_gc.to(device).flatten()
+    # a column of ones takes the bias: addmm would write it over the result first
+    Wb = torch.cat([W_Dgc, b_gc.to(device).view(1, g * c)])
     user_n = frozen.user[blocks.order_n]
     found = []
     for pieces, k in blocks.part(at, parts):
         place_mk, there_mk = blocks.places(pieces, k)
         content_mkc = content_Uc.index_select(0, user_n[place_mk].flatten()).view(-1, k, c)
-        item_mgc = torch.addmm(bias_gc, frozen.x[r].index_select(0, blocks.item[pieces]), W_Dgc).view(-1, g, c)
+        x_m = F.pad(frozen.x[r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
+        item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
         found.append(torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)[there_mk])
     name_g = torch.tensor(names, dtype=torch.int16, device=device)
     return name_g[torch.cat(found)].cpu() if found else name_g[:0].cpu()
