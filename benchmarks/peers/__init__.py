@@ -133,7 +133,10 @@ def ours(name: str, subject: Subject, rank: Callable, limits: Limits) -> dict[st
 
 
 def _has(python: str, package: str) -> bool:
-    return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
+    try:
+        return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
+    except OSError:  # no such Python
+        return False
 
 
 def theirs(name: str, subject: Subject, rank: Callable, pythons: tuple[str, ...], limits: Limits) -> Row:
