@@ -1,6 +1,6 @@
 """`python -m benchmarks.search DATA`: ASHA with stage reuse against random search with neither, on a budget of epochs.
 
-Both searches draw from the same space with the same seeds, one trial at a time on one thread, and end when the epochs
+`late` searches the values of stages 2 and 3, `all` those of stage 1 too. Both searches draw with the same seeds, one trial at a time on one thread, and end when the epochs
 that their trials trained reach the budget. Each seed gives the best validation value of both, and how long both took
 to reach the random search's best, on the wall clock and in epochs.
 """
@@ -23,20 +23,28 @@ import yaml
 BASE: dict[str, Any] = {
     "backbone": {"dim": 16, "content_dim": 16, "negatives": 64},
     "align": {
-        "dim": 16, "encoder": "linear", "epochs": 9, "batch_size": 4096, "contrastive_items": 64, "patience": 0,
+        "dim": 16, "encoder": "linear", "epochs": 27, "batch_size": 4096, "contrastive_items": 64, "patience": 0,
         "decay": "none", "evaluate_every": 3,
     },
     "invariance": {"rounds": 1, "environments": 3, "batch_size": 8192, "negatives": 64},
-    "merge": {"epochs": 81, "batch_size": 4096, "patience": 0, "decay": "none", "evaluate_every": 3},
+    "merge": {"epochs": 27, "batch_size": 4096, "patience": 0, "decay": "none", "evaluate_every": 3},
     "evaluation": {"k": [10]},
 }  # fmt: skip
-SPACE = {  # as wide as one who does not know the data would make it
-    "align.lr": {"log_uniform": [0.001, 0.1]},
-    "align.lambda_com": {"log_uniform": [0.01, 10]},
-    "backbone.negative_weight": {"log_uniform": [1, 300]},
-    "backbone.l2": {"log_uniform": [0.0001, 1]},
+LATE = {  # stages 2 and 3, once stage 1 is settled
     "invariance.gamma": {"log_uniform": [0.01, 5]},
-    "merge.lr": {"log_uniform": [0.0001, 0.1]},
+    "invariance.rho": {"log_uniform": [0.01, 5]},
+    "merge.lr": {"log_uniform": [0.001, 0.1]},
+    "merge.init": {"choice": ["fresh", "align"]},
+}
+SPACES: dict[str, dict[str, Any]] = {
+    "late": LATE,
+    "all": LATE
+    | {
+        "align.lr": {"log_uniform": [0.001, 0.1]},
+        "align.lambda_com": {"log_uniform": [0.01, 10]},
+        "backbone.negative_weight": {"log_uniform": [1, 300]},
+        "backbone.l2": {"log_uniform": [0.0001, 1]},
+    },
 }
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"scheduler": {"kind": "fifo"}, "reuse": {"on": False}},
@@ -76,12 +84,12 @@ def ratios(random: Curve, asha: Curve) -> tuple[float, float]:
     return slow / fast, far / near
 
 
-def search(data: str, arm: str, seed: int, epochs: int, folder: Path) -> tuple[Curve, dict[str, Any]]:
+def search(data: str, space_: str, arm: str, seed: int, epochs: int, folder: Path) -> tuple[Curve, dict[str, Any]]:
     """Run one arm; its curve and summary."""
     from m3dist.search import driver, space
     from m3dist.search.ledger import Ledger
 
-    given = {"base": {**BASE, "data": data}, "space": SPACE, "budget": {"epochs": epochs}, "concurrency": 1}
+    given = {"base": {**BASE, "data": data}, "space": SPACES[space_], "budget": {"epochs": epochs}, "concurrency": 1}
     given |= {"final_seeds": [], "seed": seed, "out": str(folder / f"{arm}-{seed}"), **ARMS[arm]}
     path = folder / f"{arm}-{seed}.yaml"
     path.write_text(yaml.safe_dump(given))
@@ -92,11 +100,11 @@ def search(data: str, arm: str, seed: int, epochs: int, folder: Path) -> tuple[C
     return ledger.best_so_far, summary
 
 
-def race(data: str, seed: int, epochs: int, folder: Path) -> Race:
+def race(data: str, space: str, seed: int, epochs: int, folder: Path) -> Race:
     order = sorted(ARMS, reverse=bool(seed % 2))  # neither is always the one on the warm machine
     curves, summaries = {}, {}
     for arm in order:
-        curves[arm], summaries[arm] = search(data, arm, seed, epochs, folder)
+        curves[arm], summaries[arm] = search(data, space, arm, seed, epochs, folder)
     if not all(curves.values()):
         raise click.UsageError(f"{epochs} epochs are too few for one whole trial; raise --epochs")
     seconds_ratio, epochs_ratio = ratios(curves["random"], curves["asha"])
@@ -132,10 +140,11 @@ def table(races: list[Race]) -> str:
 
 @click.command(help=__doc__)
 @click.argument("data")
-@click.option("--epochs", default=1200, show_default=True, help="Of each search, over all its trials.")
+@click.option("--space", type=click.Choice(list(SPACES)), default="late", show_default=True)
+@click.option("--epochs", default=900, show_default=True, help="Of each search, over all its trials.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0, 1, 2), show_default=True, help="May be repeated.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Keep the races here, beside those of before.")
-def main(data: str, epochs: int, seeds: tuple[int, ...], path: Path | None) -> None:
+def main(data: str, space: str, epochs: int, seeds: tuple[int, ...], path: Path | None) -> None:
     import ray
     import torch
 
@@ -144,10 +153,10 @@ def main(data: str, epochs: int, seeds: tuple[int, ...], path: Path | None) -> N
     races = [Race(**kept) for kept in json.loads(path.read_text())] if path and path.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            races = [r for r in races if r.seed != seed] + [race(data, seed, epochs, Path(folder))]
+            races = [r for r in races if r.seed != seed] + [race(data, space, seed, epochs, Path(folder))]
             if path:
                 path.write_text(json.dumps([asdict(r) for r in races], indent=2) + "\n")
-    click.echo(f"{epochs} epochs each, validation NDCG@10\n\n{table(races)}")
+    click.echo(f"{space}: {epochs} epochs each, validation NDCG@10\n\n{table(races)}")
 
 
 if __name__ == "__main__":
