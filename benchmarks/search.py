@@ -1,8 +1,8 @@
 """`python -m benchmarks.search DATA`: ASHA with stage reuse against random search with neither, on a budget of epochs.
 
-`late` searches the values of stages 2 and 3, `all` those of stage 1 too. Both searches draw with the same seeds, one trial at a time on one thread, and end when the epochs
-that their trials trained reach the budget. Each seed gives the best validation value of both, and how long both took
-to reach the random search's best, on the wall clock and in epochs.
+`late` searches the values of stages 2 and 3, `all` those of stage 1 too. Both searches draw with the same seeds, one
+trial at a time on one thread, and end when the epochs that their trials trained reach the budget. Each seed gives the
+best validation value of both, and how long both took to reach the random search's best, on the wall clock and in epochs.
 """
 
 from __future__ import annotations
