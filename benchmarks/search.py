@@ -2,7 +2,7 @@
 
 `late` searches the values of stages 2 and 3, `all` those of stage 1 too. Both searches draw with the same seeds, one
 trial at a time on one thread, and end when the epochs that their trials trained reach the budget. Each seed gives the
-best validation value of both, and how long both took to reach the random search's best, on the wall clock and in epochs.
+best validation value of both, and how long both took to reach the random search's best, by wall clock and in epochs.
 """
 
 from __future__ import annotations
