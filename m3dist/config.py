@@ -156,6 +156,17 @@ class Checkpoint(Section):
     keep: PositiveInt = 2  # the latest ones
 
 
+_OURS_IN_DEEPSPEED = {  # keys of DeepSpeed's config that would change what a run computes: what to use instead
+    "train_batch_size": "each stage's batch_size",
+    "train_micro_batch_size_per_gpu": "each stage's batch_size",
+    "gradient_accumulation_steps": "each stage's batch_size",
+    "optimizer": "each stage's lr",
+    "scheduler": "each stage's decay",
+    "fp16": "precision",
+    "bf16": "precision",
+}
+
+
 class Config(Section):
     """One run. `m3dist train --print-config` shows it resolved."""
 
@@ -203,6 +214,11 @@ class Config(Section):
             raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(STAGES)}")
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ValueError(f"workers: expected [min, max] with min <= max, got {list(self.workers)}")
+        for key, instead in _OURS_IN_DEEPSPEED.items():
+            if key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key}: is set by m3dist; use {instead}")
+        if "stage" in dict(self.deepspeed.get("zero_optimization", {})):
+            raise ValueError("deepspeed.zero_optimization.stage: is set by m3dist; use zero_stage")
         if self.deepspeed and self.strategy != "deepspeed":
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
         if self.embeddings == "sharded" and self.model in RECOMMENDERS:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -152,13 +153,15 @@ class Folder:
         fs.copy_files(str(source), target, fs.LocalFileSystem(), self.fs)
 
     def here(self) -> Path:
-        """The folder as a local path. A remote one is copied once to this node's cache, by its address."""
+        """A prepared data set as a local path. A remote one is copied once to this node's cache, by what it holds."""
         if self.is_local:
             return Path(self.path)
-        cache = Path(tempfile.gettempdir()) / "m3dist-cache" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        what = [self.uri, self.read_text("dataset.json") if self.exists("dataset.json") else ""]
+        root = Path(tempfile.gettempdir()) / f"m3dist-cache-{os.getuid()}"
+        cache = root / hashlib.sha256("\0".join(what).encode()).hexdigest()[:16] / self.path.rstrip("/").split("/")[-1]
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
+            with tempfile.TemporaryDirectory(dir=root) as folder:
                 fs.copy_files(self.path, folder, self.fs, fs.LocalFileSystem())
                 with contextlib.suppress(OSError):  # another process of this node was first
                     shutil.copytree(folder, f"{folder}.whole")

@@ -147,10 +147,13 @@ def fit(
         note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"
         tracker.progress(stage, config.epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
         stopped = log_epoch(tracker, engine, stage, epoch, report)
-        if checkpoints and not last and (stopped or checkpoints.due_after(epoch)):
+        wish = 0 if last else _wish(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
+        if checkpoints and not last and (stopped or wish or checkpoints.due_after(epoch)):
             fitting.save({})
         if stopped:
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
+        if wish == _END:
+            raise KeyboardInterrupt
     tracker.progress(stage, at.epoch, at.epoch, f"best {metric} {at.best.get(metric, math.nan):.4f}")
     fitting.restore(fitting.kept)
     return at.best

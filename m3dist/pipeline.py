@@ -69,9 +69,12 @@ def artifact_store(config: Config) -> Store:
 def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     """The artifact key of every step of a run, in order; `test` is the reading of the test split."""
     root = [dataset.fingerprint, config.seed, config.backbone.model_dump(), config.optimizer]
+    # what changes numbers beyond the last bits, and only when asked for: keys stay where nothing was
+    root += [{"precision": config.precision}] if config.precision != "auto" else []
+    root += [{"deepspeed": config.deepspeed}] if config.deepspeed else []
     selects = config.evaluation.metric
     if config.model in RECOMMENDERS:
-        trained = [dataset.fingerprint, config.seed, config.model, config.baseline.model_dump(), selects]
+        trained = [dataset.fingerprint, config.seed, config.model, config.baseline.model_dump(), selects, *root[4:]]
         out = {"baseline": digest(trained)}
     elif config.model == "ultragcn":
         out = {"merge": digest([root, "ultragcn", config.merge.model_dump(), selects])}
@@ -303,6 +306,8 @@ def run(
         for name in steps if claim else []:
             claimed.enter_context(claim(name, key[name]))  # type: ignore[misc]
         done = [name for name in steps if store.has(name, key[name])]
+        for name in done:  # of a run that was killed before it could clear them
+            (out / "checkpoints" / f"{name}-{key[name]}").remove()
         for on_workers, names in _groups(config, [name for name in steps if name not in done]):
             todo = functools.partial(work, config, names)
             if on_workers:
@@ -313,7 +318,8 @@ def run(
                     launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener, held)
             else:
                 with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
-                    todo(Engine.of(config), tracker)
+                    # with workers elsewhere this process only leads actors, which find their own devices
+                    todo(Engine.of(config, device="cpu" if config.workers else None), tracker)
 
     result = _result(config, dataset, store, key, steps)
     result["seconds"] = time.time() - started

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from m3dist import config as configs
+from m3dist import pipeline
 from m3dist.cli import main
 
 
@@ -60,3 +62,29 @@ def test_given_values_are_read_like_a_files(tmp_path: Path) -> None:
     assert configs.validate(given) == configs.validate(read)
     with pytest.raises(configs.ConfigError, match=r"^mine: Interpolation"):
         configs.read({"seed": "${nothing}"}, (), "mine")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("deepspeed.fp16.enabled=true", "deepspeed.fp16: is set by m3dist; use precision"),
+        ("deepspeed.gradient_accumulation_steps=4", "use each stage's batch_size"),
+        ("deepspeed.zero_optimization.stage=3", "use zero_stage"),
+    ],
+)
+def test_deepspeed_values_that_m3dist_sets_are_refused(value: str, says: str) -> None:
+    with pytest.raises(configs.ConfigError, match=says):
+        configs.load(None, ["strategy=deepspeed", value])
+
+
+def test_values_that_change_numbers_change_keys() -> None:
+    dataset = SimpleNamespace(fingerprint="f")
+
+    def keys(*values: str) -> dict[str, str]:
+        return pipeline.keys(configs.load(None, list(values)), dataset)  # type: ignore[arg-type]
+
+    assert keys()["align"] == keys("strategy=deepspeed", "workers=2")["align"]
+    clipped = keys("strategy=deepspeed", "deepspeed.gradient_clipping=1.0")
+    for model, stage in (("m3-invrl", "align"), ("vbpr", "baseline")):
+        assert len({keys(f"model={model}", *more)[stage] for more in ([], ["precision=bf16"])}) == 2
+    assert clipped["align"] != keys()["align"]

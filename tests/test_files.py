@@ -17,7 +17,7 @@ from m3dist.checkpoints import Checkpoints
 from m3dist.config import Checkpoint
 from m3dist.files import Folder
 from m3dist.parallel.engine import Engine
-from m3dist.tracking import Stopped
+from m3dist.tracking import Stopped, Tracker
 
 SMALL = [
     "synthetic.users=60", "synthetic.items=60", "synthetic.interactions=20", "backbone.dim=8",
@@ -128,3 +128,24 @@ def test_a_run_in_a_store_stops_goes_on_and_equals_a_local_one(bucket: str, tmp_
     lines = [json.loads(line) for line in Folder(out).read_text("metrics.jsonl").splitlines()]
     assert [x["step"] for x in lines if x["stage"] == "merge"] == [0, 1, 2]
     assert any("events" in name for name in (Folder(out) / "tb").names())
+
+
+def test_data_that_was_prepared_again_is_fetched_again(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Folder(bucket.replace("NAME", "mine"))
+    folder.write_text("dataset.json", "1")
+    first = folder.here()
+    assert (first.name, folder.here()) == ("mine", first)
+    folder.write_text("dataset.json", "2")
+    assert folder.here() != first
+    assert (folder.here() / "dataset.json").read_text() == "2"
+
+
+def test_tensorboard_reads_while_the_run_goes_on(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Tracker(tmp_path, quiet=True) as tracker:
+        tracker.log("align", 0, {"loss": 2.0})
+        board = events.EventAccumulator(str(tmp_path / "tb")).Reload()
+        assert [event.value for event in board.Scalars("align/loss")] == [2.0]

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3dist.config import Fit
+from m3dist.checkpoints import Checkpoints
+from m3dist.config import Checkpoint, Fit
 from m3dist.data.batches import Batch, Sampler
+from m3dist.files import Folder
 from m3dist.loop import fit
 from m3dist.parallel.engine import Engine
 from m3dist.tracking import Tracker
@@ -44,3 +46,15 @@ def test_the_learning_rate_falls_to_nothing_over_all_steps(decay: str, rates: li
         fit(task, Fit(epochs=3, decay=decay, lr=0.5), "ndcg@10", "merge", tracker)  # type: ignore[arg-type]
     assert [rate for rate, _ in task.seen] == pytest.approx(rates)
     assert [lr for _, lr in task.seen] == pytest.approx([0.5 * rate for rate in rates])
+
+
+def test_an_interrupt_is_heard_after_an_epoch_of_one_step(tmp_path: Path) -> None:
+    task, folder = OneNumber(lr=0.5), Folder(str(tmp_path / "checkpoints"))
+    ids = task.sampler.user
+    task.sampler = Sampler(ids, ids, 8, batch_size=8, negatives=1, per_positive=False, seed=0, purpose="t")
+    checkpoints = Checkpoints(folder, "key", Checkpoint(), Engine())
+    with Tracker(tmp_path, quiet=True, stop=lambda: len(task.seen) == 2) as tracker, pytest.raises(KeyboardInterrupt):
+        fit(task, Fit(epochs=9), "ndcg@10", "merge", tracker, checkpoints)
+    saved = checkpoints.latest()
+    assert saved is not None
+    assert saved.meta["progress"]["epoch"] == 2

@@ -61,7 +61,7 @@ def check(config: Config) -> None:
     """Raises ValueError, in one line, when the cluster can never run this config."""
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if config.use_gpu and not resources.get("GPU"):
+    if config.use_gpu and not resources.get("GPU") and not config.autoscaling:
         raise ValueError(f"use_gpu: the cluster has no GPU ({_shown(resources)}); set use_gpu=false or join another")
     if not config.autoscaling:
         require("workers", least_workers(config), per_worker(config))
@@ -72,14 +72,16 @@ def check(config: Config) -> None:
 def require(key: str, count: int, each: dict[str, float]) -> None:
     """Raises ValueError, naming the config key, when the cluster's nodes cannot hold `count` times these resources."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, n in each.items():
-        fits = sum(int(node.get(name, 0) / n + 1e-9) for node in nodes)
-        if fits < count:
-            raise ValueError(
-                f"{key}: {count} x {n:g} {name} do not fit the cluster, which has "
-                f"{sum(node.get(name, 0) for node in nodes):g} {name} on {len(nodes)} node(s), room for {fits}; ask "
-                f"for less, join a larger cluster, or set autoscaling=true when it can grow"
-            )
+    room = [[int(node.get(name, 0) / n + 1e-9) for name, n in each.items() if n] for node in nodes]
+    fits = sum(min(of_node, default=count) for of_node in room)  # all that one of them needs stands on one node
+    if fits < count:
+        least = min(each, key=lambda name: sum(node.get(name, 0) for node in nodes) / max(each[name], 1e-9))
+        wanted = " + ".join(f"{n:g} {name}" for name, n in each.items())
+        raise ValueError(
+            f"{key}: {count} x {wanted} do not fit the cluster, which has "
+            f"{sum(node.get(least, 0) for node in nodes):g} {least} on {len(nodes)} node(s), room for {fits}; ask "
+            f"for less, join a larger cluster, or set autoscaling=true when it can grow"
+        )
 
 
 def _shown(resources: dict[str, float]) -> str:

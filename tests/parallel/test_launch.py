@@ -88,12 +88,24 @@ def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
         (["workers=9"], "workers: 9 x 1 CPU do not fit the cluster, which has 2 CPU"),
         (["workers=1", "resources_per_worker={CPU: 3}"], "1 x 3 CPU do not fit"),
         (["workers=1", "use_gpu=true"], "the cluster has no GPU"),
-        (["workers=1", "resources_per_worker={TPU: 1}"], "1 x 1 TPU do not fit"),
+        (["workers=1", "resources_per_worker={TPU: 1}"], r"1 CPU \+ 1 TPU do not fit"),
     ],
 )
 def test_what_the_cluster_cannot_run_is_refused(values: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         launch.check(small(*values))
+
+
+def test_what_one_worker_needs_must_stand_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 2.0}}]
+    monkeypatch.setattr(launch.ray, "nodes", lambda: nodes)
+    launch.require("workers", 1, {"CPU": 1, "GPU": 1})
+    with pytest.raises(ValueError, match=r"2 x 4 CPU \+ 1 GPU do not fit .* room for 0"):
+        launch.require("workers", 2, {"CPU": 4, "GPU": 1})
+
+
+def test_gpus_may_come_where_the_cluster_can_grow() -> None:
+    launch.check(small("workers=1", "use_gpu=true", "autoscaling=true"))
 
 
 def test_elastic_workers_need_their_minimum_alone() -> None:
