@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,6 +147,8 @@ def test_data_that_was_prepared_again_is_fetched_again(
 def test_tensorboard_reads_while_the_run_goes_on(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with Tracker(tmp_path, quiet=True) as tracker:
-        tracker.log("align", 0, {"loss": 2.0})
+        for step, loss in enumerate((2.0, 1.0, 0.5)):
+            tracker.log("align", step, {"loss": loss})
+            time.sleep(0.1)  # the writer is a thread
         board = events.EventAccumulator(str(tmp_path / "tb")).Reload()
-        assert [event.value for event in board.Scalars("align/loss")] == [2.0]
+        assert [event.value for event in board.Scalars("align/loss")] == [2.0, 1.0, 0.5]
