@@ -145,7 +145,6 @@ class Tracker:
             self._lines.flush()
             for name, value in values.items():
                 self._board.add_scalar(f"{stage}/{name}", value, step)
-            self._board.flush()  # TensorBoard reads while the run goes on
             self._copy()
         self.display.values(stage, step, values)
         if self._listener is not None:
@@ -158,6 +157,7 @@ class Tracker:
     def _copy(self) -> None:
         assert self._board is not None
         if self._folder is not None and not self._folder.is_local:
+            self._board.flush()
             self._folder.upload(self._here / "metrics.jsonl", "metrics.jsonl")
             self._folder.upload(self._here / "tb", "tb")
 
