@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -31,6 +32,7 @@ from m3dist.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker
 
 Work = Callable[[Engine, Tracker, Any], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
+_SILENCE = 60.0  # seconds without workers after which the driver says what it waits for
 _OUT_OF_MEMORY = (
     "a worker ran out of memory; lower batch_size or evaluation.block, or give workers machines with more of it"
 )
@@ -69,9 +71,12 @@ def check(config: Config) -> None:
         _check_shared(config.out, nodes)
 
 
-def require(key: str, count: int, each: dict[str, float]) -> None:
-    """Raises ValueError, naming the config key, when the cluster's nodes cannot hold `count` times these resources."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def require(key: str, count: int, each: dict[str, float], all_nodes: list[dict] | None = None) -> None:
+    """Raises ValueError, naming the config key, when the cluster's nodes cannot hold `count` times these resources.
+
+    all_nodes: as ray.nodes() lists them, which is asked when they are not given.
+    """
+    nodes = [node["Resources"] for node in all_nodes or ray.nodes() if node["Alive"]]
     room = [[int(node.get(name, 0) / n + 1e-9) for name, n in each.items() if n] for node in nodes]
     fits = sum(min(of_node, default=count) for of_node in room)  # all that one of them needs stands on one node
     if fits < count:
@@ -131,6 +136,7 @@ class _Relay:
         self.events: list[tuple] = []
         self.sent = self.handled = 0
         self.wish = ""  # what the driver wants: "", "interrupt" or "stop"
+        self.working = False
         self.end: tuple[str, str] | None = None
 
     def push(self, event: tuple) -> int:
@@ -145,6 +151,12 @@ class _Relay:
 
     def state(self) -> tuple[int, str]:
         return self.handled, self.wish
+
+    def begin(self) -> None:
+        self.working = True
+
+    def begun(self) -> bool:
+        return self.working
 
     def want(self, wish: str) -> None:
         self.wish = wish
@@ -202,6 +214,7 @@ def _worker(loop: dict[str, Any]) -> None:
         return
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    relay.begin.remote()
     torch.set_num_threads(max(1, int(per_worker(config)["CPU"])))
     device = ray.train.torch.get_device() if config.use_gpu else "cpu"
     engine = Engine.of(config, rank, world, device)
@@ -290,9 +303,14 @@ def run(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)  # elsewhere Ray would take over SIGINT
     with Interrupts() as interrupts:
         thread.start()
-        handled, told = 0, False
+        handled, told, since = 0, False, time.monotonic()
         while True:
             alive = thread.is_alive()
+            if time.monotonic() - since > _SILENCE:
+                since = math.inf
+                if not ray.get(relay.begun.remote()):
+                    free = _shown(ray.available_resources())
+                    tracker.say(f"waiting for {config.workers} workers; the cluster has {free} free now")
             for event in ray.get(relay.pull.remote(handled)):
                 handled += 1
                 try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shlex
 import stat
@@ -104,24 +105,23 @@ def resources(config: Config | None, nodes: list[dict[str, Any]], facts: dict[st
     if config is None:
         yield ok("resources", has)
         return
-    workers = launch.least_workers(config)
-    for name, each in launch.per_worker(config).items():
-        if not workers and name != "GPU":  # a run in one process reserves nothing
-            continue
-        count = workers or 1
-        have = sum(int(node["Resources"].get(name, 0) / each + 1e-9) for node in nodes)
-        if have < count and not config.autoscaling:
-            yield fault(
-                "resources", f"the config asks for {count} x {each:g} {name}; the cluster, {has}, has room for {have}",
-                "ask for less, join a larger cluster, or set autoscaling=true when it can grow",
-            )  # fmt: skip
-            return
+    workers, each = launch.least_workers(config), launch.per_worker(config)
+    if not workers:  # a run in one process reserves nothing, but needs a GPU where it uses one
+        each = {name: n for name, n in each.items() if name == "GPU"}
+    try:
+        if each and not config.autoscaling:
+            launch.require("workers", workers or 1, each, nodes)
+    except ValueError as error:
+        text, _, fix = str(error).partition("; ")
+        yield fault("resources", text, fix)
+        return
     yield ok("resources", f"{has}; the config asks for {workers} worker(s)")
 
 
 def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
     """Free memory of every node against the dry run's prediction."""
     from m3dist import pipeline
+    from m3dist.parallel import launch
 
     if config.data == "synthetic":  # the same formula, on planted data made for the purpose
         with tempfile.TemporaryDirectory() as folder:
@@ -131,8 +131,10 @@ def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
         need = pipeline.predict_memory(config, pipeline.open_data(config))["total"]
     least = min(facts, key=lambda node: facts[node]["free"])
     free = facts[least]["free"]
+    together = max(1, math.ceil(launch.least_workers(config) / len(facts)))  # workers of a node, spread evenly
     said = f"a worker needs about {need / 2**30:.2f} GiB; {least} has {free / 2**30:.2f} GiB free"
-    if need > free:
+    said += f" for {together} of them" if together > 1 else ""
+    if need * together > free:
         return fault("memory", said, "free some, take larger nodes, or lower evaluation.block, batch_size and dim")
     return ok("memory", said)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from parallel_helpers import SMALL, small
 
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.parallel import launch
-from m3dist.tracking import RunFailed, Stopped
+from m3dist.tracking import RunFailed, Stopped, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
 
@@ -65,8 +67,6 @@ def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
     def work(engine: Any, tracker: Any, shared: Any) -> None:
         raise ValueError("features of 'visual' are bad")
 
-    from m3dist.tracking import Tracker
-
     config = small("workers=1", f"out={tmp_path}")
     with pytest.raises(ValueError, match="features of 'visual' are bad"):
         launch.run(work, config, "bad", Tracker(None))
@@ -75,8 +75,6 @@ def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
 def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
     def work(engine: Any, tracker: Any, shared: Any) -> None:
         raise FloatingPointError("align: the loss is nan")
-
-    from m3dist.tracking import Tracker
 
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         launch.run(work, small("workers=1", f"out={tmp_path}"), "nan", Tracker(None))
@@ -94,6 +92,20 @@ def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
 def test_what_the_cluster_cannot_run_is_refused(values: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         launch.check(small(*values))
+
+
+def test_a_busy_cluster_is_waited_for_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        pass
+
+    said: list[str] = []
+    tracker = Tracker(None)
+    monkeypatch.setattr(tracker, "say", said.append)
+    monkeypatch.setattr(launch, "_SILENCE", 2.0)
+    holder = ray.remote(num_cpus=2)(lambda: time.sleep(15)).remote()  # all there is
+    launch.run(work, small("workers=1", f"out={tmp_path}"), "busy", tracker)
+    assert said[0].startswith("waiting for 1 workers; the cluster has 0 CPU")
+    ray.get(holder)
 
 
 def test_what_one_worker_needs_must_stand_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,14 +45,18 @@ def test_dashboard_extra(monkeypatch):
 
 
 def _node(**resources: float) -> dict[str, Any]:
-    return {"NodeID": "1234abcd", "Resources": resources}
+    return {"NodeID": "1234abcd", "Alive": True, "Resources": resources}
 
 
 @pytest.mark.parametrize(
     ("values", "resources", "said"),
     [
-        (["workers=5"], {"CPU": 4.0}, "asks for 5 x 1 CPU"),
-        (["workers=2", "use_gpu=true"], {"CPU": 4.0, "GPU": 1.0}, "asks for 2 x 1 GPU"),
+        (["workers=5"], {"CPU": 4.0}, "workers: 5 x 1 CPU do not fit"),
+        (
+            ["workers=2", "use_gpu=true"],
+            {"CPU": 4.0, "GPU": 1.0},
+            "workers: 2 x 1 CPU + 1 GPU do not fit",
+        ),
         (["workers=[3,9]"], {"CPU": 4.0}, None),
         (["workers=9", "autoscaling=true"], {"CPU": 4.0}, None),
     ],
@@ -75,6 +79,15 @@ def test_memory(tmp_path):
     check = doctor.memory(config.load(None, values), {"a 1": HERE, "b 2": HERE | {"free": 1 << 20}})
     assert check.state == "fault"
     assert "b 2 has 0.00 GiB free" in check.text
+
+
+def test_memory_of_workers_that_share_a_node(tmp_path):
+    values = ["synthetic={users: 120, items: 60, interactions: 20}", f"out={tmp_path}", "workers=4"]
+    one = doctor.memory(config.load(None, values), {"a 1": HERE | {"free": 1 << 40}})
+    need = int(float(one.text.split("about ")[1].split()[0]) * 2**30)
+    for nodes, state in ((4, "ok"), (2, "fault")):
+        facts = {f"a {n}": HERE | {"free": int(1.5 * need)} for n in range(nodes)}
+        assert doctor.memory(config.load(None, values), facts).state == state
 
 
 def test_probes_on_one_node(ray_here, tmp_path):

@@ -188,7 +188,7 @@ def test_doctor_finds_too_few_cpus_gpus_and_storage_and_memory(cluster, small):
     big = "synthetic={users: 120, items: 60, interactions: 20}"
     code, checks = _doctor(cluster, big, "out=/proc/nothing", "workers=9", "evaluation.block=2000000000")
     assert code == 1
-    assert checks["resources"].startswith("FAULT the config asks for 9 x 1 CPU")
+    assert checks["resources"].startswith("FAULT workers: 9 x 1 CPU do not fit")
     assert checks["storage"].startswith("FAULT out=/proc/nothing")
     assert "cannot write there" in checks["storage"]
     assert checks["memory"].startswith("FAULT a worker needs about")
@@ -196,7 +196,7 @@ def test_doctor_finds_too_few_cpus_gpus_and_storage_and_memory(cluster, small):
     assert all("fix: " in line for line in checks.values() if line.startswith("FAULT"))
     code, checks = _doctor(cluster, big, f"out={small}/run", "use_gpu=true", "data=/nowhere")
     assert code == 1
-    assert checks["resources"].startswith("FAULT the config asks for 1 x 1 GPU")
+    assert checks["resources"].startswith("FAULT workers: 1 x 1 GPU do not fit")
     assert checks["storage"].startswith("FAULT data=/nowhere: not there on")
     assert checks["memory"].startswith("- the data cannot be read")
 
