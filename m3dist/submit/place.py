@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import yaml
 
 _SECRET = re.compile(r"(?:^|[._-])(?:auth[._-]?token|token|password|passwd|secret)s?$", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/?#@\s]*:[^/?#@\s]+@")  # anywhere in a word: out=s3://KEY:SECRET@bucket/x
 _BEARER = re.compile(r"(?:bearer\s+|RAY_AUTH_TOKEN=)\S+", re.IGNORECASE)
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over an address given in code
 HINT = "give --address or --cluster, or set RAY_API_SERVER_ADDRESS; try it out with cluster/local.sh"
@@ -29,8 +30,13 @@ def refuse_secrets(arguments: list[str]) -> None:
     """Raises ValueError, without repeating it, when a command line carries a token."""
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("-")
-        address = urlsplit(argument) if "://" in argument else None
-        if _SECRET.search(key) or _BEARER.search(argument) or (address and address.password):
+        if _PASSWORD.search(argument):
+            raise ValueError(
+                "the command line: credentials in an address or a URI can be read by others there; set "
+                "RAY_AUTH_TOKEN_PATH for the cluster, and the store's own variables, such as AWS_ACCESS_KEY_ID, on its "
+                "nodes"
+            )
+        if _SECRET.search(key) or _BEARER.search(argument):
             raise ValueError(
                 f"{key if _SECRET.search(key) else 'the command line'}: tokens and passwords are not taken from the "
                 f"command line, where others can read them; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"

@@ -91,7 +91,15 @@ def test_data_does_not_travel(project, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argument", ["auth_token=hunter22", "--token=hunter22", "RAY_AUTH_TOKEN=hunter22", "http://me:hunter22@host"]
+    "argument",
+    [
+        "auth_token=hunter22",
+        "--token=hunter22",
+        "RAY_AUTH_TOKEN=hunter22",
+        "http://me:hunter22@host",
+        "out=s3://me:hunter22@bucket/x",
+        "--set=data=s3://me:hunter22@bucket/x",
+    ],
 )
 def test_tokens_on_the_command_line_are_refused_and_not_repeated(capsys, argument):
     assert run("submit", "--address", "http://127.0.0.1:9", "--", "train", "out=/mnt/x", argument) == 2
