@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
 import m3dist
@@ -23,8 +24,29 @@ LARGEST = 10 << 20  # bytes of one file; what is larger is data
 STOP = 45  # seconds for a stopped job to save and to let go of its workers; Ray kills after 3, which leaves some behind
 _CODE = (".yaml", ".yml", ".json", ".toml", ".txt", ".py")
 _PLACES = ("data", "out", "artifacts")  # config keys that name folders which every node must reach
-_PLACE_OPTIONS = ("--out", "--resume", "--storage")
 EXCLUDES = ["**/__pycache__", "*.pyc"]
+
+
+@dataclass(frozen=True)
+class _Path:
+    """What a path among a command's arguments must be on the cluster."""
+
+    shared: str = ""  # what every node must reach: "" nothing, "itself", or the "parent" of what is not there yet
+    uri: bool = True  # whether the command takes a URI
+    default: str = ""  # where the command writes when it is not given
+
+
+_PATHS = {  # by verb, by the name of click's parameter; train and tune have theirs in a config
+    "prepare": {"src": _Path(uri=False), "dst": _Path("parent", uri=False)},
+    "train": {"resume": _Path("itself")},
+    "evaluate": {"run": _Path()},
+    "recommend": {"run": _Path(), "out": _Path("parent")},
+    "reproduce": {
+        "data": _Path("itself", uri=False),
+        "temporal": _Path("itself", uri=False),
+        "out": _Path("itself", uri=False, default="studies/NAME"),
+    },
+}
 
 
 @dataclass
@@ -66,13 +88,22 @@ def plan(arguments: Sequence[str]) -> Job:
         _search(job)
     job.dataset = job.dataset or job.places.get("data", "")
     for name, value in job.places.items():
-        if "://" not in value and not os.path.isabs(value):
-            raise ValueError(
-                f"{name}={value}: a relative path is lost with the job's temporary folder on the cluster; give a "
-                f"folder that every node mounts, such as {name}=/mnt/shared/{Path(value).name}, or a URI such as "
-                f"s3://bucket/{Path(value).name}"
-            )
+        _reachable(name, value)
     return job
+
+
+def _reachable(name: str, value: str, uri: bool = True, default: bool = False) -> None:
+    """Raises ValueError when a node other than this machine cannot find the path."""
+    if "://" in value and not uri:
+        raise ValueError(
+            f"{name}={value}: this command takes no URI here; give the absolute path of a folder that every node mounts"
+        )
+    if "://" not in value and not os.path.isabs(value):
+        raise ValueError(
+            f"{name}={value}{' (the default)' if default else ''}: a relative path is lost with the job's temporary "
+            f"folder on the cluster; give an absolute path that every node mounts, such as "
+            f"/mnt/shared/{Path(value).name}" + (f", or a URI such as s3://bucket/{Path(value).name}" if uri else "")
+        )
 
 
 def _search(job: Job) -> None:
@@ -120,23 +151,50 @@ def _strings(value: Any) -> list[str]:
 
 
 def _places(job: Job) -> None:
-    """Folders named by key=value, by options, or by a YAML file of the command, at its top or one level down."""
-    for path in job.files:
-        raw = _yaml(path) if path.suffix in (".yaml", ".yml") else None
-        if isinstance(raw, dict):
-            for section in (raw, *(value for value in raw.values() if isinstance(value, dict))):
-                for name in _PLACES:
-                    if isinstance(value := section.get(name), str) and value != "synthetic":
-                        job.places.setdefault(name, value)
-    words = job.arguments[1:]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    """Folders named by key=value, or by the arguments and options in _PATHS. Raises ValueError: one is out of reach."""
+    for word in job.arguments[1:]:
         name, equals, value = word.partition("=")
         if name in _PLACES and equals and value != "synthetic":
             job.places[name] = value
-        elif name in _PLACE_OPTIONS:
-            job.places[name.lstrip("-")] = value if equals else following
         elif name in _PLACES and value == "synthetic":
             job.places.pop(name, None)
+    given = _given(job.arguments)
+    for name, path in _PATHS.get(job.verb, {}).items():
+        value = given.get(name)
+        if not isinstance(value, str):  # click has its own marks for what was not given
+            if path.default:
+                _reachable(name, path.default, path.uri, default=True)
+            continue
+        if Path(value).resolve() in job.files:
+            continue
+        _reachable(name, value, path.uri)
+        if path.shared:
+            job.places[name] = value if path.shared == "itself" else _parent(value)
+
+
+def _given(arguments: Sequence[str]) -> dict[str, Any]:
+    """The words of a command by the names of its parameters, as given: neither checked nor converted."""
+    from m3dist.cli import cli
+
+    command: click.Command = cli
+    words = list(arguments)
+    context = click.Context(command, resilient_parsing=True)
+    while isinstance(command, click.Group):
+        inner = command.get_command(context, words[0]) if words else None
+        if inner is None:
+            return {}
+        command, words = inner, words[1:]
+        context = click.Context(command, resilient_parsing=True)
+    return dict(command.make_parser(context).parse_args(words)[0])
+
+
+def _parent(path: str) -> str:
+    """The folder of a path or URI; what follows ? in a URI stays."""
+    if "://" not in path:
+        return str(Path(path).parent)
+    scheme, _, rest = path.partition("://")
+    rest, mark, query = rest.partition("?")
+    return f"{scheme}://{rest.rstrip('/').rsplit('/', 1)[0]}{mark}{query}"
 
 
 def stage(job: Job, folder: Path) -> tuple[str, list[str]]:

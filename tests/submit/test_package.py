@@ -32,14 +32,14 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def test_named_files_travel_with_those_they_name_and_keep_their_places(project, tmp_path_factory):
-    job = package.plan(["reproduce", "../configs/search.yaml"])
+    job = package.plan(["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"])
     assert {p.name for p in job.files} == {"search.yaml", "base.yaml", "more.json"}
-    assert job.places == {"out": "/mnt/shared/run"}
+    assert job.places == {"dst": "/mnt/shared"}
     folder = tmp_path_factory.mktemp("staged")
     start, words = package.stage(job, folder)
-    assert words == ["reproduce", "../configs/search.yaml"]
-    assert (folder / start / words[1]).is_file()
-    assert (folder / start / words[1]).with_name("base.yaml").read_text() == "seed: 3\nout: /mnt/shared/run\n"
+    assert words == ["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"]
+    assert (folder / start / words[2]).is_file()
+    assert (folder / start / words[2]).with_name("base.yaml").read_text() == "seed: 3\nout: /mnt/shared/run\n"
     assert not list(folder.rglob("not-named.yaml"))
 
 
@@ -63,6 +63,21 @@ def test_a_search_is_read_before_it_is_sent(project):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        (["recommend", "/mnt/x", "--out", "/mnt/y/top.parquet"], {"out": "/mnt/y"}),
+        (["recommend", "s3://b/x", "--out=s3://b/y/top.parquet?region=r"], {"out": "s3://b/y?region=r"}),
+        (["reproduce", "table3", "--out", "/mnt/y", "--data", "/mnt/d"], {"data": "/mnt/d", "out": "/mnt/y"}),
+        (["prepare", "mmrec", "/mnt/raw", "/mnt/data/sports"], {"dst": "/mnt/data"}),
+        (["evaluate", "/mnt/x"], {}),
+        (["train", "--resume", "/mnt/x", "workers=2"], {"resume": "/mnt/x"}),
+    ],
+)
+def test_folders_that_every_node_must_reach(project, arguments, places):
+    assert package.plan(arguments).places == places
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["train", "out=runs/x"], "out=runs/x: a relative path"),
@@ -71,6 +86,16 @@ def test_a_search_is_read_before_it_is_sent(project):
         (["train", "out=/mnt/x", "sede=1"], "did you mean seed"),
         (["train", "missing.yaml"], "no such file"),
         (["recommend", "/mnt/x", "--out", "top.parquet"], "out=top.parquet: a relative path"),
+        (["recommend", "runs/a", "--out", "/mnt/top.parquet"], "run=runs/a: a relative path"),
+        (["evaluate", "--split", "val", "runs/a"], "run=runs/a: a relative path"),
+        (["reproduce", "table3", "--data", "d", "--out", "/mnt/x"], "data=d: a relative path"),
+        (["reproduce", "table3", "--data=/mnt/d"], "out=studies/NAME (the default): a relative path"),
+        (["reproduce", "table3", "--data", "/mnt/d", "--out", "s3://b/x"], "out=s3://b/x: this command takes no URI"),
+        (["reproduce", "shift", "--data", "/mnt/d", "--out", "/mnt/x", "--temporal", "t"], "temporal=t: a relative"),
+        (["prepare", "mmrec", "/mnt/raw", "data/sports"], "dst=data/sports: a relative path"),
+        (["prepare", "mmrec", "raw", "/mnt/sports"], "src=raw: a relative path"),
+        (["prepare", "synthetic", "--users", "9", "here"], "dst=here: a relative path"),
+        (["train", "--resume", "runs/a"], "resume=runs/a: a relative path"),
         (["tune", "../configs/find.yaml"], "out=runs/search-find: a relative path"),
         (["tune", "../configs/find.yaml", "out=/mnt/x", "budget.trails=1"], "did you mean budget.trials"),
         (["tune", "../configs/find.yaml", "out=s3://bucket/x"], "a URI cannot be locked"),
