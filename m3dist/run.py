@@ -14,19 +14,25 @@ import torch
 
 from m3dist import config as configs
 from m3dist import ranking
+from m3dist.files import Folder
 from m3dist.pipeline import artifact_store, final_stage, keys, open_data, scorer
 from m3dist.stages.common import Data
 from m3dist.stages.merge import Fused
 
 
 class Run:
-    """Raises ValueError when `root` is no finished run, or its data set changed since."""
+    """`root` is a folder or its URI. Raises ValueError when it is no finished run, or its data set changed since."""
 
     def __init__(self, root: str | Path):
-        root = Path(root)
-        if not (root / "result.json").is_file():
+        folder = Folder(root)
+        try:
+            finished = folder.exists("result.json")
+        except OSError as error:
+            raise ValueError(f"{root}: cannot be read ({error})") from None
+        if not finished:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
-        self.config = configs.load(root / "config.yaml").model_copy(update={"out": str(root)})
+        with folder.local("config.yaml") as path:
+            self.config = configs.load(path).model_copy(update={"out": folder.uri})
         self.dataset = open_data(self.config)
         stage = final_stage(self.config)
         key = keys(self.config, self.dataset)[stage]

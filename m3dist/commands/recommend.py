@@ -10,18 +10,23 @@ import click
 @click.command(name="recommend")
 @click.argument("run")
 @click.option("--k", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--out", required=True, help="Parquet file to write.")
+@click.option("--out", required=True, help="Parquet file to write: a path or a URI.")
 @click.option("--user", "users", multiple=True, help="Original id; repeat it. Without users: all of them.")
 @click.option("--users", "file", help="A text file of original ids, one a line.")
 def command(run: str, k: int, out: str, users: tuple[str, ...], file: str | None) -> None:
     """Write each user's best unseen items: original ids, score and the modalities' weights."""
     import pyarrow.parquet as pq
 
+    from m3dist.files import Folder
     from m3dist.run import Run
 
+    target = Folder(out)  # an unknown kind of URI is told before anything is ranked
     wanted = [*users, *(_listed(file) if file else [])]
     table = Run(run).recommend(wanted or None, k)
-    pq.write_table(table, out)
+    try:
+        pq.write_table(table, target.path, filesystem=target.fs)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error})") from None
     click.echo(f"{table.num_rows} recommendations: {out}")
 
 
