@@ -9,15 +9,20 @@ import click
 
 
 def shared(places: dict[str, str]) -> None:
-    """Raises ValueError when a node does not see what another wrote in `out`, or has no `data`.
+    """Raises ValueError when a node does not see what another wrote in `out`, has no `data` or does not answer.
 
     The process stays connected: Ray drops the job's files when its last connection ends.
     """
+    from ray.exceptions import RayError
+
     from m3dist.parallel import launch
     from m3dist.submit import probe
 
-    launch.connect()
-    faults = [fault for name, value in places.items() for fault in probe.storage(name, value)]
+    try:
+        launch.connect()
+        faults = [fault for name, value in places.items() for fault in probe.storage(name, value)]
+    except (RayError, OSError) as error:
+        raise ValueError(f"the cluster does not answer: {str(error).strip() or type(error).__name__}") from None
     if faults:
         raise ValueError("\n".join(faults))
 

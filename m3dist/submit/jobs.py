@@ -45,15 +45,23 @@ def follow(client: Any, job: str, write: Callable[[str], Any] | None = None) -> 
 
     Raises ValueError when there is no such job, or the cluster does not answer any more.
     """
+    import aiohttp
+
     write = write or _out
     info(client, job)
     sent, lost = 0, 0.0
+
+    def tell(text: str) -> None:
+        nonlocal sent
+        sent += len(text)
+        write(text)
+
     while True:
         try:  # after a lost connection the log comes again from its start
-            sent = asyncio.run(_tail(client, job, sent, write))
+            asyncio.run(_tail(client, job, sent, tell))
             details = client.get_job_info(job)
             lost = 0.0
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:  # not all of aiohttp's errors are an OSError
             lost = lost or time.monotonic()
             if time.monotonic() - lost > _LOST:
                 raise ValueError(f"{job}: the cluster does not answer any more ({place.explain(error)})") from None
@@ -72,13 +80,12 @@ def _out(text: str) -> None:
     sys.stdout.flush()
 
 
-async def _tail(client: Any, job: str, sent: int, write: Callable[[str], Any]) -> int:
+async def _tail(client: Any, job: str, sent: int, write: Callable[[str], Any]) -> None:
     at = 0
     async for text in client.tail_job_logs(job):
         if at + len(text) > sent:
             write(text[max(0, sent - at) :])
         at += len(text)
-    return max(at, sent)
 
 
 def _code(details: Any) -> int:

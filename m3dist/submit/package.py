@@ -160,16 +160,16 @@ def _places(job: Job) -> None:
             job.places.pop(name, None)
     given = _given(job.arguments)
     for name, path in _PATHS.get(job.verb, {}).items():
-        value = given.get(name)
-        if not isinstance(value, str):  # click has its own marks for what was not given
+        folder = given.get(name)
+        if not isinstance(folder, str):  # click has its own marks for what was not given
             if path.default:
                 _reachable(name, path.default, path.uri, default=True)
             continue
-        if Path(value).resolve() in job.files:
+        if Path(folder).resolve() in job.files:
             continue
-        _reachable(name, value, path.uri)
+        _reachable(name, folder, path.uri)
         if path.shared:
-            job.places[name] = value if path.shared == "itself" else _parent(value)
+            job.places[name] = folder if path.shared == "itself" else _parent(folder)
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

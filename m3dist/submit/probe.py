@@ -7,11 +7,13 @@ import uuid
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m3dist.files import Folder
 
 WAIT = 90  # seconds for the tasks of one probe
+_READ = ("data", "temporal")  # places that a command reads only
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -48,8 +50,11 @@ def _read(place: str, file: str) -> str | None:
 
 
 @ray.remote
-def _exists(place: str) -> bool:
-    return Folder(place).exists()
+def _exists(place: str) -> bool | str:
+    try:
+        return Folder(place).exists()
+    except Exception as error:  # denied, most often
+        return f"{type(error).__name__}: {error}"
 
 
 @ray.remote
@@ -59,17 +64,35 @@ def _remove(place: str, file: str) -> None:
 
 def storage(what: str, place: str) -> list[str]:
     """Faults of a folder, one a line: `data` must exist on every node; in others each node reads what each wrote."""
+    try:
+        return _read_only(what, place) if what in _READ else _shared(what, place)
+    except TimeoutError as error:
+        return [f"{what}={place}: {error}; look whether its mount hangs there"]
+    except RayError as error:  # a node or a task was lost; its text is a traceback
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        return [f"{what}={place}: {lines[-1] if lines else type(error).__name__}; look at the nodes' logs"]
+
+
+def _read_only(what: str, place: str) -> list[str]:
     known = nodes()
-    if what == "data":
-        blind = [name(n) for n, seen in zip(known, _all(known, _exists, place), strict=True) if not seen]
+    found = dict(zip(map(name, known), _all(known, _exists, place), strict=True))
+    faults = [
+        f"{what}={place}: {node} cannot read there ({said}); let it read there, or mount it there"
+        for node, said in found.items()
+        if isinstance(said, str)
+    ]
+    if blind := [node for node, seen in found.items() if seen is False]:
         fix = "put the data on storage that every node mounts, or on s3://, gs://"
-        return [f"{what}={place}: not there on {', '.join(blind)}; {fix}"] if blind else []
+        faults.append(f"{what}={place}: not there on {', '.join(blind)}; {fix}")
+    return faults
+
+
+def _shared(what: str, place: str) -> list[str]:
+    known = nodes()
     file = f".probe-{uuid.uuid4().hex[:12]}"
     faults, writers = [], []
-    for i, (node, error) in enumerate(
-        zip(known, ray.get([on(n, _write).remote(place, f"{file}-{i}", str(i)) for i, n in enumerate(known)],
-                           timeout=WAIT), strict=True)
-    ):  # fmt: skip
+    asked = [on(node, _write).remote(place, f"{file}-{i}", str(i)) for i, node in enumerate(known)]
+    for i, (node, error) in enumerate(zip(known, _answers(known, asked), strict=True)):
         if error:
             faults.append(f"{what}={place}: {name(node)} cannot write there ({error}); mount it there, writable")
         else:
@@ -79,7 +102,7 @@ def storage(what: str, place: str) -> list[str]:
         seen = _all(known, _read, place, f"{file}-{i}")
         others |= {name(node) for node, text in zip(known, seen, strict=True) if text != str(i)}
     for i in writers:
-        ray.get(on(known[i], _remove).remote(place, f"{file}-{i}"), timeout=WAIT)
+        _answers([known[i]], [on(known[i], _remove).remote(place, f"{file}-{i}")])
     if others and not faults:
         faults.append(
             f"{what}={place}: not shared: what one node writes there, others do not see ({', '.join(sorted(others))}); "
@@ -89,7 +112,17 @@ def storage(what: str, place: str) -> list[str]:
 
 
 def _all(known: list[dict[str, Any]], task: Any, *arguments: Any) -> list[Any]:
-    return ray.get([on(node, task).remote(*arguments) for node in known], timeout=WAIT)
+    return _answers(known, [on(node, task).remote(*arguments) for node in known])
+
+
+def _answers(known: list[dict[str, Any]], asked: list[Any]) -> list[Any]:
+    """What was asked of each node. Raises TimeoutError, which names the nodes that did not answer."""
+    try:
+        return ray.get(asked, timeout=WAIT)
+    except GetTimeoutError:
+        ready = ray.wait(asked, num_returns=len(asked), timeout=0)[0]
+        late = [name(node) for node, each in zip(known, asked, strict=True) if each not in ready]
+        raise TimeoutError(f"no answer from {', '.join(late)} in {WAIT} s") from None
 
 
 def facts() -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from m3dist import cli
-from m3dist.submit import package, place
+from m3dist.submit import jobs, package, place, probe
 
 
 def run(*arguments: object) -> int:
@@ -162,3 +165,49 @@ def test_cluster_files(tmp_path, monkeypatch):
         pass
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter22")
     assert place.redacted("no hunter22 here") == "no *** here"
+
+
+def test_a_dropped_connection_is_tried_again_and_nothing_is_told_twice(monkeypatch):
+    tries = []
+
+    class Client:
+        async def tail_job_logs(self, job):
+            tries.append(job)
+            yield "one "
+            if len(tries) == 1:
+                raise aiohttp.ServerDisconnectedError
+            yield "two"
+
+        def get_job_info(self, job):
+            return SimpleNamespace(status=SimpleNamespace(value="SUCCEEDED"), driver_exit_code=0)
+
+        def get_job_logs(self, job):
+            return "one two"
+
+    said: list[str] = []
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    assert jobs.follow(Client(), "j", said.append) == 0
+    assert "".join(said) == "one two"
+    assert len(tries) == 2
+
+
+def test_storage_that_is_denied_or_hangs_is_one_line(monkeypatch):
+    node = {"NodeID": "1111aaaa", "NodeManagerHostname": "host"}
+
+    class Bound:
+        def remote(self, *arguments):
+            return probe._exists._function("nowhere://x")
+
+    def late(asked, timeout=None):
+        raise GetTimeoutError
+
+    monkeypatch.setattr(probe, "nodes", lambda: [node])
+    monkeypatch.setattr(probe, "on", lambda node, task, **options: Bound())
+    monkeypatch.setattr(probe.ray, "get", lambda asked, timeout=None: asked)
+    (found,) = probe.storage("data", "nowhere://x")
+    assert "host 1111aaaa cannot read there (ValueError" in found
+    monkeypatch.setattr(probe.ray, "get", late)
+    monkeypatch.setattr(probe.ray, "wait", lambda asked, num_returns, timeout: ([], asked))
+    for what in ("data", "out"):
+        (found,) = probe.storage(what, "/mnt/hangs")
+        assert "no answer from host 1111aaaa in 90 s" in found
