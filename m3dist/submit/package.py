@@ -74,10 +74,12 @@ def plan(arguments: Sequence[str]) -> Job:
         raise ValueError(f"expected a command after --, such as: -- train config.yaml; one of {', '.join(COMMANDS)}")
     if job.verb in ("submit", "jobs", "doctor", "init"):
         raise ValueError(f"{job.verb}: runs on this machine, not in a job")
+    given = _given(job.arguments)
+    written = [given.get(name) for name, path in _PATHS.get(job.verb, {}).items() if path.shared == "parent"]
     for argument in job.arguments[1:]:
-        if "=" not in argument and Path(argument).is_file():
+        if "=" not in argument and argument not in written and Path(argument).is_file():
             _travel(Path(argument).resolve(), job.files)
-    _places(job)
+    _places(job, given)
     if job.verb == "train" and "--resume" not in job.arguments:
         words = [word for word in job.arguments[1:] if not word.startswith("-")]
         path = words[0] if words and "=" not in words[0] else None
@@ -150,7 +152,7 @@ def _strings(value: Any) -> list[str]:
     return [text for each in inner for text in _strings(each)]
 
 
-def _places(job: Job) -> None:
+def _places(job: Job, given: dict[str, Any]) -> None:
     """Folders named by key=value, or by the arguments and options in _PATHS. Raises ValueError: one is out of reach."""
     for word in job.arguments[1:]:
         name, equals, value = word.partition("=")
@@ -158,7 +160,6 @@ def _places(job: Job) -> None:
             job.places[name] = value
         elif name in _PLACES and value == "synthetic":
             job.places.pop(name, None)
-    given = _given(job.arguments)
     for name, path in _PATHS.get(job.verb, {}).items():
         folder = given.get(name)
         if not isinstance(folder, str):  # click has its own marks for what was not given

@@ -65,6 +65,14 @@ def test_a_search_is_read_before_it_is_sent(project):
     assert [p.name for p in job.files] == ["find.yaml"]
 
 
+def test_a_file_to_write_does_not_travel(project):
+    old = project / "top.parquet"
+    old.write_text("from before")
+    job = package.plan(["recommend", "/mnt/x", "--out", str(old)])
+    assert not job.files
+    assert job.places == {"out": str(project)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "places"),
     [
