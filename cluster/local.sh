@@ -47,8 +47,9 @@ services.node_ip_address_from_perspective = lambda address=None: "127.0.0.1"
 main()'
 
 launch() { # launch NAME OPTIONS...: a node in a session of its own, its pid recorded
-  local name=$1; shift
-  setsid python -c "$START" start --block --node-ip-address 127.0.0.1 --num-cpus "$CPUS" --num-gpus "$GPUS" \
+  local name=$1 own=; shift
+  if command -v setsid >/dev/null; then own=setsid; fi # macOS has none
+  $own python -c "$START" start --block --node-ip-address 127.0.0.1 --num-cpus "$CPUS" --num-gpus "$GPUS" \
     --object-store-memory "$MEMORY" --dashboard-agent-listen-port 0 \
     --min-worker-port 0 --max-worker-port 0 --disable-usage-stats "$@" \
     >"$STATE/$name.log" 2>&1 </dev/null &

@@ -51,8 +51,13 @@ def command(
     place.refuse_secrets(list(arguments))
     given = {key: value for key, value in given.items() if value is not None}
     if kind == "rayjob":
+        from m3dist.cli import COMMANDS
         from m3dist.submit import rayjob
 
+        if arguments[0] in COMMANDS and arguments[0] != "train":
+            raise ValueError(
+                f"--format rayjob: prints a manifest for train, not for {arguments[0]}; submit that as a job"
+            )
         words = list(arguments[1:] if arguments[0] == "train" else arguments)
         options = rayjob.Options(**given | ({"name": name} if name else {}))
         click.echo(rayjob.manifest(words, options), nl=False)

@@ -20,6 +20,7 @@ from m3dist.config import Config
 
 _MAP = "config"  # volume of the ConfigMap
 _AT = "/etc/m3dist"
+_USER = {"fsGroup": 1000}  # the image's user, who may write to a fresh volume then
 
 
 class _Dumper(yaml.SafeDumper):
@@ -102,7 +103,7 @@ def _volumes(options: Options) -> list[dict[str, Any]]:
     return [
         {"name": "shared", "persistentVolumeClaim": {"claimName": claim}},
         {"name": _MAP, "configMap": {"name": f"{options.name}-config"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},  # Ray's object store
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _share(options.memory)}},
     ]
 
 
@@ -124,7 +125,13 @@ def _pod(kind: str, cpus: float, gpus: float, options: Options, ports: dict[str,
     }
     if ports:
         container["ports"] = [{"name": name, "containerPort": port} for name, port in ports.items()]
-    return {"spec": {"containers": [container], "volumes": _volumes(options)}}
+    return {"spec": {"containers": [container], "securityContext": dict(_USER), "volumes": _volumes(options)}}
+
+
+def _share(memory: str) -> str:
+    """What Ray's object store takes of a pod's memory, 30 %; with less in /dev/shm it goes to the disk."""
+    number, unit = re.fullmatch(r"([\d.]+)(.*)", memory).groups()  # type: ignore[union-attr]
+    return f"{0.3 * float(number):.4g}{unit}"
 
 
 def _quantity(cpus: float) -> str:
@@ -155,21 +162,18 @@ def _job(config: Config, options: Options) -> dict[str, Any]:
         "rayVersion": ray.__version__,
         "headGroupSpec": {
             "serviceType": "ClusterIP",
-            "rayStartParams": {"dashboard-host": "0.0.0.0"},  # of the pod; the service is inside the cluster only
+            # the host is the pod's; the service is inside the cluster only. Workers stay off the head: a pod each
+            "rayStartParams": {"dashboard-host": "0.0.0.0"} | ({} if alone else {"num-cpus": "0"}),
             "template": head,
         },
     }
     if not alone:
-        other = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
-        start = {"resources": f"'{_json(other)}'"} if other else {}
-        worker = _pod("worker", each["CPU"], each.get("GPU", 0), options)
-        sizes = {"replicas": least, "minReplicas": least, "maxReplicas": most}
-        group = {"groupName": "workers", **sizes, "rayStartParams": start, "template": worker}
-        cluster["workerGroupSpecs"] = [group]
+        cluster["workerGroupSpecs"] = [_group("workers", least, most, each, options)]
     if elastic or config.autoscaling:
         cluster["enableInTreeAutoscaling"] = True
-    if config.actors and not alone:
-        cluster["workerGroupSpecs"].append(_actors(config, options))
+    if config.actors:
+        actors = _group("actors", config.actors, config.actors, {"CPU": 1.0, **config.actor_resources}, options)
+        cluster["workerGroupSpecs"] = [*cluster.get("workerGroupSpecs", []), actors]
     entry = ["python", "-m", "m3dist.submit.enter", "--place", f"out={config.out}"]
     if config.data != "synthetic":
         entry += ["--place", f"data={config.data}"]
@@ -198,12 +202,13 @@ def _json(value: dict[str, float]) -> str:
     return json.dumps(value)
 
 
-def _actors(config: Config, options: Options) -> dict[str, Any]:
-    """Pods for the actors of stage 2, which run beside the workers."""
-    each = {"CPU": 1.0, **config.actor_resources}
+def _group(name: str, least: int, most: int, each: dict[str, float], options: Options) -> dict[str, Any]:
+    """Pods of one kind, one for each worker of the config or actor of stage 2."""
+    other = {key: amount for key, amount in each.items() if key not in ("CPU", "GPU")}
+    start = {"resources": f"'{_json(other)}'"} if other else {}
+    sizes = {"replicas": least, "minReplicas": least, "maxReplicas": most}
     pod = _pod("worker", each["CPU"], each.get("GPU", 0), options)
-    sizes = {"replicas": config.actors, "minReplicas": config.actors, "maxReplicas": config.actors}
-    return {"groupName": "actors", **sizes, "rayStartParams": {}, "template": pod}
+    return {"groupName": name, **sizes, "rayStartParams": start, "template": pod}
 
 
 def _tensorboard(config: Config, options: Options) -> list[dict[str, Any]]:
@@ -211,16 +216,18 @@ def _tensorboard(config: Config, options: Options) -> list[dict[str, Any]]:
     name = f"{options.name}-tensorboard"
     labels = {"app.kubernetes.io/name": "tensorboard", "app.kubernetes.io/instance": options.name}
     size = {"cpu": "500m", "memory": "1Gi"}
+    out, mark, query = config.out.partition("?")  # a URI's query stays last
     container = {
         "name": "tensorboard",
         "image": options.image,
-        "command": ["tensorboard", f"--logdir={config.out}/tb", "--port=6006", "--bind_all"],
+        "command": ["tensorboard", f"--logdir={out.rstrip('/')}/tb{mark}{query}", "--port=6006", "--bind_all"],
         "ports": [{"name": "http", "containerPort": 6006}],
         "resources": {"requests": size, "limits": dict(size)},
         "volumeMounts": [{"name": "shared", "mountPath": options.mount, "readOnly": True}],
         "securityContext": {"allowPrivilegeEscalation": False},
     }
-    pod = {"metadata": {"labels": labels}, "spec": {"containers": [container], "volumes": _volumes(options)[:1]}}
+    spec = {"containers": [container], "securityContext": dict(_USER), "volumes": _volumes(options)[:1]}
+    pod = {"metadata": {"labels": labels}, "spec": spec}
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -30,6 +32,23 @@ def test_cluster_yaml_is_valid_for_ray(name):
     starts = " ".join(raw["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in starts
     assert "0.0.0.0" not in starts
+
+
+def test_machines_install_every_dependency():
+    raw = yaml.safe_load((CLUSTER / "machines.yaml").read_text())
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    installed = " ".join(raw["setup_commands"])
+    assert all(f'"{re.split(r"[<>=]", each)[0]}' in installed for each in wanted)
+    for start in (raw["head_start_ray_commands"], raw["worker_start_ray_commands"]):
+        assert start[-1].startswith("export PATH=~/m3dist-env/bin:$PATH; ray start")  # jobs run python by PATH
+
+
+def test_the_image_pins_every_dependency():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = (CLUSTER / "constraints.txt").read_text() + (CLUSTER / "Dockerfile").read_text()
+    for each in wanted:
+        name = re.split(r"[<>=\[]", each)[0]
+        assert f"\n{name}==" in pinned or f"{name.upper()}=" in pinned
 
 
 def test_dockerfile_passes_hadolint(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,43 @@ def test_folders_that_pods_do_not_see_are_refused(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_the_example_is_what_the_command_prints():
-    example = Path(__file__).parents[2] / "cluster/rayjob.yaml"
-    documents = list(yaml.safe_load_all(example.read_text()))
-    for document in documents:
+def test_the_example_is_what_the_command_prints(capsys):
+    lines = (Path(__file__).parents[2] / "cluster/rayjob.yaml").read_text().splitlines(keepends=True)
+    head = [line for line in lines if line.startswith("#")]
+    written = "".join(line.lstrip("# ").replace("\\\n", " ") for line in head[2:4])
+    command = shlex.split(written.partition(">")[0])
+    with pytest.raises(SystemExit) as end:
+        cli.main(command[1:])
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    assert "".join(lines).endswith(printed), "write it again with the command in its head"
+    for document in yaml.safe_load_all(printed):
         validate(document)
-    assert [document["kind"] for document in documents].count("RayJob") == 1
+
+
+def test_actors_beside_a_head_that_trains_alone():
+    head, (actors,) = groups(made(OUT, "actors=3", "actor_resources={CPU: 2, fast: 1}"))
+    assert (actors["groupName"], actors["replicas"], limits(actors)["cpu"]) == ("actors", 3, "2")
+    assert actors["rayStartParams"]["resources"] == """'{"fast": 1.0}'"""
+    assert "num-cpus" not in head["rayStartParams"]  # it trains
+
+
+def test_workers_stay_off_the_head_and_may_write_the_volume():
+    head, (workers,) = groups(made(OUT, "workers=2"))
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    pod = workers["template"]["spec"]
+    assert pod["securityContext"] == {"fsGroup": 1000}
+    shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+    assert shm["emptyDir"]["sizeLimit"] == "2.4Gi"  # of 8
+
+
+def test_tensorboard_reads_below_a_uri_with_a_query():
+    container = made("out=s3://b/x?region=r")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--logdir=s3://b/x/tb?region=r" in container["command"]
+
+
+def test_only_train_has_a_manifest(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["submit", "--format", "rayjob", "--", "tune", "x.yaml"])
+    assert end.value.code == 2
+    assert "prints a manifest for train, not for tune" in capsys.readouterr().err
