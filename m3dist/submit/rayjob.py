@@ -130,8 +130,10 @@ def _pod(kind: str, cpus: float, gpus: float, options: Options, ports: dict[str,
 
 def _share(memory: str) -> str:
     """What Ray's object store takes of a pod's memory, 30 %; with less in /dev/shm it goes to the disk."""
-    number, unit = re.fullmatch(r"([\d.]+)(.*)", memory).groups()  # type: ignore[union-attr]
-    return f"{0.3 * float(number):.4g}{unit}"
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMGTP]i?|)", memory)
+    if found is None:
+        raise ValueError(f"--memory {memory}: expected a Kubernetes quantity, such as 8Gi")
+    return f"{0.3 * float(found[1]):.3f}".rstrip("0").rstrip(".") + found[2]
 
 
 def _quantity(cpus: float) -> str:

@@ -158,6 +158,18 @@ def test_workers_stay_off_the_head_and_may_write_the_volume():
     assert shm["emptyDir"]["sizeLimit"] == "2.4Gi"  # of 8
 
 
+@pytest.mark.parametrize(("memory", "share"), [("8Gi", "2.4Gi"), ("65536Mi", "19660.8Mi"), ("10G", "3G")])
+def test_the_object_stores_share_is_a_quantity(memory, share):
+    _, (workers,) = groups(made(OUT, "workers=1", memory=memory))
+    volumes = workers["template"]["spec"]["volumes"]
+    assert next(v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "shm") == share
+
+
+def test_a_bad_memory_is_one_line():
+    with pytest.raises(ValueError, match="--memory lots: expected a Kubernetes quantity"):
+        made(OUT, memory="lots")
+
+
 def test_tensorboard_reads_below_a_uri_with_a_query():
     container = made("out=s3://b/x?region=r")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert "--logdir=s3://b/x/tb?region=r" in container["command"]
