@@ -7,20 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
+from test_train import call
 
-from m3dist.cli import main
 from m3dist.files import Folder
 
 SMALL = [
     "model=ultragcn", "synthetic.users=60", "synthetic.items=50", "synthetic.interactions=10", "backbone.dim=8",
     "backbone.content_dim=8", "backbone.negatives=8", "merge.epochs=1", "evaluation.k=[5,10]",
 ]  # fmt: skip
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(list(arguments))
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

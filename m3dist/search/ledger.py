@@ -51,7 +51,7 @@ class Ledger:
             self.rungs = Rungs(self.clock, plan.search.mode, scheduler.grace, scheduler.reduction)
         self.trials: dict[str, Trial] = {}
         self.dead: dict[str, str] = {}  # stage key -> why no other trial should train that stage
-        self.best_so_far: list[tuple[float, int, float]] = []  # (seconds, epochs, best of a whole trial) at changes
+        self.best_so_far: list[tuple[float, int, float]] = []  # (seconds, epochs, best in the last stage) at changes
         self.finals: dict[int, dict[str, Any]] = {}  # seed -> result of the chosen config
         self.chosen: str | None = None
         self._earlier = 0.0  # seconds of former sittings
