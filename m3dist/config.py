@@ -57,7 +57,8 @@ class Backbone(Section):
     dim: PositiveInt = 64  # width of the id embeddings
     content_dim: PositiveInt = 64  # width that item content is projected to
     sampling: Literal["shared", "per_positive"] = "shared"
-    negatives: PositiveInt = 256  # per global batch when shared, per positive otherwise
+    negatives: PositiveInt = 256  # per group when shared, per positive otherwise
+    groups: PositiveInt = 1  # equal parts of a global batch, each with shared negatives of its own
     negative_weight: PositiveFloat = 10.0  # weight of the mean over negatives beside the mean over positives
     w1: NonNegativeFloat = 1.0  # base weight of a positive
     w2: NonNegativeFloat = 1.0  # weight of kappa * beta_ui

@@ -1,9 +1,9 @@
 """Losses as pure functions of tensors. Every one is a sum over the samples given divided by the count of the
 global batch, so that workers' shares add up to the loss of the whole.
 
-Shapes: b positives (this worker's), N shared negatives, n per-positive negatives, d width, C items under
-contrast, c this worker's share of them, E environments. Where a frozen backbone's projection is fitted: d id width,
-c content width, k = d + c, D width of a representation.
+Shapes: b positives (this worker's), N negatives that a group of them shares, J those of all its groups, n per-positive
+negatives, d width, C items under contrast, c this worker's share of them, E environments. Where a frozen backbone's
+projection is fitted: d id width, c content width, k = d + c, D width of a representation.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ class Sampled(NamedTuple):
 
     user_at_b: Tensor
     item_at_b: Tensor
-    negative_at_N: Tensor
+    negative_at_J: Tensor  # N for each group
     weight_b: Tensor  # of positives
-    base: float  # of negatives: base + scale_b weight_N
+    base: float  # of negatives: base + scale_b weight_J
     scale_b: Tensor
-    weight_N: Tensor
+    weight_J: Tensor
     neighbour_at_bs: Tensor | None
     omega_bs: Tensor | None
     nu: float
     negative_weight: float
     l2_d: Tensor  # of every column
     size: int  # B of the global batch
-    part: float  # b / B
+    parts: Sequence[int]  # b, by groups in order
 
 
 @torch.no_grad()
@@ -90,43 +90,60 @@ def ultragcn(user_Rd: Tensor, item_Sd: Tensor, at: Sampled) -> tuple[dict[str, T
     L_O + kappa L_C + nu L_I (Mao et al. 2021, eq. 8, 10, 15) + L2, in one pass without autograd: rows are gathered
     once, and their gradients added up once.
     """
-    b, N = len(at.user_at_b), len(at.negative_at_N)
-    places = [at.item_at_b, at.negative_at_N]
+    b, J = len(at.user_at_b), len(at.negative_at_J)
+    places = [at.item_at_b, at.negative_at_J]
     if at.neighbour_at_bs is not None:
         places.append(at.neighbour_at_bs.flatten())
     place_n = torch.cat(places)
     user_bd, item_nd = user_Rd.index_select(0, at.user_at_b), item_Sd.index_select(0, place_n)
-    own_bd, negative_Nd, near_bsd = item_nd[:b], item_nd[b : b + N], item_nd[b + N :].view(b, -1, item_nd.shape[1])
+    own_bd, near_bsd = item_nd[:b], item_nd[b + J :].view(b, -1, item_nd.shape[1])
 
     score_b = torch.linalg.vecdot(user_bd, own_bd)
     slope_b = torch.sigmoid(-score_b).mul_(at.weight_b).mul_(-1 / at.size)
     terms = {"positive": (at.weight_b @ F.softplus(-score_b)) / at.size}
-    scale = at.negative_weight / (at.size * N)
-    total, user_grad, negative_grad = _shared_negatives(user_bd, negative_Nd, at.base, at.scale_b, at.weight_N)
-    terms["negative"] = (total * scale).to(user_bd.dtype)
-    user_grad.mul_(scale).addcmul_(own_bd, slope_b[:, None])
     item_grad = torch.empty_like(item_nd)
     torch.mul(user_bd, slope_b[:, None], out=item_grad[:b])
-    torch.mul(negative_grad, scale, out=item_grad[b : b + N])
+    terms["negative"], user_grad, square_d = _group_by_group(user_bd, item_nd[b : b + J], at, item_grad[b : b + J])
+    user_grad.addcmul_(own_bd, slope_b[:, None])
     if at.omega_bs is not None:
         score_bs = torch.bmm(near_bsd, user_bd.unsqueeze(2)).squeeze(2)
         terms["neighbours"] = (at.omega_bs * F.softplus(-score_bs)).sum() * (at.nu / at.size)
         slope_bs = torch.sigmoid(-score_bs).mul_(at.omega_bs).mul_(-at.nu / at.size)
         for near_bd, slope_b in zip(near_bsd.unbind(1), slope_bs.T, strict=True):  # bmm is five times as slow
             user_grad.addcmul_(near_bd, slope_b[:, None])
-        torch.mul(user_bd.unsqueeze(1), slope_bs.unsqueeze(2), out=item_grad[b + N :].view(near_bsd.shape))
-    square_d = torch.zeros_like(at.l2_d)
-    each = ((user_bd, user_grad, 1 / at.size), (own_bd, item_grad[:b], 1 / at.size),
-            (negative_Nd, item_grad[b : b + N], at.part / N))  # fmt: skip
-    for rows, gradient, share in each:  # the mean over negatives is the batch's, of which each worker takes its part
-        square_d.add_(torch.linalg.vecdot(rows, rows, dim=0), alpha=share)
-        gradient.addcmul_(rows, at.l2_d, value=2 * share)
+        torch.mul(user_bd.unsqueeze(1), slope_bs.unsqueeze(2), out=item_grad[b + J :].view(near_bsd.shape))
+    for rows, gradient in ((user_bd, user_grad), (own_bd, item_grad[:b])):
+        square_d.add_(torch.linalg.vecdot(rows, rows, dim=0), alpha=1 / at.size)
+        gradient.addcmul_(rows, at.l2_d, value=2 / at.size)
     terms["l2"] = at.l2_d @ square_d
     return (
         terms,
         torch.zeros_like(user_Rd).index_add_(0, at.user_at_b, user_grad),
         torch.zeros_like(item_Sd).index_add_(0, place_n, item_grad),
     )
+
+
+def _group_by_group(user_bd: Tensor, item_Jd: Tensor, at: Sampled, grad_Jd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The negatives' loss, its gradient of users [b, d], and squares of the negatives' columns under L2, [d].
+
+    Writes the items' gradient, of both, into grad_Jd. A mean over negatives is the batch's: each worker takes its part.
+    """
+    N = len(item_Jd) // len(at.parts)
+    scale = at.negative_weight / (at.size * N)
+    total, square_d = user_bd.new_zeros((), dtype=torch.float64), torch.zeros_like(at.l2_d)
+    grads, first = [], 0
+    for group, b in enumerate(at.parts):
+        rows, of_b = slice(group * N, (group + 1) * N), slice(first, first + b)
+        item_Nd = item_Jd[rows]
+        value, user_grad, item_grad = _shared_negatives(
+            user_bd[of_b], item_Nd, at.base, at.scale_b[of_b], at.weight_J[rows]
+        )
+        total += value
+        grads.append(user_grad)
+        square_d.add_(torch.linalg.vecdot(item_Nd, item_Nd, dim=0), alpha=b / (at.size * N))
+        torch.mul(item_grad, scale, out=grad_Jd[rows]).addcmul_(item_Nd, at.l2_d, value=2 * b / (at.size * N))
+        first += b
+    return (total * scale).to(user_bd.dtype), torch.cat(grads).mul_(scale), square_d
 
 
 def positives(score_b: Tensor, weight_b: Tensor) -> Tensor:

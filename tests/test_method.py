@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m3dist import fusion, losses, ranking
-from m3dist.data.batches import Distinct, Permutation, Sampler
+from m3dist.data.batches import Distinct, Permutation, Sampler, share
 from m3dist.data.graph import item_neighbours
 from m3dist.parallel.engine import Engine
 from m3dist.parallel.tables import RowTable, Touched, pull_rows, push_rows
@@ -41,6 +41,25 @@ def test_workers_shares_make_the_global_batch(world: int, per_positive: bool) ->
         assert torch.equal(negative, whole.negative)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 25])
+def test_groups_share_negatives_of_their_own(world: int) -> None:
+    """Whoever has an interaction has its group's negatives, one of each stretch of ids."""
+    user, item = torch.arange(103), torch.arange(103) % 18
+    sampler = Sampler(user, item, 18, batch_size=25, negatives=6, per_positive=False, seed=0, purpose="t", groups=4)
+    for step in range(sampler.steps):
+        whole = sampler(2, step)
+        negative_GN = whole.negative_B.view(4, 6)
+        assert torch.equal(negative_GN // 3, torch.arange(6).expand(4, 6))
+        assert len({tuple(row) for row in negative_GN.tolist()}) == 4
+        of_group = [g for g in range(4) for _ in range(*share(whole.size, g, 4))]
+        for rank in range(world):
+            part = sampler(2, step, rank, world)
+            assert sum(part.parts) == len(part.user_b)
+            assert torch.equal(part.negative_B, whole.negative_B)
+            mine = part.negative.view(len(part.parts), 6).repeat_interleave(torch.tensor(part.parts), dim=0)
+            assert torch.equal(mine, negative_GN[of_group[slice(*part.bounds)]])
+
+
 def test_an_epoch_visits_every_interaction_once() -> None:
     sampler = Sampler(
         torch.arange(103), torch.zeros(103), 5, batch_size=25, negatives=2, per_positive=False, seed=0, purpose="t"
@@ -58,27 +77,30 @@ def test_distinct(n: int) -> None:
     assert torch.equal(ids[at_b], b)
 
 
-@pytest.mark.parametrize("b", [4, 700])
-def test_ultragcn_value_and_gradients(b: int) -> None:
+@pytest.mark.parametrize("parts", [(4,), (700,), (3, 0, 9)])
+def test_ultragcn_value_and_gradients(parts: tuple[int, ...]) -> None:
     """Against autograd on a dense computation; 700 rows are more than one block, and rows repeat."""
     d, N, s, R = 3, 5, 2, 9
+    b, J = sum(parts), N * len(parts)
+    group = torch.arange(len(parts)).repeat_interleave(torch.tensor(parts))
     user, item = randn(R, d).requires_grad_(), randn(R, d, seed=1).requires_grad_()
     generator = torch.Generator().manual_seed(2)
-    user_at, item_at, negative_at = (torch.randint(R, (n,), generator=generator) for n in (b, b, N))
+    user_at, item_at, negative_at = (torch.randint(R, (n,), generator=generator) for n in (b, b, J))
     near_at = torch.randint(R, (b, s), generator=generator)
-    weight, scale, weight_N, omega = (randn(*n, seed=3).abs() for n in ((b,), (b,), (N,), (b, s)))
+    weight, scale, weight_J, omega = (randn(*n, seed=3).abs() for n in ((b,), (b,), (J,), (b, s)))
     l2 = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    u, v, far, near = user[user_at], item[item_at], item[negative_at], item[near_at]
+    u, v, near = user[user_at], item[item_at], item[near_at]
+    far, far_weight = item[negative_at].view(-1, N, d)[group], weight_J.view(-1, N)[group]
     soft = torch.nn.functional.softplus
-    squares = u.square().sum(0) / (2 * b) + v.square().sum(0) / (2 * b) + far.square().mean(0) / 2
+    squares = u.square().sum(0) / (2 * b) + v.square().sum(0) / (2 * b) + far.square().mean((0, 1)) / 2
     want = {
         "positive": (weight * soft(-(u * v).sum(1))).sum() / (2 * b),
-        "negative": 4 * ((0.7 + torch.outer(scale, weight_N)) * soft(u @ far.T)).sum() / (2 * b * N),
+        "negative": 4 * ((0.7 + scale[:, None] * far_weight) * soft((u[:, None] * far).sum(2))).sum() / (2 * b * N),
         "neighbours": 0.6 * (omega * soft(-(u[:, None] * near).sum(2))).sum() / (2 * b),
         "l2": (l2 * squares).sum(),
     }
     at = losses.Sampled(
-        user_at, item_at, negative_at, weight, 0.7, scale, weight_N, near_at, omega, 0.6, 4.0, l2, 2 * b, 0.5
+        user_at, item_at, negative_at, weight, 0.7, scale, weight_J, near_at, omega, 0.6, 4.0, l2, 2 * b, parts
     )
     got, *gradients = losses.ultragcn(user.detach(), item.detach(), at)
     assert {name: float(x) for name, x in got.items()} == pytest.approx({k: float(x.detach()) for k, x in want.items()})

@@ -4,7 +4,7 @@ Nothing here knows ranks or keeps state: a worker computes the global step and t
 do not depend on the number of workers and a resume at any step is exact. The order of an epoch is a keyed
 bijection evaluated where it is needed, so it costs no memory, whatever the number of interactions.
 
-Shapes: n interactions, B global batch, b this worker's share, N negatives, I items.
+Shapes: n interactions, B global batch, b this worker's share, N negatives, G groups of a batch, I items.
 """
 
 from __future__ import annotations
@@ -58,18 +58,23 @@ def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a global step; `negative` is the same on every worker when shared."""
+    """One worker's share of a global step.
+
+    Shared negatives: the batch is G groups of consecutive interactions, each with N of its own. `parts` says how many
+    of this worker's interactions are in each group that it has any of, whose negatives stand in `negative` in order.
+    """
 
     index_b: torch.Tensor  # int64 positions of the interactions in the training split
     user_b: torch.Tensor
     item_b: torch.Tensor
-    negative: torch.Tensor  # [N] shared, or [b, n] per positive
+    negative: torch.Tensor  # [len(parts) N] shared, or [b, n] per positive
     size: int  # B
     item_B: torch.Tensor  # items of the whole global batch, for losses over it
     user_B: torch.Tensor
-    negative_B: torch.Tensor  # negatives of the whole global batch: [N], or [B, n] per positive
+    negative_B: torch.Tensor  # negatives of the whole global batch: [G N], or [B, n] per positive
     bounds: tuple[int, int]  # this worker's slice of the global batch
     seed: int  # for whatever else the step draws
+    parts: tuple[int, ...]  # add up to b
 
     @property
     def part(self) -> float:
@@ -86,7 +91,8 @@ class Sampler:
     """Global steps over the training interactions.
 
     user, item: int32/int64 tensors [n] of training pairs. With `per_positive`, every positive has its own
-    `negatives` draws (the paper's form); otherwise the global batch shares them, stratified. Uniform over items.
+    `negatives` draws (the paper's form); otherwise each of `groups` parts of the global batch shares as many,
+    stratified. Uniform over items.
     """
 
     def __init__(
@@ -100,10 +106,11 @@ class Sampler:
         per_positive: bool,
         seed: int,
         purpose: str,
+        groups: int = 1,
     ):
         self.user, self.item, self.n_items = user, item, n_items
         self.batch_size = min(batch_size, len(user))
-        self.negatives, self.per_positive = negatives, per_positive
+        self.negatives, self.per_positive, self.groups = negatives, per_positive, groups
         self.seed, self.purpose = seed, purpose
         self._order: tuple[int, Permutation] | None = None
 
@@ -124,24 +131,36 @@ class Sampler:
         low, high = share(size, rank, world)
         if self.per_positive:
             drawn = rng.integers(0, self.n_items, (size, self.negatives))
+            parts, mine = [high - low], drawn[low:high]
         else:
             # one from each of N equal stretches of ids: uniform, with less variance than independent draws
-            at = np.arange(self.negatives) + rng.random(self.negatives)
+            at = np.arange(self.negatives) + rng.random((self.groups, self.negatives))
             drawn = (at * self.n_items / self.negatives).astype(np.int64)
-        negative_B = torch.from_numpy(drawn).to(device)
+            parts, first = _groups(size, self.groups, low, high)
+            mine = drawn[first : first + len(parts)].reshape(-1)
+            drawn = drawn.reshape(-1)
         user_B, item_B = self.user[index_B].long(), self.item[index_B].long()
         return Batch(
             index_b=index_B[low:high],
             user_b=user_B[low:high],
             item_b=item_B[low:high],
-            negative=negative_B[low:high] if self.per_positive else negative_B,
+            negative=torch.from_numpy(mine).to(device),
             size=size,
             item_B=item_B,
             user_B=user_B,
-            negative_B=negative_B,
+            negative_B=torch.from_numpy(drawn).to(device),
             bounds=(low, high),
             seed=derive(self.seed, self.purpose, "step", epoch, step),
+            parts=tuple(parts),
         )
+
+
+def _groups(size: int, groups: int, low: int, high: int) -> tuple[list[int], int]:
+    """Interactions of each group within [low, high), from the first group that has any (or 0) on, and that group."""
+    ends = [share(size, group, groups) for group in range(groups)]
+    inside = [max(0, min(high, b) - max(low, a)) for a, b in ends]
+    some = [group for group, n in enumerate(inside) if n] or [0]
+    return inside[some[0] : some[-1] + 1], some[0]
 
 
 class Distinct:

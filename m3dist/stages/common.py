@@ -73,7 +73,7 @@ class Data:
         return Sampler(
             self.user, self.item, self.n_items, batch_size=batch_size, negatives=negatives or backbone.negatives,
             per_positive=negatives is None and backbone.sampling == "per_positive",
-            seed=self.config.seed, purpose=purpose,
+            seed=self.config.seed, purpose=purpose, groups=backbone.groups if negatives is None else 1,
         )  # fmt: skip
 
     def evaluate(
@@ -204,7 +204,7 @@ def _shared_negatives(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, ite
     at = losses.Sampled(
         rows.user_at, rows.item_at, rows.negative_at, weights.positive(batch.user_b, batch.item_b), base, scale_b,
         weights.c_I[batch.negative], rows.neighbour_at, rows.omega, config.nu, config.negative_weight, l2_d,
-        batch.size, batch.part,
+        batch.size, batch.parts,
     )  # fmt: skip
     with torch.autocast(user_Rd.device.type, enabled=False):
         out, user_grad, item_grad = losses.ultragcn(user_Rd, item_Rd.to(user_Rd.dtype), at)

@@ -64,8 +64,9 @@ def batch_of(users: list[int], items: list[int], negatives: Any, parts: tuple[in
     low, high = parts or (0, len(users))
     mine = negative[low:high] if negative.ndim == 2 else negative
     return Batch(
-        torch.arange(low, high), user[low:high], item[low:high], mine, len(users), item, user, negative, (low, high), 7
-    )
+        torch.arange(low, high), user[low:high], item[low:high], mine, len(users), item, user, negative, (low, high), 7,
+        (high - low,),
+    )  # fmt: skip
 
 
 def scores(model: Recommender) -> Tensor:

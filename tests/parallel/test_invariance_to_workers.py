@@ -20,6 +20,7 @@ RUNS = [
     ("merge", small()),
     ("align", small("backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity")),
     ("merge", small("optimizer=dense", "backbone.nu=0")),
+    ("merge", small("backbone.groups=5", "backbone.negatives=8")),
 ]
 
 
