@@ -58,7 +58,7 @@ class Backbone(Section):
     content_dim: PositiveInt = 64  # width that item content is projected to
     sampling: Literal["shared", "per_positive"] = "shared"
     negatives: PositiveInt = 256  # per group when shared, per positive otherwise
-    groups: PositiveInt = 1  # equal parts of a global batch, each with shared negatives of its own
+    groups: PositiveInt = 1  # when shared: equal parts of a global batch, each with negatives of its own
     negative_weight: PositiveFloat = 10.0  # weight of the mean over negatives beside the mean over positives
     w1: NonNegativeFloat = 1.0  # base weight of a positive
     w2: NonNegativeFloat = 1.0  # weight of kappa * beta_ui
@@ -72,6 +72,12 @@ class Backbone(Section):
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat = 1e-2  # on ||W||^2; without it W undoes a mask, which only scales its columns
+
+    @pydantic.model_validator(mode="after")
+    def _grouped(self) -> Backbone:
+        if self.groups > 1 and self.sampling == "per_positive":
+            raise ValueError("groups share negatives, and with sampling=per_positive none are shared; use groups=1")
+        return self
 
 
 class Align(Fit):

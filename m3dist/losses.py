@@ -43,16 +43,16 @@ def _total(sums_b2: Tensor, base: float, scale_b: Tensor) -> Tensor:
 
 
 def _shared_negatives(
-    user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor, user_grad: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weighted BCE of b users against N negatives they share: -log(1 - sigmoid(u . v)), summed over b and N.
 
     The weight of (u, j) is base + scale_u weight_j: UltraGCN's w3 + w4 kappa beta_uj (Mao et al. 2021, eq. 10-11). It
     is of rank one beside a constant, so neither weights nor probabilities are kept. Returns the value, float64, and
-    its gradients of users [b, d] and items [N, d].
+    its gradient of items [N, d], and writes that of users [b, d].
     """
     item_dN = item_Nd.T.contiguous()
-    user_grad, item_grad = torch.empty_like(user_bd), torch.zeros_like(item_Nd)
+    item_grad = torch.zeros_like(item_Nd)
     sums = []
     for at in range(0, len(user_bd), _BLOCK):
         user, scale = user_bd[at : at + _BLOCK], scale_b[at : at + _BLOCK]
@@ -61,7 +61,7 @@ def _shared_negatives(
         torch.mm(slope_bN, item_Nd, out=user_grad[at : at + _BLOCK])
         item_grad.addmm_(slope_bN.T, user)
     total = _total(torch.cat(sums), base, scale_b) if sums else user_bd.new_zeros((), dtype=torch.float64)
-    return total, user_grad, item_grad
+    return total, item_grad
 
 
 class Sampled(NamedTuple):
@@ -131,19 +131,18 @@ def _group_by_group(user_bd: Tensor, item_Jd: Tensor, at: Sampled, grad_Jd: Tens
     N = len(item_Jd) // len(at.parts)
     scale = at.negative_weight / (at.size * N)
     total, square_d = user_bd.new_zeros((), dtype=torch.float64), torch.zeros_like(at.l2_d)
-    grads, first = [], 0
+    user_grad, first = torch.empty_like(user_bd), 0
     for group, b in enumerate(at.parts):
         rows, of_b = slice(group * N, (group + 1) * N), slice(first, first + b)
         item_Nd = item_Jd[rows]
-        value, user_grad, item_grad = _shared_negatives(
-            user_bd[of_b], item_Nd, at.base, at.scale_b[of_b], at.weight_J[rows]
+        value, item_grad = _shared_negatives(
+            user_bd[of_b], item_Nd, at.base, at.scale_b[of_b], at.weight_J[rows], user_grad[of_b]
         )
         total += value
-        grads.append(user_grad)
         square_d.add_(torch.linalg.vecdot(item_Nd, item_Nd, dim=0), alpha=b / (at.size * N))
         torch.mul(item_grad, scale, out=grad_Jd[rows]).addcmul_(item_Nd, at.l2_d, value=2 * b / (at.size * N))
         first += b
-    return (total * scale).to(user_bd.dtype), torch.cat(grads).mul_(scale), square_d
+    return (total * scale).to(user_bd.dtype), user_grad.mul_(scale), square_d
 
 
 def positives(score_b: Tensor, weight_b: Tensor) -> Tensor:

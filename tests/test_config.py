@@ -77,6 +77,11 @@ def test_deepspeed_values_that_m3dist_sets_are_refused(value: str, says: str) ->
         configs.load(None, ["strategy=deepspeed", value])
 
 
+def test_groups_need_shared_negatives() -> None:
+    with pytest.raises(configs.ConfigError, match="backbone: groups share negatives"):
+        configs.load(None, ["backbone.groups=2", "backbone.sampling=per_positive"])
+
+
 def test_values_that_change_numbers_change_keys() -> None:
     dataset = SimpleNamespace(fingerprint="f")
 
