@@ -26,6 +26,7 @@ class Options:
     pythons: tuple[str, ...]
     peers: tuple[str, ...]
     limits: peers.Limits
+    seed: int
 
 
 SECTIONS = {
@@ -49,7 +50,7 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
     if section == "growth":
         yield from growth.measure(folder)
     if section == "peers" and options.data is not None:
-        yield from peers.measure(options.data, options.pythons, options.limits, options.peers)
+        yield from peers.measure(options.data, options.pythons, options.limits, options.peers, options.seed)
     if section == "whole" and options.data is not None:
         yield from whole.measure(options.data)
 
@@ -62,14 +63,16 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
 @click.option("--peer", "some", multiple=True, help="Only this peer; may be repeated.")
 @click.option("--budget", default=60.0, show_default=True, help="Seconds that a peer trains at most.")
 @click.option("--target", default=0.18, show_default=True, help="The validation NDCG@10 that peers race to.")
+@click.option("--seed", default=0, show_default=True, help="Of our backbone and the plain one beside the peers.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the numbers here.")
 @click.option("--compare", "old", type=click.Path(path_type=Path), help="A file that --json wrote: show new / old.")
 def main(
     sections: tuple[str, ...], sizes: tuple[str, ...], data: Path | None, pythons: tuple[str, ...],
-    some: tuple[str, ...], budget: float, target: float, path: Path | None, old: Path | None,
+    some: tuple[str, ...], budget: float, target: float, seed: int, path: Path | None,
+    old: Path | None,
 ) -> None:  # fmt: skip
     console = Console()
-    options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target))
+    options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target), seed)
     try:
         chosen, chosen_sizes = measure.only(SECTIONS, sections, "section"), measure.only(SIZES, sizes, "size")
         measure.only([*peers.OURS, *peers.THEIRS], some, "peer")

@@ -28,7 +28,7 @@ def plain_sampler(subject: Subject, batch: int) -> Sampler:
     data = subject.data
     return Sampler(
         data.user, data.item, data.n_items, batch_size=batch, negatives=NEGATIVES, per_positive=True,
-        seed=0, purpose="plain",
+        seed=subject.config.seed, purpose="plain",
     )  # fmt: skip
 
 

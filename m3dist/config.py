@@ -57,8 +57,8 @@ class Backbone(Section):
     dim: PositiveInt = 64  # width of the id embeddings
     content_dim: PositiveInt = 64  # width that item content is projected to
     sampling: Literal["shared", "per_positive"] = "shared"
-    negatives: PositiveInt = 256  # per group when shared, per positive otherwise
-    groups: PositiveInt = 1  # when shared: equal parts of a global batch, each with negatives of its own
+    negatives: PositiveInt = 128  # per group when shared, per positive otherwise
+    groups: PositiveInt = 16  # when shared: equal parts of a global batch, each with negatives of its own
     negative_weight: PositiveFloat = 10.0  # weight of the mean over negatives beside the mean over positives
     w1: NonNegativeFloat = 1.0  # base weight of a positive
     w2: NonNegativeFloat = 1.0  # weight of kappa * beta_ui
@@ -72,6 +72,13 @@ class Backbone(Section):
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat = 1e-2  # on ||W||^2; without it W undoes a mask, which only scales its columns
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _ungrouped(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("sampling") == "per_positive":
+            return {"groups": 1, **values}  # the default is for shared negatives
+        return values
 
     @pydantic.model_validator(mode="after")
     def _grouped(self) -> Backbone:

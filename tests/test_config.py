@@ -80,6 +80,7 @@ def test_deepspeed_values_that_m3dist_sets_are_refused(value: str, says: str) ->
 def test_groups_need_shared_negatives() -> None:
     with pytest.raises(configs.ConfigError, match="backbone: groups share negatives"):
         configs.load(None, ["backbone.groups=2", "backbone.sampling=per_positive"])
+    assert configs.load(None, ["backbone.sampling=per_positive"]).backbone.groups == 1  # not the default of shared ones
 
 
 def test_values_that_change_numbers_change_keys() -> None:

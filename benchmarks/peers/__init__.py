@@ -73,11 +73,13 @@ class Course:
         }
 
 
-def measure(data: Path, pythons: tuple[str, ...], limits: Limits, only: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Raises ValueError on an unknown peer."""
+def measure(
+    data: Path, pythons: tuple[str, ...], limits: Limits, only: tuple[str, ...] = (), seed: int = 0
+) -> Iterator[Row]:
+    """seed: of ours and of the plain one. Raises ValueError on an unknown peer."""
     if unknown := [name for name in only if name not in THEIRS | OURS]:
         raise ValueError(f"no peer {', '.join(unknown)}; there are {', '.join(THEIRS | OURS)}")
-    subject = Subject(Dataset(data))
+    subject = Subject(Dataset(data), f"seed={seed}")
     rank = validation(subject)
     for name in OURS:
         if (not only and name != "plain backbone") or name in only:  # the plain one takes a quarter of an hour
