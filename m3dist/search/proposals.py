@@ -1,10 +1,10 @@
 """What to try next: random points, a grid, or Optuna's TPE; all prefer what reuses finished stages.
 
-- random: proposal i of a seed is always the same point. `reuse.siblings` in a row share the values that the first
-  stage depends on, each still uniform over the space. Among the next `reuse.lookahead` of them the one with the most
-  stages done goes first; one whose stage somebody trains just now waits, unless there is nothing else.
+- random: proposal i of a seed is always the same point. `reuse.siblings` in a row share the values of the first stage
+  that the space varies, each still uniform over the space. Among the next `reuse.lookahead` of them the one with the
+  most stages done goes first; one whose stage somebody trains just now waits, unless there is nothing else.
 - grid: every point, with the first stage's values changing last; the same look ahead.
-- optuna: while a finished first stage that no rung has stopped has fewer than `siblings` proposals, the model is
+- optuna: while a finished stage of that kind that no rung has stopped has fewer than `siblings` proposals, the model is
   asked for the rest of the point with that stage's values given; otherwise for a whole point.
 A proposal whose stage was stopped by a rung in another trial, or diverged there, is passed over: training is a
 function of the config, so it would end the same way.
@@ -137,13 +137,12 @@ class Stream:
 
     def _random(self) -> Iterator[Proposal]:
         plan = self.plan
-        first = plan.stages[0]
-        group = plan.search.reuse.siblings if plan.search.reuse.on else 1
+        group = plan.search.reuse.siblings if plan.search.reuse.on and plan.shared else 1
         seen: set[str] = set()
         misses = 0
         for index in itertools.count():
             rngs = {
-                name: numpy_rng(plan.search.seed, "search", name, index // group if at == first else index)
+                name: numpy_rng(plan.search.seed, "search", name, index // group if at == plan.shared else index)
                 for name, at in plan.stage.items()
             }
             values = draw(plan.space, rngs)
@@ -187,9 +186,9 @@ class Model:
         return self.stages.busy(first, self.plan.keys({})[first])
 
     def _sibling(self) -> Values:
-        """The first stage's values of the best trial whose stage is done and has room for siblings."""
-        first, reuse = self.plan.stages[0], self.plan.search.reuse
-        if not reuse.on:
+        """The values that siblings share, of the best trial whose stage is done and has room for more."""
+        first, reuse = self.plan.shared, self.plan.search.reuse
+        if not reuse.on or not first:
             return {}
         groups: dict[str, list[Trial]] = {}
         for trial in self.ledger.trials.values():

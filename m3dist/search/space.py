@@ -101,7 +101,7 @@ class Scheduler(Section):
 
 class Reuse(Section):
     on: bool = True  # off: every trial trains all its stages
-    siblings: PositiveInt = 4  # proposals that share the values of the first stage
+    siblings: PositiveInt = 4  # proposals that share the values of the first stage in which they differ
     lookahead: PositiveInt = 32  # proposals among which one that can reuse a stage goes first
 
 
@@ -215,6 +215,12 @@ class Plan:
     @property
     def stages(self) -> list[str]:
         return pipeline.planned(self.base, test=False)
+
+    @property
+    def shared(self) -> str:
+        """The first stage that differs between points; empty where no later one does and siblings would be equal."""
+        varied = [stage for stage in self.stages if stage in self.stage.values()]
+        return varied[0] if len(varied) > 1 else ""
 
     def extremes(self) -> list[Config]:
         """The base and every dimension's values, one at a time."""

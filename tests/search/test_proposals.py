@@ -33,6 +33,36 @@ def test_random_proposals_are_fixed_by_the_seed_and_share_stages(tmp_path: Path)
     assert len({p["align.lr"] for p in points("d", 3, 1)}) == 8
 
 
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_siblings_share_the_first_stage_that_varies(tmp_path: Path, searcher: str) -> None:
+    """Stage 1 is the same in every point, so stage 2 is what there is to share."""
+    wide = {"invariance.gamma": {"log_uniform": [1e-2, 1.0]}, "merge.lr": {"log_uniform": [1e-3, 1e-1]}}
+    plan = plan_of(tmp_path, space=wide, searcher=searcher, startup=4, reuse={"siblings": 3})
+    ledger = Ledger(plan)
+    store = proposals.Stages(plan, ledger).store
+    for n in range(9):
+        proposal = proposals.of(plan, ledger).next()
+        assert proposal is not None
+        ledger.record("proposed", trial=f"t{n}", index=proposal.index, values=proposal.values, keys=proposal.keys)
+        ledger.record("result", trial=f"t{n}", stage="merge", step=3, epochs=1, seconds=1.0, metric=0.1)
+        ledger.record("ended", trial=f"t{n}", status="finished", metric=0.1)
+        for stage in ("align", "invariance"):
+            store.save(stage, proposal.keys[stage], {}, {})
+    values = [t.values for t in ledger.trials.values()]
+    ledger.close()
+    assert sorted(Counter(v["invariance.gamma"] for v in values).values()) == [3, 3, 3]
+    assert len({v["merge.lr"] for v in values}) == 9
+
+
+def test_points_that_differ_in_one_stage_only_share_no_value_of_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, space={"merge.lr": {"log_uniform": [1e-3, 1e-1]}}, reuse={"siblings": 3})
+    ledger = Ledger(plan)
+    source = proposals.of(plan, ledger)
+    points = [proposal.index for proposal in (source.next() for _ in range(6)) if proposal]
+    ledger.close()
+    assert points == [0, 1, 2, 3, 4, 5]  # none was passed over as a copy of the one before
+
+
 def test_proposals_wait_for_stages_in_training_and_pass_over_stopped_ones(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, reuse={"siblings": 3, "lookahead": 6})
     ledger = Ledger(plan)
