@@ -50,16 +50,11 @@ def align(R: int, C: int, widths: list[int], D: int, h: int, identity: bool) -> 
     return Cost(flop)
 
 
-def environments(B: int, N: int, d: int, c: int, D: int, U: int, R: int) -> Cost:
-    """One step of all environment models of one representation; embeddings are frozen and only read."""
-    flop = product(B, c, D, 2) + product(B, d + D, N, 2)
-    return Cost(flop, 4 * (U * (d + c) + R * (d + D)))
-
-
-def mask(B: int, N: int, d: int, c: int, D: int, U: int, R: int) -> Cost:
-    """One mask step of one representation: scores, the gradients of query and mask, and every sample's pull."""
-    flop = product(B, c, D, 2) + product(B, d, N, 1) + product(B, D, N, 3) + product(B, N, D, 1) + product(B, c, D, 1)
-    return Cost(flop, 4 * (U * (d + c) + R * (d + D)))
+def stage2(B: int, N: int, d: int, c: int, widths: list[int], U: int, R: int) -> Cost:
+    """One step of the environment models, or of the masks, of representations `widths` wide: frozen ids are scored once
+    for all, each row's query and pull meet the negatives, and its content the projection and its gradient."""
+    flop = product(B, d, N, 1) + sum(product(B, c, D, 2) + product(B, D, N, 2) for D in widths)
+    return Cost(flop, 4 * (U * (d + c) + R * (d + sum(widths))))
 
 
 def ranking(users: int, items: int, d: int, models: int = 1) -> Cost:

@@ -49,19 +49,15 @@ def train(kind: str, subject: Subject, size: str, limits: Roof) -> Row:
     return Row("steps", f"{kind} step, {size}", {"interactions/s": rate, **values, "peak MiB": peak_mib(step)})
 
 
-def _stage2(subject: Subject, formula: str) -> costs.Cost:
+def _stage2(subject: Subject) -> costs.Cost:
     """One step of every representation."""
     config, data = subject.config, subject.data
     settings, backbone = config.invariance, config.backbone
     B = min(settings.batch_size, len(data.user))
-    sampler = data.sampler(B, "touched", settings.negatives)
-    batch = sampler(0, 0)
+    batch = data.sampler(B, "touched", settings.negatives)(0, 0)
     U, R = len(batch.user_b.unique()), len(torch.cat([batch.item_b, batch.negative]).unique())
-    parts = [
-        getattr(costs, formula)(B, settings.negatives, backbone.dim, backbone.content_dim, x.shape[1], U, R)
-        for x in subject.representations
-    ]
-    return sum(parts, costs.Cost())
+    widths = [x.shape[1] for x in subject.representations]
+    return costs.stage2(B, settings.negatives, backbone.dim, backbone.content_dim, widths, U, R)
 
 
 def environments(subject: Subject, size: str, limits: Roof) -> Row:
@@ -73,7 +69,7 @@ def environments(subject: Subject, size: str, limits: Roof) -> Row:
     E = short.config.invariance.environments
     rated = len(short.data.item.unique())
     scoring = costs.Cost(2.0 * rated * D * E * c + 2.0 * n * E * c * len(x))
-    spent = _stage2(short, "environments") * steps + scoring
+    spent = _stage2(short) * steps + scoring
 
     def run() -> None:
         short.environments(split)
@@ -89,7 +85,7 @@ def masks(subject: Subject, size: str, limits: Roof) -> Row:
     short = subject.part(12, "invariance.mask_epochs=1")
     split, x = short.split(), short.representations
     steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
-    spent = _stage2(short, "mask") * steps
+    spent = _stage2(short) * steps
 
     def run() -> None:
         short.masks(split)

@@ -79,13 +79,10 @@ class Subject:
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""
-        names = range(self.config.invariance.environments)
-        out = []
-        for r, x in enumerate(self.representations):
-            scale_D = torch.full((x.shape[1],), 0.5)
-            models = invariance.train_environments(self.frozen, {r: names}, {r: scale_D}, {r: split[r]}, 0)
-            out.append(assignment.assign(self.frozen, r, scale_D, *models[r], names))
-        return out
+        names, xs = range(self.config.invariance.environments), dict(enumerate(self.representations))
+        scale = {r: torch.full((x.shape[1],), 0.5) for r, x in xs.items()}
+        models = invariance.train_environments(self.frozen, dict.fromkeys(xs, names), scale, dict(enumerate(split)), 0)
+        return [assignment.assign(self.frozen, r, scale[r], *models[r], names) for r in xs]
 
     def masks(self, split: list[Tensor]) -> None:
         """One round of mask learning for every representation."""

@@ -9,7 +9,7 @@ representation width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Frozen:
         backbone = config.backbone
         w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
         self._last: tuple[Batch, Any] | None = None
+        self.interrupted: Callable[[], bool] = lambda: False  # of a process that leads itself
         self.weights = Weights(tensors["user_degree"], tensors["item_degree"], w, backbone.kappa).to(device)
 
     @staticmethod
@@ -71,6 +72,11 @@ class Frozen:
 
     def batch(self, sampler: Sampler, epoch: int, step: int) -> Batch:
         return sampler(epoch, step, self.engine.rank, self.engine.world)
+
+    def heed(self) -> None:
+        """Raises KeyboardInterrupt when the run was interrupted: a round of large data is long."""
+        if self.interrupted():
+            raise KeyboardInterrupt
 
     def fits(
         self, batch: Batch, r: int, environment_b: Tensor, names: Sequence[int], W: Tensor, bias: Tensor,

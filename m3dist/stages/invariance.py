@@ -3,7 +3,8 @@
 Per representation r: E environment models on Psi_r = (1 - m_r) o x_r, each a fresh content projection (W_e, b_e)
 over stage 1's frozen embeddings, trained together; then each interaction moves to the environment that scores it
 highest (eq. 8); then the mask learns on Phi_r = m_r o x_r. Representations do not meet, nor do environments inside a
-round, so both are tasks of their own for actors; what a task returns depends on its arguments alone, bit for bit.
+round, so actors can share them out; a process that has several takes them through its batches together, and what it
+finds of each depends on that one's arguments alone, bit for bit.
 
 Shapes: n interactions, b this worker's share of a batch, N negatives, E environments, c content width of users, D
 representation width.
@@ -43,6 +44,7 @@ def train_environments(
     sampler = frozen.sampler(f"environments.{round_}")
     for epoch in range(settings.environment_epochs):
         for step in range(sampler.steps):
+            frozen.heed()
             dense.backward(dense(frozen.batch(sampler, epoch, step), environment))
             dense.step()
     state = dense.state()
@@ -60,6 +62,7 @@ def learn_masks(
     sums: dict[str, Tensor] = {}
     for epoch in range(settings.mask_epochs):
         for step in range(sampler.steps):
+            frozen.heed()
             terms = dense(frozen.batch(sampler, epoch, step), environment)
             dense.backward(torch.stack([part["loss"] for part in terms.values()]).sum())
             dense.step()
@@ -91,17 +94,20 @@ def refill(environment_n: Tensor, environments: int, how: str, generator: torch.
     return environment_n, empty
 
 
-def _environments_of_one(
-    frozen: Frozen, r: int, group: tuple[int, ...], scale_D: Tensor, environment_n: Tensor, round_: int
-) -> tuple[Tensor, Tensor]:
+def _environments_of(
+    frozen: Frozen, rs: tuple[int, ...], groups: tuple[tuple[int, ...], ...], scales: tuple[Tensor, ...], round_: int,
+    *environment: Tensor,
+) -> tuple[tuple[Tensor, Tensor], ...]:  # fmt: skip
     device = frozen.engine.device
-    return train_environments(frozen, {r: group}, {r: scale_D.to(device)}, {r: environment_n.to(device)}, round_)[r]
+    there, named = ({r: x.to(device) for r, x in zip(rs, xs, strict=True)} for xs in (scales, environment))
+    return (*train_environments(frozen, dict(zip(rs, groups, strict=True)), there, named, round_).values(),)
 
 
-def _mask_of_one(
-    frozen: Frozen, r: int, logit_D: Tensor, environment_n: Tensor, round_: int
-) -> tuple[Tensor, dict[str, float]]:
-    return learn_masks(frozen, {r: logit_D}, {r: environment_n.to(frozen.engine.device)}, round_)[r]
+def _masks_of(
+    frozen: Frozen, rs: tuple[int, ...], logits: tuple[Tensor, ...], round_: int, *environment: Tensor
+) -> tuple[tuple[Tensor, dict[str, float]], ...]:
+    named = {r: part.to(frozen.engine.device) for r, part in zip(rs, environment, strict=True)}
+    return (*learn_masks(frozen, dict(zip(rs, logits, strict=True)), named, round_).values(),)
 
 
 class Rounds:
@@ -130,17 +136,23 @@ class Rounds:
             frozen.engine.add_up(whole)
             return [part.cpu() for part in whole]
         parts = _parts(len(self.pool.actors), len(scales), E)
-        groups = [(r, tuple(alive[r][at::parts])) for r in rs for at in range(parts) if alive[r][at::parts]]
+        if parts == 1:
+            bundles = [(bundle, tuple(tuple(alive[r]) for r in bundle)) for bundle in self._bundles(len(scales))]
+        else:
+            bundles = [((r,), (tuple(alive[r][at::parts]),)) for r in rs for at in range(parts) if alive[r][at::parts]]
         put = [self.pool.put(part.to(torch.int16)) for part in environment]
-        tasks = [(r, group, scales[r], put[r], round_) for r, group in groups]
-        models = self.pool.map(_environments_of_one, tasks, self.stop)
+        tasks = [
+            (bundle, groups, tuple(scales[r] for r in bundle), round_, *(put[r] for r in bundle))
+            for bundle, groups in bundles
+        ]
+        models: dict[int, list[tuple[tuple[int, ...], tuple[Tensor, Tensor]]]] = {r: [] for r in rs}
+        for (bundle, groups), found in zip(bundles, self.pool.map(_environments_of, tasks, self.stop), strict=True):
+            for r, group, model in zip(bundle, groups, found, strict=True):
+                models[r].append((group, model))
         shares: list[tuple] = []
         for r in rs:
-            names = [e for s, group in groups if s == r for e in group]
-            order = sorted(range(len(names)), key=names.__getitem__)
-            W, b = (
-                torch.cat([m[k] for (s, _), m in zip(groups, models, strict=True) if s == r])[order] for k in (0, 1)
-            )
+            order = sorted(range(len(alive[r])), key=[e for group, _ in models[r] for e in group].__getitem__)
+            W, b = (torch.cat([model[k] for _, model in models[r]])[order] for k in (0, 1))
             shares += [(r, scales[r], W, b, alive[r], at, parts) for at in range(parts)]
         chosen = self.pool.map(assign, shares, self.stop)
         mine = torch.cat([self.blocks.interactions(at, parts) for at in range(parts)]).cpu()
@@ -157,8 +169,20 @@ class Rounds:
             device = self.together.engine.device
             named = {r: part.to(device) for r, part in enumerate(environment)}
             return [*learn_masks(self.together, dict(enumerate(logits)), named, round_).values()]
-        tasks = [(r, logit_D, environment[r].to(torch.int16), round_) for r, logit_D in enumerate(logits)]
-        return self.pool.map(_mask_of_one, tasks, self.stop)
+        bundles = self._bundles(len(logits))
+        tasks = [
+            (bundle, tuple(logits[r] for r in bundle), round_, *(environment[r].to(torch.int16) for r in bundle))
+            for bundle in bundles
+        ]
+        found: dict[int, tuple[Tensor, dict[str, float]]] = {}
+        for bundle, learned in zip(bundles, self.pool.map(_masks_of, tasks, self.stop), strict=True):
+            found |= zip(bundle, learned, strict=True)
+        return [found[r] for r in range(len(logits))]
+
+    def _bundles(self, representations: int) -> list[tuple[int, ...]]:
+        """Representations that one process takes through its batches together: the ids' scores are the same for all."""
+        lots = min(max(1, len(self.pool.actors)), representations)
+        return [tuple(range(at, representations, lots)) for at in range(lots)]
 
 
 def _parts(actors: int, representations: int, environments: int) -> int:
@@ -205,6 +229,8 @@ def run(
         Frozen, tensors, config, None if actors else engine, actors=actors, resources=dict(config.actor_resources),
         failures=config.max_failures, autoscaling=config.autoscaling, device=engine.device,
     ) as pool:  # fmt: skip
+        if not actors and engine.world == 1:
+            pool.state.interrupted = tracker.interrupted
         rounds = Rounds(pool, None if actors else pool.state, config, tracker, tensors["item"])
         while len(history) < settings.rounds and not (history and _still(history[-1], settings.moved)):
             round_, started = len(history), time.perf_counter()

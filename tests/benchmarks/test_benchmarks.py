@@ -97,6 +97,12 @@ def test_cost_of_a_backbone_step_by_hand() -> None:
     assert cost.moved == 6 * 4 * (2 * 9 + 4 * 4) + 4 * 4 * 6
 
 
+def test_cost_of_a_step_of_stage_2_by_hand() -> None:
+    cost = costs.stage2(B=2, N=3, d=4, c=5, widths=[6, 7], U=2, R=4)
+    assert cost.flop == 2 * (2 * 4 * 3) + 2 * 2 * (2 * 5 * 13) + 2 * 2 * (2 * 13 * 3)
+    assert cost.moved == 4 * (2 * 9 + 4 * (4 + 13))
+
+
 def test_alternate_takes_turns() -> None:
     order: list[str] = []
     measure.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)

@@ -186,3 +186,18 @@ def test_an_interrupted_stage_goes_on_between_rounds(
     assert len(saved.latest().meta["history"]) == 1  # type: ignore[union-attr]
     with Tracker(None) as tracker:
         same(invariance.run(given[0], config, given[1], tracker, checkpoints=saved), series)
+
+
+def test_an_interrupt_is_heard_inside_a_round(
+    given: tuple[Dataset, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process; not only where one half of a round ends, which on large data is minutes away."""
+    looks: list[int] = []
+
+    def at_the_second_step() -> bool:
+        looks.append(1)
+        return len(looks) == 3
+
+    monkeypatch.setattr(invariance, "assign", lambda *_: pytest.fail("the environments were trained to their end"))
+    with pytest.raises(KeyboardInterrupt), Tracker(None, stop=at_the_second_step) as tracker:
+        invariance.run(given[0], small(), given[1], tracker)
