@@ -16,6 +16,7 @@ from benchmarks import growth, measure, peers, steps, versus, whole
 from benchmarks.measure import Report, Roof, Row
 from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
+from m3dist.config import load
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Options:
     pythons: tuple[str, ...]
     peers: tuple[str, ...]
     limits: peers.Limits
-    seed: int
+    values: tuple[str, ...]
 
 
 SECTIONS = {
@@ -50,7 +51,7 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
     if section == "growth":
         yield from growth.measure(folder)
     if section == "peers" and options.data is not None:
-        yield from peers.measure(options.data, options.pythons, options.limits, options.peers, options.seed)
+        yield from peers.measure(options.data, options.pythons, options.limits, options.peers, options.values)
     if section == "whole" and options.data is not None:
         yield from whole.measure(options.data)
 
@@ -63,16 +64,18 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
 @click.option("--peer", "some", multiple=True, help="Only this peer; may be repeated.")
 @click.option("--budget", default=60.0, show_default=True, help="Seconds that a peer trains at most.")
 @click.option("--target", default=0.18, show_default=True, help="The validation NDCG@10 that peers race to.")
-@click.option("--seed", default=0, show_default=True, help="Of our backbone and the plain one beside the peers.")
+@click.option(
+    "--set", "values", multiple=True, metavar="KEY=VALUE",
+    help="A config value of ours beside the peers and of the plain one; may be repeated.",
+)  # fmt: skip
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the numbers here.")
 @click.option("--compare", "old", type=click.Path(path_type=Path), help="A file that --json wrote: show new / old.")
 def main(
     sections: tuple[str, ...], sizes: tuple[str, ...], data: Path | None, pythons: tuple[str, ...],
-    some: tuple[str, ...], budget: float, target: float, seed: int, path: Path | None,
-    old: Path | None,
+    some: tuple[str, ...], budget: float, target: float, values: tuple[str, ...], path: Path | None, old: Path | None,
 ) -> None:  # fmt: skip
     console = Console()
-    options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target), seed)
+    options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target), values)
     try:
         chosen, chosen_sizes = measure.only(SECTIONS, sections, "section"), measure.only(SIZES, sizes, "size")
         measure.only([*peers.OURS, *peers.THEIRS], some, "peer")
@@ -80,6 +83,7 @@ def main(
             if needy := [name for name in sections if name in NEED_DATA]:
                 raise ValueError(f"{', '.join(needy)}: give --data a folder that `m3dist prepare` made")
             chosen = [name for name in chosen if name not in NEED_DATA]
+        load(None, values)
         before = Report.read(old) if old else None
     except ValueError as error:
         raise click.UsageError(str(error)) from None

@@ -74,12 +74,12 @@ class Course:
 
 
 def measure(
-    data: Path, pythons: tuple[str, ...], limits: Limits, only: tuple[str, ...] = (), seed: int = 0
+    data: Path, pythons: tuple[str, ...], limits: Limits, only: tuple[str, ...] = (), values: tuple[str, ...] = ()
 ) -> Iterator[Row]:
-    """seed: of ours and of the plain one. Raises ValueError on an unknown peer."""
+    """values: KEY=VALUE of ours and of the plain one. Raises ValueError on an unknown peer."""
     if unknown := [name for name in only if name not in THEIRS | OURS]:
         raise ValueError(f"no peer {', '.join(unknown)}; there are {', '.join(THEIRS | OURS)}")
-    subject = Subject(Dataset(data), f"seed={seed}")
+    subject = Subject(Dataset(data), *values)
     rank = validation(subject)
     for name in OURS:
         if (not only and name != "plain backbone") or name in only:  # the plain one takes a quarter of an hour
