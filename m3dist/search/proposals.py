@@ -99,12 +99,11 @@ class Stream:
         self._points = (p for p in points if p.index not in issued and p.values not in plan.search.points)
 
     def next(self) -> Proposal | None:
-        reuse = self.plan.search.reuse
         while True:
             alive = [p for p in self._window if not self.stages.dead(p.keys)]
             self.passed_over += len(self._window) - len(alive)
             self._window = alive
-            more = list(itertools.islice(self._points, (reuse.lookahead if reuse.on else 1) - len(alive)))
+            more = list(itertools.islice(self._points, max(0, self._ahead() - len(alive))))
             self._window += more
             if not more:
                 break
@@ -115,6 +114,11 @@ class Stream:
             return None
         self._window.remove(best)
         return best
+
+    def _ahead(self) -> int:
+        """Proposals to choose from: enough for one that no running trial is about to train a stage of."""
+        reuse, running = self.plan.search.reuse, sum(t.status in OPEN for t in self.ledger.trials.values())
+        return max(reuse.lookahead, reuse.siblings * (running + 1)) if reuse.on else 1
 
     def _worth(self, proposal: Proposal) -> int:
         """Stages done; -1 where a running trial trains the next one."""

@@ -54,6 +54,18 @@ def test_siblings_share_the_first_stage_that_varies(tmp_path: Path, searcher: st
     assert len({v["merge.lr"] for v in values}) == 9
 
 
+def test_many_trials_at_once_need_not_wait_for_their_siblings(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, reuse={"siblings": 4, "lookahead": 8})
+    ledger = Ledger(plan)
+    source = proposals.of(plan, ledger)
+    for n in range(6):
+        proposal = source.next()
+        assert proposal is not None, f"{n} trials run, and nothing is left to start"
+        ledger.record("proposed", trial=f"t{n}", index=proposal.index, values=proposal.values, keys=proposal.keys)
+        ledger.record("started", trial=f"t{n}")
+    ledger.close()
+
+
 def test_points_that_differ_in_one_stage_only_share_no_value_of_it(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, space={"merge.lr": {"log_uniform": [1e-3, 1e-1]}}, reuse={"siblings": 3})
     ledger = Ledger(plan)
