@@ -11,6 +11,7 @@ import torch
 from m3dist import fusion, losses, ranking
 from m3dist.data.batches import Distinct, Permutation, Sampler, share
 from m3dist.data.graph import item_neighbours
+from m3dist.models import ultragcn
 from m3dist.parallel.engine import Engine
 from m3dist.parallel.tables import RowTable, Touched, pull_rows, push_rows
 
@@ -106,6 +107,31 @@ def test_ultragcn_value_and_gradients(parts: tuple[int, ...]) -> None:
     assert {name: float(x) for name, x in got.items()} == pytest.approx({k: float(x.detach()) for k, x in want.items()})
     for mine, theirs in zip(gradients, torch.autograd.grad(sum(want.values()), [user, item]), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("all_scores", [True, False])
+def test_own_negatives_value_and_gradients(all_scores: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all items are scored and the negatives picked, or the negatives' rows are: the same as a loop."""
+    monkeypatch.setattr(ultragcn, "_SPARSE", 99 if all_scores else 0)
+    weights = ultragcn.Weights(torch.tensor([3, 1, 2]), torch.tensor([2, 1, 3, 0]), (1.0, 0.7, 0.9, 1.1), 0.5)
+    user_id, item_id = torch.tensor([0, 2]), torch.tensor([1, 3])
+    negative = torch.tensor([[0, 1, 1], [2, 0, 3]])  # one of them twice
+    user, item = randn(2, 5).requires_grad_(), randn(4, 5, seed=1).requires_grad_()
+    got = ultragcn.interaction_loss(
+        user, item, item_id, negative, weights, user_id, item_id, negative, size=7, negative_weight=10.0
+    )
+    c_I, a_U = weights.c_I.double(), weights.a_U.double()
+    want = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    for b, (u, i) in enumerate(zip(user_id.tolist(), item_id.tolist(), strict=True)):
+        want[0] -= (1.0 + 0.5 * 0.7 * a_U[u] * c_I[i]) * (user[b] @ item[i]).sigmoid().log() / 7
+        for j in negative[b].tolist():
+            weight = 0.9 + 0.5 * 1.1 * a_U[u] * c_I[j]
+            want[1] -= 10 * weight * (1 - (user[b] @ item[j]).sigmoid()).log() / (7 * 3)
+    for ours, value in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(got), [user, item]), torch.autograd.grad(sum(want), [user, item]), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_contrastive_is_eq_2_to_4() -> None:

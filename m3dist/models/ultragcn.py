@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m3dist import losses
 
+_SPARSE = 64  # items to score for each negative, from which on negatives are scored one by one
 
 class UltraGCN(nn.Module):
     """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0)."""
@@ -89,6 +90,9 @@ def interaction_loss(
     """
     positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b)) / size
     base, scale_b = weights.negative(user_b)
-    score_bn = torch.bmm(item_Rd[at_bn], user_bd.unsqueeze(2)).squeeze(2)
+    if len(item_Rd) < _SPARSE * at_bn.shape[1]:  # rows of items copied once a negative cost more than all the scores
+        score_bn = (user_bd @ item_Rd.T).gather(1, at_bn)
+    else:
+        score_bn = torch.bmm(item_Rd[at_bn], user_bd.unsqueeze(2)).squeeze(2)
     total = losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative_bn])
     return positive, negative_weight * total / (size * negative_bn.shape[-1])

@@ -226,6 +226,7 @@ def _own_negatives(data: Data, batch: Batch, rows: Rows, user_Rd: Tensor, item_R
         out["neighbours"] = config.nu * losses.neighbours(score_bs, rows.omega) / batch.size
     square = user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
     if len(batch.user_b):  # the mean over negatives is the batch's, of which each worker takes its part
-        square = square + item_Rd[rows.negative_at].square().flatten(0, -2).mean(0) * batch.part
+        times_R = torch.bincount(rows.negative_at.flatten(), minlength=len(item_Rd)).to(item_Rd.dtype)
+        square = square + (times_R @ item_Rd.square()) * (batch.part / rows.negative_at.numel())
     out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
     return out, torch.stack(list(out.values())).sum()
