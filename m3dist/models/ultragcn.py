@@ -18,6 +18,7 @@ from m3dist import losses
 
 _SPARSE = 64  # items to score for each negative, from which on negatives are scored one by one
 
+
 class UltraGCN(nn.Module):
     """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0)."""
 
