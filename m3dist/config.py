@@ -67,7 +67,7 @@ class Backbone(Section):
     kappa: NonNegativeFloat = 1.0
     nu: NonNegativeFloat = 0.1
     neighbours: PositiveInt = 10  # of each item in the item-item graph
-    neighbour_samples: PositiveInt = 2  # of them drawn in a step, scaled to the sum over all
+    neighbour_samples: PositiveInt = 1  # of them drawn in a step, scaled to the sum over all
     l2: NonNegativeFloat = 3e-2  # on the rows of a step, per sample
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample

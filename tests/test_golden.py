@@ -19,7 +19,7 @@ from m3dist.stages.merge import MergeTask
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",
-    "backbone.content_dim=8",
+    "backbone.content_dim=8", "backbone.neighbour_samples=2",
     "backbone.negatives=32", "align.batch_size=256", "merge.batch_size=256", "invariance.batch_size=256",
     "invariance.environments=3", "invariance.negatives=32", "align.dim=16",
 ]  # fmt: skip

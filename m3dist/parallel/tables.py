@@ -143,9 +143,16 @@ class RowTable:
             lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
         if not self.dense:
-            self.first.index_put_((ids_R,), first)
-            self.second.index_put_((ids_R,), second)
-            self.weight.index_put_((ids_R,), weight)
+            for table, rows in ((self.first, first), (self.second, second), (self.weight, weight)):
+                _put(table, ids_R, rows)
+
+
+def _put(table_nd: Tensor, ids_R: Tensor, rows_Rd: Tensor) -> None:
+    """Write distinct rows; on a CPU by numpy, which copies them whole where index_put_ walks their elements."""
+    if table_nd.device.type == "cpu":
+        table_nd.numpy()[ids_R.numpy()] = rows_Rd.numpy()
+    else:
+        table_nd.index_put_((ids_R,), rows_Rd)
 
 
 class Spread:
