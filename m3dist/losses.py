@@ -26,16 +26,6 @@ def _softplus(score_bN: Tensor) -> tuple[Tensor, Tensor]:
     return slope_bN, score_bN.sub_(torch.log(slope_bN))
 
 
-def _negatives(
-    user_bd: Tensor, item_dN: Tensor, base: float, scale_b: Tensor, weight_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of one block of rows: sums over N of (softplus, weight softplus) [b, 2], and d loss / d score [b, N]."""
-    slope_bN, soft_bN = _softplus(torch.mm(user_bd, item_dN))
-    sums_b2 = soft_bN @ torch.stack([torch.ones_like(weight_N), weight_N], dim=1)
-    slope_bN *= torch.outer(scale_b, weight_N, out=soft_bN).add_(base)
-    return sums_b2, slope_bN
-
-
 def _total(sums_b2: Tensor, base: float, scale_b: Tensor) -> Tensor:
     """float64 sum of the weighted losses whose sums over N are given."""
     sums_b2 = sums_b2.double()
@@ -43,25 +33,28 @@ def _total(sums_b2: Tensor, base: float, scale_b: Tensor) -> Tensor:
 
 
 def _shared_negatives(
-    user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N: Tensor, user_grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weighted BCE of b users against N negatives they share: -log(1 - sigmoid(u . v)), summed over b and N.
+    user_bd: Tensor, item_Nd: Tensor, base: float, scale_b: Tensor, weight_N2: Tensor, sums_b2: Tensor,
+    user_grad: Tensor, item_grad: Tensor,
+) -> None:  # fmt: skip
+    """Weighted BCE of b users against N negatives they share: -log(1 - sigmoid(u . v)), of each user summed over N.
 
     The weight of (u, j) is base + scale_u weight_j: UltraGCN's w3 + w4 kappa beta_uj (Mao et al. 2021, eq. 10-11). It
-    is of rank one beside a constant, so neither weights nor probabilities are kept. Returns the value, float64, and
-    its gradient of items [N, d], and writes that of users [b, d].
+    is of rank one beside a constant, so neither weights nor probabilities are kept. weight_N2 holds (1, weight_j).
+    Writes the two sums that `_total` joins, [b, 2], and the gradients of users [b, d] and of items [N, d].
     """
+    if not len(user_bd):
+        item_grad.zero_()
     item_dN = item_Nd.T.contiguous()
-    item_grad = torch.zeros_like(item_Nd)
-    sums = []
     for at in range(0, len(user_bd), _BLOCK):
-        user, scale = user_bd[at : at + _BLOCK], scale_b[at : at + _BLOCK]
-        sums_b2, slope_bN = _negatives(user, item_dN, base, scale, weight_N)
-        sums.append(sums_b2)
-        torch.mm(slope_bN, item_Nd, out=user_grad[at : at + _BLOCK])
-        item_grad.addmm_(slope_bN.T, user)
-    total = _total(torch.cat(sums), base, scale_b) if sums else user_bd.new_zeros((), dtype=torch.float64)
-    return total, item_grad
+        of_b = slice(at, at + _BLOCK)
+        slope_bN, soft_bN = _softplus(torch.mm(user_bd[of_b], item_dN))
+        torch.mm(soft_bN, weight_N2, out=sums_b2[of_b])
+        slope_bN *= torch.outer(scale_b[of_b], weight_N2[:, 1], out=soft_bN).add_(base)
+        torch.mm(slope_bN, item_Nd, out=user_grad[of_b])
+        if at:
+            item_grad.addmm_(slope_bN.T, user_bd[of_b])
+        else:
+            torch.mm(slope_bN.T, user_bd[of_b], out=item_grad)
 
 
 class Sampled(NamedTuple):
@@ -129,20 +122,22 @@ def _group_by_group(user_bd: Tensor, item_Jd: Tensor, at: Sampled, grad_Jd: Tens
     Writes the items' gradient, of both, into grad_Jd. A mean over negatives is the batch's: each worker takes its part.
     """
     N = len(item_Jd) // len(at.parts)
-    scale = at.negative_weight / (at.size * N)
-    total, square_d = user_bd.new_zeros((), dtype=torch.float64), torch.zeros_like(at.l2_d)
-    user_grad, first = torch.empty_like(user_bd), 0
+    weight_J2 = torch.stack([torch.ones_like(at.weight_J), at.weight_J], dim=1)
+    user_grad, sums_b2 = torch.empty_like(user_bd), user_bd.new_empty(len(user_bd), 2)
+    first = 0
     for group, b in enumerate(at.parts):
-        rows, of_b = slice(group * N, (group + 1) * N), slice(first, first + b)
-        item_Nd = item_Jd[rows]
-        value, item_grad = _shared_negatives(
-            user_bd[of_b], item_Nd, at.base, at.scale_b[of_b], at.weight_J[rows], user_grad[of_b]
-        )
-        total += value
-        square_d.add_(torch.linalg.vecdot(item_Nd, item_Nd, dim=0), alpha=b / (at.size * N))
-        torch.mul(item_grad, scale, out=grad_Jd[rows]).addcmul_(item_Nd, at.l2_d, value=2 * b / (at.size * N))
+        of_J, of_b = slice(group * N, (group + 1) * N), slice(first, first + b)
+        _shared_negatives(
+            user_bd[of_b], item_Jd[of_J], at.base, at.scale_b[of_b], weight_J2[of_J], sums_b2[of_b], user_grad[of_b],
+            grad_Jd[of_J],
+        )  # fmt: skip
         first += b
-    return (total * scale).to(user_bd.dtype), user_grad.mul_(scale), square_d
+    share_g = torch.tensor(at.parts, dtype=user_bd.dtype, device=user_bd.device) / (at.size * N)
+    part_Jd = item_Jd * share_g.repeat_interleave(N)[:, None]
+    scale = at.negative_weight / (at.size * N)
+    grad_Jd.mul_(scale).addcmul_(part_Jd, at.l2_d, value=2)
+    total = _total(sums_b2, at.base, at.scale_b) * scale
+    return total.to(user_bd.dtype), user_grad.mul_(scale), torch.linalg.vecdot(part_Jd, item_Jd, dim=0)
 
 
 def positives(score_b: Tensor, weight_b: Tensor) -> Tensor:
