@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -79,6 +80,9 @@ def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: t
     result = work(rank, world, *args)
     torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # DeepSpeed keeps gloo's threads alive; an interpreter that ends over them aborts now and then
 
 
 def engine_of(config: Config, rank: int, world: int) -> Engine:
