@@ -42,19 +42,14 @@ def _shared_negatives(
     is of rank one beside a constant, so neither weights nor probabilities are kept. weight_N2 holds (1, weight_j).
     Writes the two sums that `_total` joins, [b, 2], and the gradients of users [b, d] and of items [N, d].
     """
-    if not len(user_bd):
-        item_grad.zero_()
     item_dN = item_Nd.T.contiguous()
-    for at in range(0, len(user_bd), _BLOCK):
+    for at in range(0, max(1, len(user_bd)), _BLOCK):  # of no users a product of no rows, which makes zeros
         of_b = slice(at, at + _BLOCK)
         slope_bN, soft_bN = _softplus(torch.mm(user_bd[of_b], item_dN))
         torch.mm(soft_bN, weight_N2, out=sums_b2[of_b])
         slope_bN *= torch.outer(scale_b[of_b], weight_N2[:, 1], out=soft_bN).add_(base)
         torch.mm(slope_bN, item_Nd, out=user_grad[of_b])
-        if at:
-            item_grad.addmm_(slope_bN.T, user_bd[of_b])
-        else:
-            torch.mm(slope_bN.T, user_bd[of_b], out=item_grad)
+        item_grad.addmm_(slope_bN.T, user_bd[of_b], beta=int(at > 0))
 
 
 class Sampled(NamedTuple):
