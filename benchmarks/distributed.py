@@ -32,13 +32,13 @@ from benchmarks.measure import Report, Row
 from benchmarks.sizes import SIZES, Size, made
 from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
-from m3dist.loop import Fitting
-from m3dist.parallel.engine import Engine
-from m3dist.stages import environments
-from m3dist.stages.align import AlignTask
-from m3dist.stages.common import Data, Rows
-from m3dist.stages.merge import MergeTask
-from m3dist.tracking import Tracker
+from m3dist.distributed.engine import Engine
+from m3dist.method import environments
+from m3dist.method.align import AlignTask
+from m3dist.method.backbone import Data, Rows
+from m3dist.method.merge import MergeTask
+from m3dist.training.loop import Fitting
+from m3dist.training.tracking import Tracker
 
 Task = AlignTask | MergeTask
 SHARDED = "embeddings=sharded"
@@ -100,8 +100,8 @@ def startup(folder: Path) -> Iterator[Row]:
     """Of a Ray instance, a Ray Train run, the actors of stage 2, and every stage's own objects on ml1m."""
     import ray
 
-    from m3dist.parallel import launch
-    from m3dist.parallel.pool import Pool
+    from m3dist.distributed import ray_train as launch
+    from m3dist.distributed.actors import Pool
 
     values: dict[str, float] = {}
 

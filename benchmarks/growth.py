@@ -13,7 +13,7 @@ import torch
 from benchmarks.measure import Row, alternate, repeated, seconds
 from benchmarks.sizes import SIZES, Size, made
 from benchmarks.subjects import Subject, stepping
-from m3dist import ranking
+from m3dist.evaluation import ranking
 
 TABLES = (10**4, 10**5, 10**6, 10**7)
 CATALOGUES = (10**4, 10**5, 10**6)

@@ -59,7 +59,7 @@ def peak_kib() -> int:
 
 def child(src: Path, dst: Path, split: str) -> None:
     """Import in this process and print peak RSS, in KiB, before and after."""
-    from m3dist.data.formats import common, tables
+    from m3dist.data.importers import common, tables
 
     before = peak_kib()
     options = tables.Options() if split == "column" else tables.Options(split=split)

@@ -9,7 +9,7 @@ import torch
 from benchmarks import costs
 from benchmarks.measure import Roof, Row, against_roof, peak_mib
 from benchmarks.subjects import Subject, stepping
-from m3dist import ranking
+from m3dist.evaluation import ranking
 
 
 def measure(subject: Subject, size: str, limits: Roof) -> Iterator[Row]:

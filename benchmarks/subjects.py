@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from m3dist.config import Config, load
-from m3dist.data.batches import Batch, Sampler
 from m3dist.data.dataset import Dataset
-from m3dist.models.mask import Gate
-from m3dist.stages import assignment, environments, invariance
-from m3dist.stages.align import AlignTask
-from m3dist.stages.common import Data, Rows
-from m3dist.stages.merge import Fused, MergeTask
+from m3dist.data.sampling import Batch, Sampler
+from m3dist.method import assignment, environments, invariance
+from m3dist.method.align import AlignTask
+from m3dist.method.backbone import Data, Rows
+from m3dist.method.merge import Fused, MergeTask
+from m3dist.models.gate import Gate
 
 
 class Subject:

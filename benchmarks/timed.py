@@ -53,13 +53,13 @@ class Clocks:
 
 def wind(clocks: Clocks) -> None:
     """Put clocks around what trains, evaluates, reads and writes."""
-    from m3dist import loop
-    from m3dist.artifacts import Store
-    from m3dist.checkpoints import Checkpoints
     from m3dist.data.dataset import Dataset
-    from m3dist.stages import invariance
-    from m3dist.stages.common import Data
-    from m3dist.tracking import Tracker
+    from m3dist.method import invariance
+    from m3dist.method.backbone import Data
+    from m3dist.storage.artifacts import Store
+    from m3dist.storage.checkpoints import Checkpoints
+    from m3dist.training import loop
+    from m3dist.training.tracking import Tracker
 
     clocks.around(loop, "_epoch", "steps")
     clocks.around(invariance, "train_environments", "steps")
@@ -97,7 +97,7 @@ def main() -> None:
     os.environ[_LEDGER] = str(Path(path).resolve())
     from benchmarks import timed  # by its name, which workers can import
     from m3dist import pipeline
-    from m3dist.cli import main as cli
+    from m3dist.cli.main import main as cli
 
     asked: list[float] = []
 
@@ -114,7 +114,7 @@ def main() -> None:
     if workers == "0":
         noted(pipeline, "run")
     else:
-        from m3dist.parallel import launch
+        from m3dist.distributed import ray_train as launch
 
         noted(launch, "run")
     try:

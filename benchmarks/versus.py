@@ -11,8 +11,8 @@ import torch
 from benchmarks.measure import Row, alternate
 from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.subjects import Subject, stepping
-from m3dist import ranking
-from m3dist.data.batches import Batch, Sampler
+from m3dist.data.sampling import Batch, Sampler
+from m3dist.evaluation import ranking
 
 NEGATIVES = 50  # of each positive, as the published scripts draw them
 

@@ -7,6 +7,6 @@ __version__ = "0.1.0"
 
 def load(run: str):  # type: ignore[no-untyped-def]
     """Open a finished run folder: `m3dist.load(run).recommend(user_ids, k)`."""
-    from m3dist.run import Run
+    from m3dist.serving.run import Run
 
     return Run(run)

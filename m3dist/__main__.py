@@ -1,5 +1,5 @@
 """`python -m m3dist`"""
 
-from m3dist.cli import main
+from m3dist.cli.main import main
 
 main()

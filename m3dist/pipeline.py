@@ -24,19 +24,20 @@ from torch import Tensor
 
 import m3dist
 from m3dist import config as configs
-from m3dist import ranking
-from m3dist.artifacts import Store
-from m3dist.checkpoints import Checkpoints
 from m3dist.config import RECOMMENDERS, Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
-from m3dist.files import Folder, Stored
-from m3dist.masks import input_masks, mask_table, mask_truth
-from m3dist.parallel.engine import Engine
-from m3dist.parallel.tables import send_rows
-from m3dist.stages import align, baseline, invariance, merge
-from m3dist.stages.common import Data
-from m3dist.stages.merge import Fused
-from m3dist.tracking import Interrupts, Listener, Tracker
+from m3dist.distributed.engine import Engine
+from m3dist.distributed.tables import send_rows
+from m3dist.evaluation import ranking
+from m3dist.evaluation.masks import input_masks, mask_table, mask_truth
+from m3dist.method import align, invariance, merge
+from m3dist.method import recommender as baseline
+from m3dist.method.backbone import Data
+from m3dist.method.merge import Fused
+from m3dist.storage.artifacts import Store
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.storage.folders import Folder, Stored
+from m3dist.training.tracking import Interrupts, Listener, Tracker
 
 Held = dict[str, tuple[np.ndarray, np.ndarray]]
 Claim = Callable[[str, str], contextlib.AbstractContextManager[Any]]
@@ -311,7 +312,7 @@ def run(
         for on_workers, names in _groups(config, [name for name in steps if name not in done]):
             todo = functools.partial(work, config, names)
             if on_workers:
-                from m3dist.parallel import launch
+                from m3dist.distributed import ray_train as launch
 
                 held = {split: dataset.interactions(split) for split in SPLITS}
                 with Tracker(None, quiet, visible=True) as tracker:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from m3dist.parallel.engine import Engine
-from m3dist.stages.assignment import Blocks, assign
+from m3dist.distributed.engine import Engine
+from m3dist.method.assignment import Blocks, assign
 
 USERS, ITEMS, E, c, D = 40, 30, 7, 4, 6
 

@@ -9,7 +9,7 @@ import pytest
 
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.cli import main
+from m3dist.cli.main import main
 
 
 @pytest.mark.parametrize("verb", ["train", "tune"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from m3dist import cli, config, examples
+from m3dist import config, examples
+from m3dist.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 

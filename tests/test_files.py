@@ -13,12 +13,12 @@ from pyarrow import fs
 
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.artifacts import Store
-from m3dist.checkpoints import Checkpoints
 from m3dist.config import Checkpoint
-from m3dist.files import Folder
-from m3dist.parallel.engine import Engine
-from m3dist.tracking import Stopped, Tracker
+from m3dist.distributed.engine import Engine
+from m3dist.storage.artifacts import Store
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.storage.folders import Folder
+from m3dist.training.tracking import Stopped, Tracker
 
 SMALL = [
     "synthetic.users=60", "synthetic.items=60", "synthetic.interactions=20", "backbone.dim=8",

@@ -11,11 +11,11 @@ import torch
 from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
-from m3dist.models.mask import Gate
-from m3dist.stages import environments
-from m3dist.stages.align import AlignTask
-from m3dist.stages.common import Data
-from m3dist.stages.merge import MergeTask
+from m3dist.method import environments
+from m3dist.method.align import AlignTask
+from m3dist.method.backbone import Data
+from m3dist.method.merge import MergeTask
+from m3dist.models.gate import Gate
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",

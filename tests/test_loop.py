@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3dist.checkpoints import Checkpoints
 from m3dist.config import Checkpoint, Fit
-from m3dist.data.batches import Batch, Sampler
-from m3dist.files import Folder
-from m3dist.loop import fit
-from m3dist.parallel.engine import Engine
-from m3dist.tracking import Tracker
+from m3dist.data.sampling import Batch, Sampler
+from m3dist.distributed.engine import Engine
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.storage.folders import Folder
+from m3dist.training.loop import fit
+from m3dist.training.tracking import Tracker
 
 
 class OneNumber:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 RAW = Path(__file__).parents[2] / "shared" / "data" / "ml1m"
-TRAIN = "from m3dist.cli import main; main()"
+TRAIN = "from m3dist.cli.main import main; main()"
 
 
 @pytest.mark.slow

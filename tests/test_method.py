@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from m3dist import fusion, losses, ranking
-from m3dist.data.batches import Distinct, Permutation, Sampler, share
-from m3dist.data.graph import item_neighbours
+from m3dist import losses
+from m3dist.data.graphs import item_neighbours
+from m3dist.data.sampling import Distinct, Permutation, Sampler, share
+from m3dist.distributed.engine import Engine
+from m3dist.distributed.tables import RowTable, Touched, pull_rows, push_rows
+from m3dist.evaluation import ranking
+from m3dist.method import fusion
 from m3dist.models import ultragcn
-from m3dist.parallel.engine import Engine
-from m3dist.parallel.tables import RowTable, Touched, pull_rows, push_rows
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

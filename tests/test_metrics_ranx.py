@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from m3dist import ranking
+from m3dist.evaluation import ranking
 
 ranx = pytest.importorskip("ranx")
 

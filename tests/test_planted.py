@@ -12,8 +12,8 @@ from m3dist import pipeline
 from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
-from m3dist.stages.common import Data
-from m3dist.stages.merge import MergeTask
+from m3dist.method.backbone import Data
+from m3dist.method.merge import MergeTask
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 from test_train import call
 
-from m3dist.files import Folder
+from m3dist.storage.folders import Folder
 
 SMALL = [
     "model=ultragcn", "synthetic.users=60", "synthetic.items=50", "synthetic.interactions=10", "backbone.dim=8",

@@ -12,7 +12,7 @@ import pytest
 import m3dist
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.cli import main
+from m3dist.cli.main import main
 from m3dist.data.dataset import Writer
 
 SMALL = [

@@ -1,7 +1,7 @@
 """Section `peers`: what a user would pick instead, on the same data: time per epoch, and to a given validation NDCG.
 
 Every peer trains in a process of its own, under the first of several Pythons that has it, since their requirements
-exclude one another. Scores of all peers, m3dist's included, are ranked by m3dist.ranking.
+exclude one another. Scores of all peers, m3dist's included, are ranked by m3dist.evaluation.ranking.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.measure import Row
 from benchmarks.subjects import Subject
 from benchmarks.versus import plain_model, plain_sampler, plain_step
 from m3dist.data.dataset import Dataset
-from m3dist.stages.merge import MergeTask
+from m3dist.method.merge import MergeTask
 
 SCRIPT = Path(__file__).with_name("train.py")
 THEIRS = {  # the packages behind a peer; its model class

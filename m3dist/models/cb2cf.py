@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.data.batches import Batch
-from m3dist.models.recommender import Given, Recommender, need_features, xavier
+from m3dist.data.sampling import Batch
+from m3dist.models.base import Given, Recommender, need_features, xavier
 
 
 class CB2CF(Recommender):

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.data.batches import Batch
-from m3dist.models.recommender import Given, Recommender, distinct_items, need_features, xavier
+from m3dist.data.sampling import Batch
+from m3dist.models.base import Given, Recommender, distinct_items, need_features, xavier
 
 
 class DUIF(Recommender):

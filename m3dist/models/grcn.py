@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.recommender import Given, GraphRecommender, need_features, xavier
+from m3dist.models.base import Given, GraphRecommender, need_features, xavier
 from m3dist.models.sparse import dots, softmax, spread
 
 

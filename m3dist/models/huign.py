@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.data.batches import Batch
-from m3dist.data.graph import item_neighbours
-from m3dist.models.recommender import Given, Recommender, need_features, xavier
+from m3dist.data.graphs import item_neighbours
+from m3dist.data.sampling import Batch
+from m3dist.models.base import Given, Recommender, need_features, xavier
 from m3dist.models.sparse import Graph
 
 

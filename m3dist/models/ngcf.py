@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.recommender import Given, GraphRecommender
+from m3dist.models.base import Given, GraphRecommender
 
 
 class NGCF(GraphRecommender):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m3dist.data.batches import Batch
-from m3dist.models.recommender import Given, Recommender, distinct_items, xavier
+from m3dist.data.sampling import Batch
+from m3dist.models.base import Given, Recommender, distinct_items, xavier
 
 
 class VBPR(Recommender):

@@ -22,15 +22,15 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from m3dist import pipeline
-from m3dist.artifacts import Store
 from m3dist.config import Config
-from m3dist.files import Folder
-from m3dist.parallel import launch
+from m3dist.distributed import ray_train as launch
 from m3dist.search import proposals, report, trial
 from m3dist.search.claims import Claims
 from m3dist.search.ledger import Ledger, Trial, folder
 from m3dist.search.space import Plan
 from m3dist.search.table import Table
+from m3dist.storage.artifacts import Store
+from m3dist.storage.folders import Folder
 
 _HEAD = {"memory": float(64 << 20)}  # of a trial that leads workers: it waits for them and takes no core
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from m3dist import pipeline
-from m3dist.artifacts import Store
 from m3dist.search.ledger import OPEN, Ledger, Trial
 from m3dist.search.space import Dimension, Plan, Values, active, draw, grid
 from m3dist.seeding import derive, numpy_rng
+from m3dist.storage.artifacts import Store
 
 _MISSES = 2000  # draws in a row that give no new point, after which a space counts as used up
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3dist.config import digest, to_yaml
-from m3dist.files import Folder
 from m3dist.search.ledger import Ledger, Trial
 from m3dist.search.proposals import study_of
 from m3dist.search.space import Plan
 from m3dist.search.trial import cost
+from m3dist.storage.folders import Folder
 
 
 def check_libraries() -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from m3dist import pipeline
-from m3dist.artifacts import Store
 from m3dist.config import Config
 from m3dist.search.claims import Claims
 from m3dist.search.rungs import epochs_per_step
-from m3dist.tracking import Stopped
+from m3dist.storage.artifacts import Store
+from m3dist.training.tracking import Stopped
 
 Report = Callable[[dict[str, Any]], None]
 

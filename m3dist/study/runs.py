@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from m3dist import config as configs
-from m3dist import pipeline, ranking
+from m3dist import pipeline
 from m3dist.config import Config, digest
 from m3dist.data.dataset import Dataset
-from m3dist.stages.common import Data
-from m3dist.stages.merge import Fused, fit_fusion
+from m3dist.evaluation import ranking
+from m3dist.method.backbone import Data
+from m3dist.method.merge import Fused, fit_fusion
 from m3dist.study.methods import LEARNING_RATES, Method
 
 K = (5, 10, 20, 30, 40, 50)

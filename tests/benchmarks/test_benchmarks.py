@@ -19,9 +19,9 @@ from benchmarks.measure import Report, Row
 from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.sizes import SIZES, Size, made
 from benchmarks.subjects import Subject
-from m3dist import ranking
+from m3dist.evaluation import ranking
+from m3dist.method import environments
 from m3dist.seeding import numpy_rng
-from m3dist.stages import environments
 
 SMALL = [
     "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=12", "backbone.nu=0.3", "backbone.l2=0.01",

@@ -10,7 +10,7 @@ import pytest
 from data_helpers import FEATURES, SMALL, text
 
 from m3dist.data.dataset import DataError, Dataset
-from m3dist.data.formats.common import Source, write
+from m3dist.data.importers.common import Source, write
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import scipy.sparse
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
 from m3dist.data.dataset import DataError
-from m3dist.data.formats import invrl, matrices, mmrec
+from m3dist.data.importers import invrl, matrices, mmrec
 
 USERS, ITEMS = 3, 4
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -14,8 +14,8 @@ import pytest
 import scipy.sparse
 
 from m3dist.data.dataset import DataError
-from m3dist.data.formats import features, invrl, matrices
-from m3dist.data.formats.pickles import Array, Dtype, Sparse, as_array, coordinates, load_npy, load_pickle
+from m3dist.data.importers import features, invrl, matrices
+from m3dist.data.importers.pickles import Array, Dtype, Sparse, as_array, coordinates, load_npy, load_pickle
 
 
 class Payload:

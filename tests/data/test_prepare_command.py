@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
-from m3dist import cli
+from m3dist.cli import main as cli
 from m3dist.data.dataset import Dataset
 
 
@@ -49,7 +49,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(folder, tmp_path):
     (folder / "val.tsv").write_text("userID\titemID\n0\t2\n1\t77\n")
     (folder / "items.tsv").unlink()
     dst = tmp_path / "out" / "dst"
-    code = "from m3dist.cli import main; main()"
+    code = "from m3dist.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "prepare", "tables", str(folder), str(dst)],
         capture_output=True,

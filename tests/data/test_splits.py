@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from m3dist.data.dataset import DataError
-from m3dist.data.formats import splits as sp
-from m3dist.data.formats.ids import Growing, IntegerIds, KnownIds, RowIds, StringIds, UnknownId, renumber
+from m3dist.data.importers import splits as sp
+from m3dist.data.importers.ids import Growing, IntegerIds, KnownIds, RowIds, StringIds, UnknownId, renumber
 
 EIGHT = (0.8, 0.1, 0.1)
 

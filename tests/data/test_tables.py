@@ -12,8 +12,8 @@ import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
 from m3dist.data.dataset import DataError, Dataset
-from m3dist.data.formats import columns, tables
-from m3dist.data.formats.tables import Options
+from m3dist.data.importers import columns, tables
+from m3dist.data.importers.tables import Options
 
 ALL = [(u, i, split) for split, rows in SMALL.items() for u, i in rows]
 

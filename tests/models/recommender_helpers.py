@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from m3dist.config import validate
-from m3dist.data.batches import Batch
 from m3dist.data.dataset import Dataset
-from m3dist.models.recommender import Given, Recommender
-from m3dist.stages.baseline import BaselineTask
-from m3dist.stages.common import Data
+from m3dist.data.sampling import Batch
+from m3dist.method.backbone import Data
+from m3dist.method.recommender import BaselineTask
+from m3dist.models.base import Given, Recommender
 
 PAIRS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 4)]  # 4 users, 5 items
 

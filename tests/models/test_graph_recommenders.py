@@ -18,13 +18,13 @@ from recommender_helpers import (
     unit,
 )
 
+from m3dist.models.base import Recommender
 from m3dist.models.disengcn import DisenGCN
 from m3dist.models.grcn import GRCN
 from m3dist.models.huign import HUIGN
 from m3dist.models.macridvae import MacridVAE
 from m3dist.models.mmgcn import MMGCN
 from m3dist.models.ngcf import NGCF
-from m3dist.models.recommender import Recommender
 
 U = 4
 

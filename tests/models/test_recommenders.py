@@ -12,11 +12,11 @@ from recommender_helpers import batch_of, linear, randomise, scores, tiny, train
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.config import RECOMMENDERS, validate
+from m3dist.method import recommender as baseline
+from m3dist.models.base import Given, Recommender
 from m3dist.models.cb2cf import CB2CF
 from m3dist.models.duif import DUIF
-from m3dist.models.recommender import Given, Recommender
 from m3dist.models.vbpr import VBPR
-from m3dist.stages import baseline
 
 EPOCHS = {"vbpr": 6, "duif": 10, "cb2cf": 10, "macridvae": 20}  # others: 8
 OPTIONS: dict[str, dict] = {

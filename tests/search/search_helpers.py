@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from m3dist.cli import main
+from m3dist.cli.main import main
 from m3dist.search import space
 
 BASE: dict[str, Any] = {

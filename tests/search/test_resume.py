@@ -25,7 +25,7 @@ def _command(path: Path, *extra: str) -> subprocess.Popen:
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
-        [sys.executable, "-c", "from m3dist.cli import main; main()", "tune", str(path), *extra],
+        [sys.executable, "-c", "from m3dist.cli.main import main; main()", "tune", str(path), *extra],
         env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 

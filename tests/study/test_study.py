@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from m3dist.cli import main
+from m3dist.cli.main import main
 from m3dist.config import Synthetic
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset, Writer

@@ -1,0 +1,18 @@
+"""`m3dist evaluate RUN`"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(name="evaluate")
+@click.argument("run")
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+def command(run: str, split: str) -> None:
+    """Rank the whole catalogue for every user of a finished RUN and print the metrics.
+
+    Those named /cold count only held-out items without training interactions."""
+    from m3dist.serving.run import Run
+
+    for name, value in sorted(Run(run).evaluate(split).items()):
+        click.echo(f"{name:<20}{value:.6f}")

@@ -1,0 +1,339 @@
+"""One interface to training alone, under DDP and under DeepSpeed: collectives, wrapping, backward, portable state.
+
+Every loss is a sum over a worker's share divided by the count of the global batch, so shares add up. DDP and
+DeepSpeed average gradients; `backward` multiplies by the number of workers to make that a sum again.
+
+Shapes: c rows of this worker, C rows of all workers, d width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from m3dist.config import Config
+from m3dist.data.sampling import share
+
+
+class Engine:
+    """One worker among `world`; without arguments, the only one.
+
+    With world > 1 a default torch.distributed process group must exist. `sent` counts the bytes this worker gave to
+    collectives of embedding rows.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        strategy: str = "ddp",
+        zero_stage: int = 1,
+        deepspeed: dict[str, Any] | None = None,
+        precision: str = "auto",
+    ):
+        self.rank, self.world, self.device = rank, world, torch.device(device)
+        self.strategy, self.zero_stage, self.deepspeed = strategy, zero_stage, deepspeed or {}
+        self.precision = precision
+        self.sent = 0
+
+    @staticmethod
+    def of(config: Config, rank: int = 0, world: int = 1, device: str | torch.device | None = None) -> Engine:
+        """A worker as a config describes it; alone, on the GPU when the config uses one."""
+        if device is None:
+            device = "cuda" if config.use_gpu else "cpu"
+            if config.use_gpu and not torch.cuda.is_available():
+                raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
+        return Engine(rank, world, device, config.strategy, config.zero_stage, config.deepspeed, config.precision)
+
+    @property
+    def lead(self) -> bool:
+        """Whether this worker writes what all agree on."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 where configured; with `auto`, on GPUs that have it. float32 elsewhere."""
+        auto = self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if auto or self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def share(self, n: int) -> tuple[int, int]:
+        """This worker's contiguous part of 0..n-1."""
+        return share(n, self.rank, self.world)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            self.largest(0)
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Sum tensors of one dtype over the workers, in place, in one collective."""
+        tensors = list(tensors)
+        if self.world == 1 or not tensors:
+            return
+        flat = tensors[0].view(-1) if len(tensors) == 1 else torch.cat([x.reshape(-1) for x in tensors])
+        dist.all_reduce(flat)
+        if len(tensors) > 1:
+            for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+                x.copy_(part.view_as(x))
+
+    def totals(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums over the workers, in double precision; every worker gives the same keys in the same order."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        self.add_up([total])
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every worker's plain value, in rank order."""
+        if self.world == 1:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+    def largest(self, value: int) -> int:
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def gather(self, x_cd: Tensor, counts: list[int]) -> Tensor:
+        """Rows of all workers in rank order [C, d], with gradient; counts: how many each worker gives."""
+        return x_cd if self.world == 1 else _Gather.apply(x_cd, counts, self)
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """All-to-all of a flat tensor: `send` of its elements to every worker, `receive` from each, in rank order."""
+        out = x.new_empty(sum(receive))
+        dist.all_to_all_single(out, x, receive, send)
+        return out
+
+    def to_lead(self, x: Tensor | None, owner: int, shape: tuple[int, ...]) -> Tensor | None:
+        """Worker `owner`'s float32 tensor of this shape, on the lead; None elsewhere."""
+        if owner == 0 or self.world == 1:
+            return x if self.lead else None
+        if self.rank == owner:
+            assert x is not None
+            dist.send(x.contiguous(), 0)
+        if not self.lead:
+            return None
+        out = torch.empty(shape, device=self.device)
+        dist.recv(out, owner)
+        return out
+
+    def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
+        """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""
+        module.to(self.device)
+        groups = [g | {"params": kept} for g in groups if (kept := [p for p in g["params"] if p.requires_grad])]
+        if not groups or not dist.is_initialized():
+            return Dense(self, module, module, groups)
+        if self.strategy == "deepspeed":
+            return Zero(self, module, groups)
+        if self.world == 1:
+            return Dense(self, module, module, groups)
+        wrapped = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return Dense(self, module, wrapped, groups)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of unequal numbers of rows; backward adds up every worker's gradient of this worker's rows."""
+
+    @staticmethod
+    def forward(ctx, x_cd: Tensor, counts: list[int], engine: Engine) -> Tensor:  # type: ignore[override]
+        ctx.counts, ctx.engine = counts, engine
+        padded = x_cd.new_zeros(max(counts), x_cd.shape[1])
+        padded[: len(x_cd)] = x_cd
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad_Cd: Tensor):  # type: ignore[override]
+        grad_Cd = grad_Cd.contiguous()
+        dist.all_reduce(grad_Cd)
+        return grad_Cd.split(ctx.counts)[ctx.engine.rank], None, None
+
+
+class Dense:
+    """A module with its Adam, alone or under DDP. Its state is the same under every strategy and world size."""
+
+    def __init__(self, engine: Engine, module: nn.Module, wrapped: nn.Module, groups: list[dict[str, Any]]):
+        self.engine, self.module = engine, module
+        self.wrapped: Any = wrapped
+        self.optimizer = torch.optim.Adam(groups, fused=True) if groups else None
+        self.rate = 1.0
+        self.fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
+
+    def __call__(self, *args: Any) -> Any:
+        with self.engine.autocast():
+            return self.wrapped(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the sum of all workers' losses; those of leaves outside the module are `world` times theirs."""
+        world = self.engine.world
+        (loss if world == 1 else loss * world).backward()
+
+    def step(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def scale_lr(self, rate: float) -> None:
+        """Set every group's learning rate to `rate` times what it was given; tables read `self.rate`."""
+        self.rate = rate
+        for group in self._groups():
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups if self.optimizer is not None else []
+
+    def named(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all parameters by name, whole. Every worker must call it."""
+        return self.fixed | {name: p.detach().clone() for name, p in self.named().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.named().items():
+                p.copy_(state[name])
+
+    def moments(self) -> dict[str, Tensor]:
+        """Adam's state by parameter name: NAME/exp_avg, NAME/exp_avg_sq and NAME/step. Every worker must call it."""
+        if self.optimizer is None:
+            return {}
+        states = {name: self.optimizer.state[p] for name, p in self.named().items() if p in self.optimizer.state}
+        return {f"{name}/{key}": x.detach().clone() for name, kept in states.items() for key, x in kept.items()}
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        for name, p in self.named().items():
+            if self.optimizer is not None and f"{name}/step" in moments:
+                kept = {key: moments[f"{name}/{key}"].to(p.device).clone() for key in ("exp_avg", "exp_avg_sq", "step")}
+                self.optimizer.state[p] = kept
+
+
+class Zero(Dense):
+    """A module under DeepSpeed ZeRO 0 to 3, whose state goes in and out whole."""
+
+    def __init__(self, engine: Engine, module: nn.Module, groups: list[dict[str, Any]]):
+        if engine.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        import deepspeed
+
+        # Not compiled: it takes a compiler, and a worker killed meanwhile leaves a lock that all others wait for.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False, verbose=False)
+        config = {
+            "steps_per_print": 1 << 62,
+            "gradient_clipping": 0.0,  # its own default clips to norm 1
+            **engine.deepspeed,
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {**engine.deepspeed.get("zero_optimization", {}), "stage": engine.zero_stage},
+        }
+        Dense.__init__(self, engine, module, module, [])
+        adam = torch.optim.Adam(groups)
+        self.wrapped, self.zero, *_ = deepspeed.initialize(model=module, optimizer=adam, config=config)
+        self.inner = self.zero if engine.zero_stage == 0 else self.zero.optimizer
+        if engine.zero_stage == 3:  # it makes the moments by a step of its own on zeros, which must not count
+            self._count(0)
+
+    def backward(self, loss: Tensor) -> None:
+        self.wrapped.backward(loss * self.engine.world)
+
+    def step(self) -> None:
+        self.wrapped.step()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    def _count(self, steps: float) -> None:
+        for kept in self.inner.state.values():
+            kept["step"].fill_(steps)
+
+    def state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.engine.zero_stage == 0:
+            return super().state()
+        return self.fixed | {name: safe_get_full_fp32_param(p).detach().clone() for name, p in self.named().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        stage = self.engine.zero_stage
+        if stage < 3:
+            super().load(state)  # the copy that forward reads
+        for name, p in self.named().items() if stage else ():  # the copy that Adam moves
+            value = state[name].to(self.engine.device)
+            if stage < 3:
+                safe_set_full_fp32_param(p, value)
+            else:
+                safe_set_local_fp32_param(p, self._slice(p, value))
+        if stage == 3:
+            parameters = self.named()
+            with deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0), torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(state[name])
+
+    def _slice(self, p: Any, value: Tensor) -> Tensor:
+        """This worker's part of a whole parameter under ZeRO-3, padded with zeros: its own setter cannot pad."""
+        n = p.ds_tensor.numel()
+        padded = value.new_zeros(n * self.engine.world)
+        padded[: value.numel()] = value.flatten()
+        return padded[n * self.engine.rank :][:n]
+
+    def moments(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self.inner.state:
+            return {}
+        if self.engine.zero_stage == 0:
+            states = [(name, key, x) for name, p in self.named().items() for key, x in self.inner.state[p].items()]
+            return {f"{name}/{key}": x.detach().clone() for name, key, x in states}
+        self._link()
+        steps = max(float(kept["step"]) for kept in self.inner.state.values())
+        out = {}
+        for name, p in self.named().items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                out[f"{name}/{key}"] = safe_get_full_optimizer_state(p, key).detach().clone()
+            out[f"{name}/step"] = torch.tensor(steps)
+        return out
+
+    def _link(self) -> None:
+        """Point parameters at their moments: ZeRO 1 and 2 do so in the first group's step, too early for others."""
+        if self.engine.zero_stage in (1, 2):
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def load_moments(self, moments: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if not moments:
+            return
+        flats = [flat for group in self.inner.param_groups for flat in group["params"]]
+        for flat in self.zero.fp32_partitioned_groups_flat if self.engine.zero_stage == 3 else flats:
+            if not self.inner.state[flat]:
+                zeros = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+                self.inner.state[flat] = {"step": torch.zeros(()), **zeros}
+        self._link()
+        for name, p in self.named().items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                value = moments[f"{name}/{key}"].to(self.engine.device)
+                if self.engine.zero_stage == 0:
+                    self.inner.state[p][key].copy_(value)
+                elif self.engine.zero_stage == 3:
+                    safe_set_local_optimizer_state(p, self._slice(p, value), key)
+                else:
+                    safe_set_full_optimizer_state(p, value, key)
+        self._count(max(float(x) for name, x in moments.items() if name.endswith("/step")))

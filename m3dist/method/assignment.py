@@ -1,0 +1,108 @@
+"""Each interaction moves to the environment whose model scores it highest (eq. 8).
+
+The models' content scores u_c . (W_e x_i + b_e) are compared; the ids' part of a score is the same under all of them.
+An item is projected once, under every model, and meets all its users in one product: work is by item, not by
+interaction.
+
+Shapes: n interactions, m pieces of items in a block with k rows each, g environments, c content width of users, D
+representation width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from m3dist.method.environments import Frozen
+
+_PIECE = 256  # users of an item that are scored in one product
+_PIECES = 512  # pieces of a block at most
+_ROWS = 8192  # and their rows
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Interactions by item. A piece is a run of `order` with one item; a block holds pieces of about one length.
+
+    Blocks depend on the interactions alone, so whoever scores a block finds the same bits.
+    """
+
+    order_n: Tensor  # interactions by item
+    item: Tensor  # of each piece
+    start: Tensor  # into order_n
+    length: Tensor
+    blocks: list[tuple[slice, int]]  # pieces, and k: the least power of two that holds their lengths
+
+    @staticmethod
+    def of(item_n: Tensor) -> Blocks:
+        order_n = torch.argsort(item_n, stable=True)
+        item, count = torch.unique_consecutive(item_n[order_n], return_counts=True)
+        pieces = (count + _PIECE - 1) // _PIECE
+        at = torch.repeat_interleave(torch.arange(len(item), device=item.device), pieces)
+        offset = (torch.arange(len(at), device=item.device) - (pieces.cumsum(0) - pieces)[at]) * _PIECE
+        length = (count[at] - offset).clamp(max=_PIECE)
+        start = (count.cumsum(0) - count)[at] + offset
+        k = 2 ** torch.ceil(torch.log2(length.double())).long()
+        by_k = torch.argsort(k, stable=True)
+        blocks, first = [], 0
+        for width, number in zip(*(x.tolist() for x in torch.unique(k, return_counts=True)), strict=True):
+            step = min(_PIECES, _ROWS // width)
+            blocks += [(slice(a, min(a + step, first + number)), width) for a in range(first, first + number, step)]
+            first += number
+        return Blocks(order_n, item[at][by_k], start[by_k], length[by_k], blocks)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor:
+        """Rows behind each block, and all."""
+        total = torch.cat([self.length.new_zeros(1), self.length.cumsum(0)])
+        return total[[0, *(pieces.stop for pieces, _ in self.blocks)]].cpu()
+
+    def part(self, at: int, parts: int) -> list[tuple[slice, int]]:
+        """The blocks of one of `parts` shares with about as many rows each."""
+        bounds = torch.searchsorted(self._rows, torch.arange(parts + 1) * len(self.order_n) // parts).tolist()
+        return self.blocks[bounds[at] : bounds[at + 1]]
+
+    def places(self, pieces: slice, k: int) -> tuple[Tensor, Tensor]:
+        """Where a block's rows stand in order_n, [m, k], and which of them are there; others repeat the last."""
+        start, length = self.start[pieces, None], self.length[pieces, None]
+        column = torch.arange(k, device=start.device)
+        return start + torch.minimum(column, length - 1), column < length
+
+    def interactions(self, at: int, parts: int) -> Tensor:
+        """The interactions of a share, in the order of its blocks."""
+        found = [places[there] for places, there in (self.places(*block) for block in self.part(at, parts))]
+        return self.order_n[torch.cat(found)] if found else self.order_n[:0]
+
+
+@torch.no_grad()
+def assign(
+    frozen: Frozen, r: int, scale_D: Tensor, W_gcD: Tensor, b_gc: Tensor, names: Sequence[int], at: int = 0,
+    parts: int = 1,
+) -> Tensor:  # fmt: skip
+    """The environment, of those named, that scores highest, int16, of `interactions(at, parts)` of frozen.blocks.
+
+    W_gcD, b_gc: the named environments' projections of x_r scaled by scale_D. Ties go to the first.
+    """
+    device, c, blocks = frozen.engine.device, frozen.content, frozen.blocks
+    g, D = len(names), len(scale_D)
+    content_Uc = frozen.user_Uk[:, -c:].contiguous()
+    W_Dgc = (W_gcD.to(device) * scale_D.to(device)).view(g * c, D).T
+    # a column of ones takes the bias: addmm would write it over the result first
+    Wb = torch.cat([W_Dgc, b_gc.to(device).view(1, g * c)])
+    user_n = frozen.user[blocks.order_n]
+    found = []
+    for pieces, k in blocks.part(at, parts):
+        place_mk, there_mk = blocks.places(pieces, k)
+        content_mkc = content_Uc.index_select(0, user_n[place_mk].flatten()).view(-1, k, c)
+        x_m = F.pad(frozen.x[r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
+        item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
+        found.append(torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)[there_mk])
+    name_g = torch.tensor(names, dtype=torch.int16, device=device)
+    return name_g[torch.cat(found)].cpu() if found else name_g[:0].cpu()

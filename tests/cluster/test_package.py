@@ -1,0 +1,221 @@
+"""What travels with a job, what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from m3dist.cli import main as cli
+from m3dist.cluster import jobs, package, place, probe
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(x) for x in arguments])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/base.yaml").write_text("seed: 3\nout: /mnt/shared/run\n")
+    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../parts/more.json\n")
+    (tmp_path / "parts/more.json").write_text("{}")
+    (tmp_path / "parts/not-named.yaml").write_text("x: 1")
+    find = "base: {data: /mnt/data}\nspace: {merge.lr: {choice: [0.1, 0.2]}}\nbudget: {trials: 2}\n"
+    (tmp_path / "configs/find.yaml").write_text(find)
+    monkeypatch.chdir(tmp_path / "parts")
+    return tmp_path
+
+
+def test_named_files_travel_with_those_they_name_and_keep_their_places(project, tmp_path_factory):
+    job = package.plan(["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"])
+    assert {p.name for p in job.files} == {"search.yaml", "base.yaml", "more.json"}
+    assert job.places == {"dst": "/mnt/shared"}
+    folder = tmp_path_factory.mktemp("staged")
+    start, words = package.stage(job, folder)
+    assert words == ["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"]
+    assert (folder / start / words[2]).is_file()
+    assert (folder / start / words[2]).with_name("base.yaml").read_text() == "seed: 3\nout: /mnt/shared/run\n"
+    assert not list(folder.rglob("not-named.yaml"))
+
+
+def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_factory):
+    job = package.plan(["train", str(project / "configs/base.yaml"), "seed=4"])
+    folder = tmp_path_factory.mktemp("staged")
+    start, words = package.stage(job, folder)
+    assert words == ["train", "../configs/base.yaml", "seed=4"]
+    command = package.entrypoint(start, words, job.places, None)
+    assert shlex.split(command)[:3] == ["cd", "parts", "&&"]
+    assert str(project) not in command
+    assert job.config is not None
+    assert job.config.seed == 4
+
+
+def test_a_search_is_read_before_it_is_sent(project):
+    job = package.plan(["tune", "../configs/find.yaml", "out=/mnt/shared/s", "data=/mnt/other"])
+    assert job.places == {"out": "/mnt/shared/s", "data": "/mnt/other"}
+    assert (job.stages, job.dataset) == ("align,invariance,merge", "/mnt/other")
+    assert [p.name for p in job.files] == ["find.yaml"]
+
+
+def test_a_file_to_write_does_not_travel(project):
+    old = project / "top.parquet"
+    old.write_text("from before")
+    job = package.plan(["recommend", "/mnt/x", "--out", str(old)])
+    assert not job.files
+    assert job.places == {"out": str(project)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        (["recommend", "/mnt/x", "--out", "/mnt/y/top.parquet"], {"out": "/mnt/y"}),
+        (["recommend", "s3://b/x", "--out=s3://b/y/top.parquet?region=r"], {"out": "s3://b/y?region=r"}),
+        (["reproduce", "table3", "--out", "/mnt/y", "--data", "/mnt/d"], {"data": "/mnt/d", "out": "/mnt/y"}),
+        (["prepare", "mmrec", "/mnt/raw", "/mnt/data/sports"], {"dst": "/mnt/data"}),
+        (["evaluate", "/mnt/x"], {}),
+        (["train", "--resume", "/mnt/x", "workers=2"], {"resume": "/mnt/x"}),
+    ],
+)
+def test_folders_that_every_node_must_reach(project, arguments, places):
+    assert package.plan(arguments).places == places
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "out=runs/x"], "out=runs/x: a relative path"),
+        (["train", "out=/mnt/x", "data=mine"], "data=mine: a relative path"),
+        (["train", "out=/mnt/x", "artifacts=store"], "artifacts=store: a relative path"),
+        (["train", "out=/mnt/x", "sede=1"], "did you mean seed"),
+        (["train", "missing.yaml"], "no such file"),
+        (["recommend", "/mnt/x", "--out", "top.parquet"], "out=top.parquet: a relative path"),
+        (["recommend", "runs/a", "--out", "/mnt/top.parquet"], "run=runs/a: a relative path"),
+        (["evaluate", "--split", "val", "runs/a"], "run=runs/a: a relative path"),
+        (["reproduce", "table3", "--data", "d", "--out", "/mnt/x"], "data=d: a relative path"),
+        (["reproduce", "table3", "--data=/mnt/d"], "out=studies/NAME (the default): a relative path"),
+        (["reproduce", "table3", "--data", "/mnt/d", "--out", "s3://b/x"], "out=s3://b/x: this command takes no URI"),
+        (["reproduce", "shift", "--data", "/mnt/d", "--out", "/mnt/x", "--temporal", "t"], "temporal=t: a relative"),
+        (["prepare", "mmrec", "/mnt/raw", "data/sports"], "dst=data/sports: a relative path"),
+        (["prepare", "mmrec", "raw", "/mnt/sports"], "src=raw: a relative path"),
+        (["prepare", "synthetic", "--users", "9", "here"], "dst=here: a relative path"),
+        (["train", "--resume", "runs/a"], "resume=runs/a: a relative path"),
+        (["tune", "../configs/find.yaml"], "out=runs/search-find: a relative path"),
+        (["tune", "../configs/find.yaml", "out=/mnt/x", "budget.trails=1"], "did you mean budget.trials"),
+        (["tune", "../configs/find.yaml", "out=s3://bucket/x"], "a URI cannot be locked"),
+        (["tune", "out=/mnt/x"], "expected a search file"),
+        (["paint"], "one of prepare"),
+        (["submit", "train"], "runs on this machine"),
+    ],
+)
+def test_refused_before_anything_is_sent(project, capsys, arguments, said):
+    assert run("submit", "--address", "http://127.0.0.1:9", "--", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_does_not_travel(project, monkeypatch):
+    monkeypatch.setattr(package, "LARGEST", 10)
+    with pytest.raises(ValueError, match=r"base.yaml: 0 MiB is data"):
+        package.plan(["train", "../configs/base.yaml"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "auth_token=hunter22",
+        "--token=hunter22",
+        "RAY_AUTH_TOKEN=hunter22",
+        "http://me:hunter22@host",
+        "out=s3://me:hunter22@bucket/x",
+        "--set=data=s3://me:hunter22@bucket/x",
+    ],
+)
+def test_tokens_on_the_command_line_are_refused_and_not_repeated(capsys, argument):
+    assert run("submit", "--address", "http://127.0.0.1:9", "--", "train", "out=/mnt/x", argument) == 2
+    said = capsys.readouterr()
+    assert "RAY_AUTH_TOKEN_PATH" in said.err
+    assert "hunter22" not in said.err + said.out
+
+
+def test_tokens_in_cluster_files_are_refused_and_not_repeated(tmp_path, capsys):
+    file = tmp_path / "cluster.yaml"
+    file.write_text("address: http://127.0.0.1:9\nauth_token: hunter22\n")
+    assert run("submit", "--cluster", file, "--", "train", "out=/mnt/x") == 2
+    said = capsys.readouterr().err
+    assert "auth_token" in said
+    assert "hunter22" not in said
+
+
+def test_a_place_that_does_not_answer(capsys, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("jobs", "list", "--address", "http://127.0.0.1:9") == 2
+    assert "nothing answers" in capsys.readouterr().err
+    assert run("jobs", "list") == 2
+    assert "no cluster to submit to" in capsys.readouterr().err
+    assert run("jobs", "list", "--cluster", "nowhere.yaml") == 2
+    assert "no such cluster file" in capsys.readouterr().err
+
+
+def test_cluster_files(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("address: host:8265")
+    with place.reach(str(tmp_path / "a.yaml")) as address:
+        assert address == "http://host:8265"
+    (tmp_path / "b.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="expected Ray's cluster YAML"), place.reach(str(tmp_path / "b.yaml")):
+        pass
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter22")
+    assert place.redacted("no hunter22 here") == "no *** here"
+
+
+def test_a_dropped_connection_is_tried_again_and_nothing_is_told_twice(monkeypatch):
+    tries = []
+
+    class Client:
+        async def tail_job_logs(self, job):
+            tries.append(job)
+            yield "one "
+            if len(tries) == 1:
+                raise aiohttp.ServerDisconnectedError
+            yield "two"
+
+        def get_job_info(self, job):
+            return SimpleNamespace(status=SimpleNamespace(value="SUCCEEDED"), driver_exit_code=0)
+
+        def get_job_logs(self, job):
+            return "one two"
+
+    said: list[str] = []
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    assert jobs.follow(Client(), "j", said.append) == 0
+    assert "".join(said) == "one two"
+    assert len(tries) == 2
+
+
+def test_storage_that_is_denied_or_hangs_is_one_line(monkeypatch):
+    node = {"NodeID": "1111aaaa", "NodeManagerHostname": "host"}
+
+    class Bound:
+        def remote(self, *arguments):
+            return probe._exists._function("nowhere://x")
+
+    def late(asked, timeout=None):
+        raise GetTimeoutError
+
+    monkeypatch.setattr(probe, "nodes", lambda: [node])
+    monkeypatch.setattr(probe, "on", lambda node, task, **options: Bound())
+    monkeypatch.setattr(probe.ray, "get", lambda asked, timeout=None: asked)
+    (found,) = probe.storage("data", "nowhere://x")
+    assert "host 1111aaaa cannot read there (ValueError" in found
+    monkeypatch.setattr(probe.ray, "get", late)
+    monkeypatch.setattr(probe.ray, "wait", lambda asked, num_returns, timeout: ([], asked))
+    for what in ("data", "out"):
+        (found,) = probe.storage(what, "/mnt/hangs")
+        assert "no answer from host 1111aaaa in 90 s" in found

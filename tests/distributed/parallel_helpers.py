@@ -1,0 +1,176 @@
+"""Small planted data, and worker functions that run in processes of their own."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from m3dist import config as configs
+from m3dist.config import Config
+from m3dist.data import synthetic
+from m3dist.data.dataset import Dataset
+from m3dist.distributed.engine import Engine
+from m3dist.distributed.tables import Spread
+from m3dist.method import invariance
+from m3dist.method.align import AlignTask
+from m3dist.method.backbone import Data
+from m3dist.method.merge import MergeTask
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.storage.folders import Folder
+from m3dist.training.loop import fit
+from m3dist.training.tracking import Stopped, Tracker
+
+SMALL = [
+    "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
+    "backbone.content_dim=8", "backbone.negatives=24", "align.epochs=3", "align.batch_size=301", "align.dim=16",
+    "align.encoder=linear", "align.contrastive_items=41", "invariance.rounds=2", "invariance.environments=3",
+    "invariance.batch_size=512", "invariance.negatives=32", "merge.epochs=3", "merge.batch_size=301",
+    "evaluation.k=[5,10]", "align.evaluate_every=1", "merge.evaluate_every=1",
+]  # fmt: skip
+
+
+def small(*extra: str) -> Config:
+    return configs.load(None, [*SMALL, *extra])
+
+
+def planted(root: Path, config: Config) -> Path:
+    """A planted data set of which a third of the items lack modality 1."""
+    synthetic.write(root, config.synthetic, config.seed)
+    (root / "present").mkdir(exist_ok=True)
+    present = np.arange(config.synthetic.items) % 3 > 0
+    np.save(root / "present" / "modality1.npy", present)
+    features = np.load(root / "features" / "modality1.npy")
+    features[~present] = 0
+    np.save(root / "features" / "modality1.npy", features)
+    return root
+
+
+def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """What work(rank, world, *args) returns in `world` gloo processes; raises what one of them raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(_child, (world, folder, work, args), world, join=False, start_method="spawn")
+        until = time.monotonic() + timeout
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"{world} workers of {work.__name__} still ran after {timeout} s")
+        finally:
+            for process in context.processes:
+                process.kill()
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)  # which DeepSpeed asks for
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
+    )
+    result = work(rank, world, *args)
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # DeepSpeed keeps gloo's threads alive; an interpreter that ends over them aborts now and then
+
+
+def engine_of(config: Config, rank: int, world: int) -> Engine:
+    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto")
+
+
+def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
+    data = Data(Dataset(root), config, engine)
+    return AlignTask(data, config) if stage == "align" else MergeTask(data, config, [*data.features()], None)
+
+
+def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, steps: int) -> dict[str, Any]:
+    """Losses of the first steps, the validation metrics and the parameters after them."""
+    engine = engine_of(config, rank, world)
+    task = task_of(stage, config, root, engine)
+    per, losses = task.sampler.steps, []
+    for t in range(steps):
+        terms = task.step(task.sampler(t // per, t % per, rank, world))
+        losses.append(engine.totals({name: float(x.detach()) for name, x in terms.items()}))
+    held = {name: len(table.weight) for name, table in task.tables.items()}
+    return {
+        "losses": losses,
+        "metrics": task.evaluate(),
+        "state": whole(task, engine),
+        "sent": engine.sent,
+        "held": held,
+    }
+
+
+def whole(task: AlignTask | MergeTask, engine: Engine) -> dict[str, torch.Tensor]:
+    """A task's state on every worker, of sharded tables all rows."""
+    state = task.state().items()
+    return {name: x.table.whole(engine) if isinstance(x, Spread) else x for name, x in state}
+
+
+def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
+    return [trajectory(rank, world, stage, config, root, steps) for stage, config in runs]
+
+
+def carried_over(rank: int, world: int, stage: str, first: Config, then: Config, root: Path, steps: int) -> Any:
+    """The parameters after `steps` steps of one strategy and, from its state and moments, `steps` of another's."""
+    out = None
+    for config, start in ((first, 0), (then, steps)):
+        engine = engine_of(config, rank, world)
+        task = task_of(stage, config, root, engine)
+        if out is not None:
+            weights, moments, tables = out
+            task.dense.load(weights)
+            task.dense.load_moments(moments)
+            for name, table in task.tables.items():
+                table.weight.copy_(tables[name]["weight"])
+                table.load_moments(tables[name])
+        for t in range(start, start + steps):
+            task.step(task.sampler(0, t, rank, world))
+        tables = {k: {"weight": x.weight.clone(), **x.moments()} for k, x in task.tables.items()}
+        out = task.dense.state(), task.dense.moments(), tables
+    assert out is not None
+    return {**out[0], **{f"table.{name}": x["weight"] for name, x in out[2].items()}}
+
+
+def fitted(
+    rank: int, world: int, stage: str, config: Config, root: Path, folder: Path, stop: int | None
+) -> dict[str, torch.Tensor]:
+    """The state after `fit` with checkpoints in `folder`, which goes on from them; `stop`: saved after this epoch."""
+    engine = engine_of(config, rank, world)
+    task = task_of(stage, config, root, engine)
+    saves = Checkpoints(Folder(folder), "key", config.checkpoint, engine)
+
+    def listener(stage: str, epoch: int, values: dict[str, float]) -> None:
+        if epoch == stop:
+            raise Stopped
+
+    with Tracker(None, listener=listener) as tracker:
+        try:
+            fit(task, getattr(config, stage), config.evaluation.metric, stage, tracker, saves)
+            assert stop is None
+        except Stopped:
+            assert stop is not None
+    return whole(task, engine)
+
+
+def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[tuple[dict[str, torch.Tensor], dict]]:
+    """Stage 2 on what stage 1 starts from."""
+    out = []
+    dataset = Dataset(root)
+    start = AlignTask(Data(dataset, runs[0]), runs[0])
+    aligned = {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
+    for config in runs:
+        with Tracker(None) as tracker:
+            out.append(invariance.run(dataset, config, aligned, tracker, engine_of(config, rank, world)))
+    return out
