@@ -1,6 +1,7 @@
 """DUIF (Geng et al., ICCV 2015): users and items meet in the space of the items' deep features.
 
-score = x_u . (W2 relu(W1 f_i + b1) + b2), ranked pairwise. An item has no vector of its own.
+score = x_u . W2 relu(W1 f_i + b1), ranked pairwise; a bias after W2 would cancel between the two items of a pair.
+An item has no vector of its own.
 
 Simplifications: the image network's convolutions are the given, fixed features (all modalities, concatenated), and a
 user's vector is free, since a data set here has no social network to learn it from.
@@ -22,7 +23,7 @@ class DUIF(Recommender):
         need_features(given, "duif")
         super().__init__(given, dim, l2)
         self.user = xavier(given.n_users, dim)
-        self.first, self.second = nn.Linear(given.width, hidden), nn.Linear(hidden, dim)
+        self.first, self.second = nn.Linear(given.width, hidden), nn.Linear(hidden, dim, bias=False)
 
     def seen(self, feature_Rw: Tensor) -> Tensor:
         """Items' vectors [R, d] of their features."""

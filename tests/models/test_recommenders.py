@@ -103,13 +103,15 @@ def test_shares_of_a_batch_add_up(name: str, negatives: list) -> None:
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_every_parameter_learns(name: str) -> None:
-    """DDP waits for the gradient of every parameter."""
+    """DDP waits for the gradient of every parameter. One that is 0 in exact arithmetic is rounding noise here."""
     model = baseline.recommender(name)(tiny(), 4, 0.1, **OPTIONS.get(name, {}))
     randomise(model)
     model("loss", batch_of([0, 1, 3], [1, 2, 4], [3, 4]))["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    most = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
     for parameter, p in model.named_parameters():
-        assert p.grad is not None, parameter
-        assert float(p.grad.abs().sum()) > 0, parameter
+        assert p.grad is not None
+        assert float(p.grad.abs().max()) > 1e-4 * most, parameter
 
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
