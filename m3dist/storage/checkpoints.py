@@ -62,7 +62,7 @@ def _rows(shard: int, shards: int) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of one run; every worker calls its methods alike, the lead writes.
+    """The checkpoints of one stage of one run; every worker calls its methods alike, rank 0 writes.
 
     key: of the stage. config: how often and how many. A checkpoint may lean on others by name (`needs`), which are
     kept with it.
@@ -103,15 +103,15 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint and drop those that are no longer kept.
 
-        name: sorts after those before it and starts with a digit, unless it is one that others need. tensors: the
-        lead's, whole. rows: of tables, this worker's share where they are `sharded` and all of them elsewhere.
+        name: sorts after those before it and starts with a digit, unless it is one that others need. tensors:
+        rank 0's, whole. rows: of tables, this worker's share where they are `sharded` and all of them elsewhere.
         """
         folder = self.folder / name
         shard, shards = (self.engine.rank, self.engine.world) if sharded else (0, 1)
-        if sharded or self.engine.lead:
+        if sharded or self.engine.rank_zero:
             folder.write_tensors(_rows(shard, shards), rows or {})
         self.engine.barrier()
-        if self.engine.lead:
+        if self.engine.rank_zero:
             folder.write_tensors("state.safetensors", tensors)
             folder.write_json("meta.json", {**meta, "shards": shards, "needs": needs or []})
             if name[0].isdigit():
@@ -121,7 +121,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all of them; the stage is done."""
-        if self.engine.lead:
+        if self.engine.rank_zero:
             self.folder.remove()
 
     def _numbered(self) -> list[str]:
