@@ -36,6 +36,7 @@ from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks
 from m3dist.training.context import Context, Output
+from m3dist.training.loggers import LOGGERS
 from m3dist.training.tracking import Display, Interrupts, Tracker
 
 TEST = "test"  # the last step of a run, which reads the test split
@@ -206,7 +207,7 @@ def run(
     out.write_text("config.yaml", to_yaml(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
-    told = Callbacks(callbacks)
+    told = Callbacks([*callbacks, *(LOGGERS[name]() for name in config.report_to)])
 
     with contextlib.ExitStack() as leases:
         for name in steps if lease else []:
