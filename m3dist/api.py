@@ -20,11 +20,11 @@ def train(
     """Train a model and open the finished run.
 
     dataset: an opened data set, the folder or URI of one, or None for the one that the config names. config: by default
-    all default values; its `out` is the run folder, and the same call again skips what is done there. callbacks: told of
-    stages, steps, epochs, evaluations and the end; any may raise Stopped. quiet: show no progress.
+    all default values; its `out` is the run folder, and the same call again skips what is done there. callbacks: told
+    of stages, steps, epochs, evaluations and the end; any may raise Stopped. quiet: show no progress.
 
-    Raises ValueError, in one line, when data or config cannot be used; FloatingPointError when training diverges; Stopped
-    when a callback ended the run; KeyboardInterrupt, after a checkpoint, when it was interrupted; and
+    Raises ValueError, in one line, when data or config cannot be used; FloatingPointError when training diverges;
+    Stopped when a callback ended the run; KeyboardInterrupt, after a checkpoint, when it was interrupted; and
     training.tracking.RunFailed when workers kept failing.
     """
     from m3dist import pipeline

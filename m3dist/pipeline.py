@@ -28,14 +28,13 @@ from m3dist import results
 from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed.engine import Engine
-from m3dist.distributed.tables import send_rows
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
-from m3dist.storage.artifacts import Store
+from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks
-from m3dist.training.context import Context, Output
+from m3dist.training.context import Context
 from m3dist.training.loggers import LOGGERS
 from m3dist.training.tracking import Display, Interrupts, Tracker
 
@@ -159,11 +158,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
         else:
             stage = spec.stage(name)
             output = registry.load(stage.run)(context.at(stage, saved))
-        if engine.rank_zero:
-            store.save(name, key[name], output.tensors, output.meta)
-            saved.clear()
-        else:
-            send_rows(output.tensors.values())
+        store.save(name, key[name], output, engine)
+        saved.clear()
         engine.barrier()
 
 
