@@ -36,6 +36,7 @@ class Zero(Dense):
             },
         }
         Dense.__init__(self, engine, module, module, [])
+        self.given, self.why_not = [float(group["lr"]) for group in groups], "DeepSpeed's optimisers ask the host"
         adam = torch.optim.Adam(groups)
         self.wrapped, self.zero, *_ = deepspeed.initialize(model=module, optimizer=adam, config=config)
         self.inner = self.zero if engine.strategy.zero_stage == 0 else self.zero.optimizer
@@ -56,8 +57,13 @@ class Zero(Dense):
     def step(self) -> None:
         self.wrapped.step()
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
+    def scale(self, left: Tensor, left_here: float) -> None:
+        for group, lr in zip(self.inner.param_groups, self.given, strict=True):
+            group["lr"] = lr * left_here
+
+    @property
+    def lr(self) -> float:
+        return float(self.inner.param_groups[0]["lr"])
 
     def _count(self, steps: float) -> None:
         for kept in self.inner.state.values():

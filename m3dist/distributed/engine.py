@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from m3dist.config import Config
-from m3dist.data.sampling import share
+from m3dist.data.parts import share
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,11 @@ class Dense:
     def __init__(self, engine: Engine, module: nn.Module, wrapped: nn.Module, groups: list[dict[str, Any]]):
         self.engine, self.module = engine, module
         self.wrapped: Any = wrapped
-        self.optimizer = torch.optim.Adam(groups, fused=True) if groups else None
-        self.rate = 1.0
+        self.given = [float(group["lr"]) for group in groups]
+        device, graphs = engine.device, engine.device.type == "cuda"
+        on_device = [group | {"lr": torch.full((), group["lr"], device=device)} for group in groups]
+        self.optimizer = torch.optim.Adam(on_device, fused=True, capturable=graphs) if groups else None
+        self.why_not = ""  # why a step cannot be captured in a CUDA graph
         self.fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
 
     def __call__(self, *args: Any) -> Any:
@@ -190,14 +193,15 @@ class Dense:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    def scale_lr(self, rate: float) -> None:
-        """Set every group's learning rate to `rate` times what it was given; tables read `self.rate`."""
-        self.rate = rate
-        for group in self._groups():
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
+    def scale(self, left: Tensor, left_here: float) -> None:
+        """Set every group's learning rate to what it was given times what is left of it, on the device and here."""
+        for group, lr in zip(self.optimizer.param_groups if self.optimizer else [], self.given, strict=True):
+            torch.mul(left, lr, out=group["lr"])
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups if self.optimizer is not None else []
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group now."""
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
     def named(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -1,157 +1,173 @@
-"""One backbone under training: its tables, the rows that a step touches, and its loss.
+"""Backbones under training: their tables and projections, the rows that a step touches, and their loss.
 
-Shapes: U users, I items, w content width, b positives, R distinct rows, N negatives, s sampled neighbours.
+The M backbones of a stage train on the same samples, so that their tables are read at the same ids and stored together.
+
+Shapes: M members; U users, I items; w content width, d id width, c projected content width, k = d + c; P groups of b
+positives, X = P b of them, N negatives of a group, s neighbours of each positive's item; L ids of items in a step and R
+slots of distinct ones.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from m3dist import losses
 from m3dist.config import Backbone, Config
-from m3dist.data.sampling import Batch, Distinct, Draws
-from m3dist.distributed.tables import RowTable, Touched, routes
-from m3dist.models.ultragcn import UltraGCN, interaction_loss
-from m3dist.seeding import numpy_rng, torch_rng
+from m3dist.data.draws import Batch, Draws, Plan
+from m3dist.distributed.rows import RowTables, random_rows
+from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
+from m3dist.losses import logistic
+from m3dist.losses.known import known
+from m3dist.losses.logistic import Coefficients, Found, Samples
+from m3dist.models.ultragcn import UltraGCN
+from m3dist.seeding import torch_rng
 from m3dist.training.data import DeviceData
 
 
-def draws(backbone: Backbone) -> Draws:
-    """How the backbone's negatives are drawn."""
-    return Draws(backbone.negatives, backbone.sampling == "per_positive", backbone.groups)
+def plan(backbone: Backbone) -> Plan:
+    """What a step of the backbone draws."""
+    neighbours = backbone.neighbours if backbone.nu else 0
+    return Plan(
+        backbone.negatives, backbone.sampling == "per_positive", neighbours,
+        min(backbone.neighbour_samples, neighbours),
+    )  # fmt: skip
 
 
-class Member:
-    """One backbone: id tables trained by rows, and a content projection. width: of its items' content.
+def spared(x_Iw: Tensor) -> Tensor:
+    """Items' content with a row of zeros behind, for places of a step where there is no item, [I + 1, w]."""
+    return torch.cat([x_Iw, x_Iw.new_zeros(1, x_Iw.shape[1])])
 
-    init: tables that the id part of its rows starts from, instead of random ones.
+
+@dataclass(frozen=True)
+class Sampled:
+    """A step's batch, the rows of users and items that it touches, and what its samples weigh.
+
+    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives [P, N], and
+    whatever else the stage reads.
+    """
+
+    batch: Batch
+    user: Touched
+    item: Touched
+    samples: Samples
+    scored: int  # how many of the L ids the loss scores
+
+    @property
+    def part(self) -> Tensor:
+        """This worker's share of the global batch; shares add up to 1."""
+        return self.samples.share_Pb.sum()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A step's rows: users [M, R, k] and the ids' part of items [M, R, d]."""
+
+    user_MRk: Tensor
+    id_MRd: Tensor
+
+
+class Backbones:
+    """M backbones: id tables trained by rows, and a content projection each.
+
+    widths: of each one's content, 0 for ids alone. keys: of their seeds. init: tables that the id part of all rows
+    starts from, instead of random ones.
     """
 
     def __init__(
         self,
         data: DeviceData,
         config: Config,
-        width: int,
-        keys: tuple[str | int, ...],
+        widths: Sequence[int],
+        keys: Sequence[tuple[str | int, ...]],
         init: dict[str, Tensor] | None = None,
     ):
-        backbone = config.backbone
-        rng = torch_rng(config.seed, *keys)
-        content = backbone.content_dim if width else 0
+        backbone, self.data, self.engine = config.backbone, data, data.engine
+        self.config, self.weights = backbone, data.weights(backbone)
+        content = backbone.content_dim if any(widths) else 0
+        self.models, users, items = [], [], []
+        for width, key in zip(widths, keys, strict=True):
+            rng = torch_rng(config.seed, *key)
+            std, (U, I), d = backbone.init_std, (data.n_users, data.n_items), backbone.dim
+            users.append(random_rows((U, d + content), std, rng, data.bounds(U)))
+            items.append(random_rows((I, d), std, rng, data.bounds(I)))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(rng.initial_seed())
+                self.models.append(UltraGCN(width, content))
         dense = config.optimizer == "dense"
-        self.engine = data.engine
 
-        def table(n: int, d: int) -> RowTable:
-            bounds = data.engine.share(n) if data.sharded else None
-            return RowTable.random((n, d), backbone.init_std, rng, bounds).on(data.device, dense)
+        def tables(n: int, rows: list[Tensor]) -> RowTables:
+            low = (data.bounds(n) or (0, n))[0]
+            return RowTables(torch.stack(rows).to(data.device), dense, low, n if data.sharded else None)
 
-        self.user, self.item = table(data.n_users, backbone.dim + content), table(data.n_items, backbone.dim)
-        with torch.random.fork_rng():
-            torch.manual_seed(rng.initial_seed())
-            self.model = UltraGCN(width, content)
+        self.user, self.item = tables(data.n_users, users), tables(data.n_items, items)
         if init is not None:
             for name, x in (("user", self.user), ("item", self.item)):
-                x.weight[:, : backbone.dim] = init[name][x.low : x.low + len(x.weight), : backbone.dim]
+                x.weight[:, :, : backbone.dim] = init[name][x.low : x.low + x.weight.shape[1], : backbone.dim]
+        l2_k = torch.full((backbone.dim + content,), backbone.l2, device=data.device)
+        l2_k[backbone.dim :] = backbone.content_l2
+        self.coefficients = Coefficients(backbone.nu, backbone.negative_weight, l2_k)
 
-    def tables(self, prefix: str) -> dict[str, Tensor]:
-        """The live rows that this worker holds."""
-        return {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
-
-
-class Rows:
-    """The distinct rows that a worker's share of a step touches, and where its samples stand among them.
-
-    items: ids [n] of further items that the worker needs, for which `more_at` is their place.
-    """
-
-    def __init__(self, data: DeviceData, backbone: Backbone, batch: Batch, items: Tensor | None = None):
-        self.batch, weights = batch, data.weights(backbone)
-        distinct_user, distinct_item = Distinct(data.n_users), Distinct(data.n_items)
-        user_R, (self.user_at,) = distinct_user(batch.user_b)
-        more = [] if items is None else [items]
-        columns: Tensor | None = None
-        self.omega: Tensor | None = None
-        if backbone.nu:
-            drawn = numpy_rng(batch.seed, "neighbours").permutation(backbone.neighbours)[: backbone.neighbour_samples]
-            columns = torch.from_numpy(drawn).to(data.device)
-            more.append(weights.neighbour_Ik[batch.item_b][:, columns])
-            scale = backbone.neighbours / len(columns)
-            self.omega = weights.omega_Ik[batch.item_b][:, columns] * scale
-        item_R, (self.item_at, self.negative_at, *at) = distinct_item(batch.item_b, batch.negative, *more)
-        self.more_at = None if items is None else at[0]
-        self.neighbour_at = at[-1] if columns is not None else None
-        self.user, self.item = Touched(user_R), Touched(item_R)
-        if data.sharded:
-            user, item = routes(data.engine, [(user_R, data.n_users), (item_R, data.n_items)])
-            self.user, self.item = Touched(user_R, route=user), Touched(item_R, route=item)
-        elif data.engine.world > 1:  # whose gradients all workers add up
-            everyone = [] if columns is None else [weights.neighbour_Ik[batch.item_B][:, columns]]
-            item_G, _ = distinct_item(batch.item_B, batch.negative_B, *everyone)
-            user_G, _ = distinct_user(batch.user_B)
-            self.user = Touched(user_R, user_G, torch.searchsorted(user_G, user_R))
-            self.item = Touched(item_R, item_G, torch.searchsorted(item_G, item_R))
-
-
-class Leaves(NamedTuple):
-    """A member's rows of a step: users [R, d + c], items' ids [R, d] and their content [R, w]."""
-
-    user_Rd: Tensor
-    id_Rd: Tensor
-    content_Rw: Tensor | None
-
-
-Terms = tuple[dict[str, Tensor], Tensor]  # by name, and their sum
-
-
-class BackboneLoss:
-    """L_O + kappa L_C + nu L_I + L2 of one member, this worker's share."""
-
-    def __init__(self, data: DeviceData, config: Backbone):
-        self.config, self.weights, self.device = config, data.weights(config), data.device
-
-    def __call__(self, rows: Rows, leaves: Leaves, model: UltraGCN) -> dict[str, Tensor]:
-        """Every term, of which only `loss` is sure to have a gradient."""
-        item_Rd = model.item_rows(leaves.id_Rd, leaves.content_Rw)
-        one = self._own_negatives if rows.batch.negative.ndim > 1 else self._shared_negatives
-        out, loss = one(rows, leaves.user_Rd, item_Rd)
-        if model.project is not None:
-            penalty = self.config.projection_l2 * model.project.weight.square().sum() * rows.batch.part
-            out["l2"], loss = out["l2"] + penalty, loss + penalty
-        return {**out, "loss": loss}
-
-    def _shared_negatives(self, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> Terms:
-        """Terms of whole item rows, whose sum alone has a gradient."""
-        config, weights, batch = self.config, self.weights, rows.batch
-        base, scale_b = weights.negative(batch.user_b)
-        l2_d = user_Rd.new_full((user_Rd.shape[1],), config.l2)
-        l2_d[config.dim :] = config.content_l2
-        at = losses.Sampled(
-            rows.user_at, rows.item_at, rows.negative_at, weights.positive(batch.user_b, batch.item_b), base, scale_b,
-            weights.c_I[batch.negative], rows.neighbour_at, rows.omega, config.nu, config.negative_weight, l2_d,
-            batch.size, batch.parts,
+    def sample(self, draws: Draws, more: Tensor | None = None) -> Sampled:
+        """The batch of the step at which `draws` stands. more: further items [C] that the stage reads."""
+        batch, weights = draws.draw(), self.weights
+        user_X, item_X = batch.user_Pb.view(-1), batch.item_Pb.view(-1)
+        ids, everyone, omega_sX = [item_X, batch.negative.view(-1)], [batch.item_B, batch.negative_B.view(-1)], None
+        if self.config.nu:
+            near_sX, omega_sX = weights.neighbours(item_X, batch.columns_s)
+            ids.insert(0, near_sX.view(-1))
+            if self.engine.world > 1:
+                everyone.append(weights.neighbours(batch.item_B, batch.columns_s)[0].view(-1))
+        base, scale_Pb = weights.negative(batch.user_Pb)
+        samples = Samples(
+            batch.valid_Pb / batch.size, weights.positive(batch.user_Pb, batch.item_Pb), base, scale_Pb,
+            weights.c_I[batch.negative], omega_sX,
         )  # fmt: skip
-        with torch.autocast(user_Rd.device.type, enabled=False):
-            out, user_grad, item_grad = losses.ultragcn(user_Rd, item_Rd.to(user_Rd.dtype), at)
-        total = torch.stack(list(out.values())).sum()
-        return out, losses.known(total, [user_Rd, item_Rd], [user_grad, item_grad.to(item_Rd.dtype)])
+        scored = sum(x.numel() for x in ids)
+        ids += [] if more is None else [more]
+        wanted = [Wanted(self.user, user_X, batch.user_B), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
+        return Sampled(batch, *touch(self.engine, wanted), samples, scored)
 
-    def _own_negatives(self, rows: Rows, user_Rd: Tensor, item_Rd: Tensor) -> Terms:
-        """The same where every positive has negatives of its own."""
-        config, batch = self.config, rows.batch
-        user_bd = user_Rd[rows.user_at]
-        places, ids = (rows.item_at, rows.negative_at), (batch.user_b, batch.item_b, batch.negative)
-        positive, negative = interaction_loss(user_bd, item_Rd, places, ids, self.weights)
-        drawn = batch.size * batch.negative.shape[-1]
-        out = {"positive": positive / batch.size, "negative": config.negative_weight * negative / drawn}
-        if rows.neighbour_at is not None and rows.omega is not None:
-            score_bs = (user_bd[:, None] * item_Rd[rows.neighbour_at]).sum(2)
-            out["neighbours"] = config.nu * losses.neighbours(score_bs, rows.omega) / batch.size
-        square = user_bd.square().sum(0) / batch.size + item_Rd[rows.item_at].square().sum(0) / batch.size
-        if len(batch.user_b):  # the mean over negatives is the batch's, of which each worker takes its part
-            times_R = torch.bincount(rows.negative_at.flatten(), minlength=len(item_Rd)).to(item_Rd.dtype)
-            square = square + (times_R @ item_Rd.square()) * (batch.part / rows.negative_at.numel())
-        out["l2"] = config.l2 * square[: config.dim].sum() + config.content_l2 * square[config.dim :].sum()
-        return out, torch.stack(list(out.values())).sum()
+    def rows(self, sampled: Sampled) -> Rows:
+        """The rows that a step reads."""
+        return Rows(*pull(self.engine, [sampled.user, sampled.item]))
+
+    def move(self, sampled: Sampled, rows: Rows, grads: Rows, lr: Tensor) -> None:
+        """One Adam step of the tables; overwrites the rows."""
+        touched = [sampled.user, sampled.item]
+        push(self.engine, touched, [rows.user_MRk, rows.id_MRd], [grads.user_MRk, grads.id_MRd], lr)
+
+    def tables(self, name: str) -> dict[str, Tensor]:
+        """The live rows that this worker holds, of every member; name: of member m, as in "{}.user" with {} for m."""
+        parts = {"user": self.user, "item": self.item}
+        return {f"{name.format(m)}{kind}": x for kind, table in parts.items() for m, x in enumerate(table.weight)}
+
+
+def backbone_loss(
+    backbones: Backbones, sampled: Sampled, rows: Rows, contents: Sequence[Tensor | None]
+) -> tuple[dict[str, Tensor], Tensor, Rows]:
+    """L_O + kappa L_C + nu L_I + L2 of every member, this worker's share.
+
+    contents: projected content of the item slots, [R, c] each, which is what the loss is differentiable in. Returns
+    the terms [M], their sum over members and terms, and the gradients of the rows.
+    """
+    with torch.no_grad(), torch.autocast(rows.user_MRk.device.type, enabled=False):
+        item_MRk = rows.id_MRd
+        if contents[0] is not None:
+            content_MRc = torch.stack([x.detach().float() for x in contents if x is not None])
+            item_MRk = torch.cat([rows.id_MRd, content_MRc], dim=2)
+        M, d = len(item_MRk), rows.id_MRd.shape[2]
+        user_slots, item_slots = sampled.user.slots, sampled.item.slots
+        user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
+        item_MLk = item_MRk.index_select(1, item_slots.slot_L[: sampled.scored])
+        found: Found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
+        user_grad = user_slots.sum(found.user_grad_MPbk.flatten(1, 2))
+        item_grad = item_slots.sum(found.item_grad_MLk)
+        value = torch.stack([*found.terms.values()]).sum()
+    grads = Rows(user_grad, item_grad[:, :, :d].contiguous())  # a fused Adam takes memory as it lies
+    inputs = [x for x in contents if x is not None and x.requires_grad]
+    if not inputs:
+        return found.terms, value, grads
+    return found.terms, known(value, inputs, [x.to(y.dtype) for x, y in zip(item_grad[:, :, d:], inputs)]), grads

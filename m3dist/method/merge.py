@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from m3dist.config import Config
-from m3dist.data.sampling import Batch
-from m3dist.distributed.tables import pull_rows, push_rows
 from m3dist.evaluation import ranking
 from m3dist.method import fusion
-from m3dist.method.backbone import BackboneLoss, Leaves, Member, Rows, draws
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
 from m3dist.training.data import DeviceData
 from m3dist.training.loop import fit
+from m3dist.training.steps import Rate
 
 
 class Fused:
@@ -74,19 +73,26 @@ def scorer(tensors: dict[str, Tensor], config: Config) -> Fused:
 
 
 class MergeModel(nn.Module):
-    """The members' backbones; forward computes the worker's share of all their losses."""
+    """The members' projections; forward computes the worker's share of all their losses."""
 
-    def __init__(self, loss: BackboneLoss, backbones: list[UltraGCN]):
+    def __init__(self, backbones: Backbones):
         super().__init__()
-        self.loss = loss
-        self.backbones = nn.ModuleList(backbones)
+        self.backbones = nn.ModuleList(backbones.models)
+        self._tables = [backbones]  # in a list, so that it is no part of the module
 
-    def forward(self, rows: Rows, members: list[Leaves]) -> list[dict[str, Tensor]]:
-        out = []
-        for backbone, leaves in zip(self.backbones, members, strict=True):
-            assert isinstance(backbone, UltraGCN)
-            out.append(self.loss(rows, leaves, backbone))
-        return out
+    def forward(
+        self, sampled: Sampled, rows: Rows, contents: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], Tensor, Rows]:
+        """Terms [M], their sum, and the gradients of the rows. contents: of the item slots, [R, w] of each member."""
+        (tables,) = self._tables
+        projections = [backbone.project for backbone in self.backbones]
+        projected = [None if p is None else p(x) for p, x in zip(projections, contents, strict=True)]
+        terms, loss, grads = backbone_loss(tables, sampled, rows, projected)
+        weights = [p.weight for p in projections if p is not None]
+        if weights and tables.config.projection_l2:
+            penalty_m = torch.stack([W.square().sum() for W in weights]) * (tables.config.projection_l2 * sampled.part)
+            terms, loss = {**terms, "l2": terms["l2"] + penalty_m.detach()}, loss + penalty_m.sum()
+        return terms, loss, grads
 
     def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
         """Whole rows of a member's items."""
@@ -96,47 +102,48 @@ class MergeModel(nn.Module):
 
 
 class MergeTask:
-    """Stage 3 under training. contents: Q_m of every member [I, w], or None of one on ids alone. init: see Member."""
+    """Stage 3 under training. contents: Q_m of every member [I, w], or None of one on ids alone. init: see Backbones."""
+
+    fixed = True
 
     def __init__(self, context: Context, contents: list[Tensor | None], init: dict[str, Tensor] | None = None):
         data, config = context.data, context.config
         self.data, self.config, self.evaluator = data, config.merge, context.evaluator
-        self.backbone = config.backbone
-        self.contents = [None if x is None else x.to(data.device) for x in contents]
+        self.contents = [None if x is None else spared(x.to(data.device)) for x in contents]
         widths = [0 if x is None else x.shape[1] for x in contents]
-        self.members = [Member(data, config, width, ("merge", m), init) for m, width in enumerate(widths)]
-        self.tables = {f"{m}.user": x.user for m, x in enumerate(self.members)}
-        self.tables |= {f"{m}.item": x.item for m, x in enumerate(self.members)}
-        self.sampler = data.sampler(config.seed, "merge", config.merge.batch_size, draws(config.backbone))
-        model = MergeModel(BackboneLoss(data, config.backbone), [member.model for member in self.members])
+        self.members = Backbones(data, config, widths, [("merge", m) for m in range(len(widths))], init)
+        self.tables = {"user": self.members.user, "item": self.members.item}
+        key, backbone = derive(config.seed, "merge"), config.backbone
+        self.draws = data.draws(key, config.merge.batch_size, plan(backbone), backbone.groups)
+        model = MergeModel(self.members)
         self.dense = data.engine.wrap(model, [{"params": list(model.parameters()), "lr": config.merge.lr}])
+        self.lr = Rate(config.merge.lr, data.device)
+        self.rates = [self.lr]
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        rows = Rows(self.data, self.backbone, batch)
-        wanted = [(x.user, rows.user) for x in self.members] + [(x.item, rows.item) for x in self.members]
-        leaves = pull_rows(self.data.engine, wanted)
-        users, items = leaves[: len(self.members)], leaves[len(self.members) :]
-        contents = [None if x is None else x.index_select(0, rows.item.ids_R) for x in self.contents]
-        terms = self.dense(rows, [Leaves(*parts) for parts in zip(users, items, contents, strict=True)])
-        self.dense.backward(torch.stack([part["loss"] for part in terms]).sum())
+    def step(self) -> dict[str, Tensor]:
+        sampled = self.members.sample(self.draws)
+        rows = self.members.rows(sampled)
+        contents = [None if x is None else x.index_select(0, sampled.item.slots.ids_R) for x in self.contents]
+        terms, loss, grads = self.dense(sampled, rows, contents)
+        self.dense.backward(loss)
         self.dense.step()
-        pulled = [(*which, leaf) for which, leaf in zip(wanted, leaves, strict=True)]
-        push_rows(self.data.engine, pulled, self.config.lr * self.dense.rate)
-        out = {f"{m}/{name}": x.detach() for m, part in enumerate(terms) for name, x in part.items()}
-        return out | {name: torch.stack([part[name].detach() for part in terms]).sum() for name in terms[0]}
+        self.members.move(sampled, rows, grads, self.lr.now)
+        each = {f"{m}/{name}": x for name, x_M in terms.items() for m, x in enumerate(x_M)}
+        return {**each, **{name: x_M.sum() for name, x_M in terms.items()}, "loss": loss.detach()}
 
     def matrices(self) -> dict[str, Tensor]:
         """The items' whole matrices."""
+        item_MId = self.members.item.whole(self.data.engine)
         with self.dense.reading() as model:
             return {
-                f"{m}.matrix": model.catalogue(m, member.item.whole(self.data.engine), content)
-                for m, (member, content) in enumerate(zip(self.members, self.contents, strict=True))
+                f"{m}.matrix": model.catalogue(m, id_Id, None if x is None else x[:-1]).float()
+                for m, (id_Id, x) in enumerate(zip(item_MId, self.contents, strict=True))
             }
 
     def fused(self, strategy: str, further: dict[str, Tensor]) -> Fused:
         """The members as they are, for the users whose rows this worker holds; further: matrices and what else."""
-        users = {f"{m}.user": member.user.weight for m, member in enumerate(self.members)}
-        return Fused({**users, **further}, strategy, self.members[0].user.low)
+        users = {f"{m}.user": x for m, x in enumerate(self.members.user.weight)}
+        return Fused({**users, **further}, strategy, self.members.user.low)
 
     def evaluate(self) -> dict[str, float]:
         strategy = self.config.fusion if self.config.fusion in ("equal", "entropy") else "equal"
@@ -146,7 +153,7 @@ class MergeTask:
         """What ranking reads: further are the items' matrices and what a fusion learned."""
         dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
         tensors = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
-        tables = {k: x for m, member in enumerate(self.members) for k, x in member.tables(f"{m}.").items()}
+        tables = self.members.tables("{}.")
         if self.data.sharded:
             return Output(tensors | further, meta, tables)
         return Output(tensors | tables | further, meta)

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from m3dist.config import Baseline, Config
-from m3dist.data.sampling import Batch, Draws, Sampler
-from m3dist.distributed.tables import RowTable
+from m3dist.data.draws import Draws, Layout, Pairs, Plan
+from m3dist.distributed.rows import RowTables
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
-from m3dist.models.base import Given, Recommender, Settings
+from m3dist.models.base import Batch, Given, Recommender, Settings
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
 from m3dist.training.loop import fit
+from m3dist.training.steps import Rate
+
+_HASHES = 4  # random numbers of a step that a recommender may draw from
 
 
 def scorer(tensors: dict[str, Tensor], config: Config) -> Scorer:
@@ -52,27 +55,39 @@ def settings_of(kind: type[Recommender], name: str, section: Baseline) -> Settin
 class BaselineTask:
     """A recommender under training."""
 
+    fixed = False  # a recommender may look at its batch
+
     def __init__(self, context: Context):
         config, data = context.config, context.data
         section, kind = config.baseline, registry.recommender_class(config.model)
         self.config, self.evaluator = config, context.evaluator
         user, item = data.pairs
         given = Given(data.n_users, data.n_items, data.features, user, item)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(config.seed, "baseline", "init"))
             self.model = kind(given, settings_of(kind, config.model, section))
-        self.tables: dict[str, RowTable] = {}
+        self.tables: dict[str, RowTables] = {}
+        self.rates: list[Rate] = []
         self.dense = data.engine.wrap(self.model, [{"params": list(self.model.parameters()), "lr": section.lr}])
         size = section.batch_size
         if kind.batches == "users":  # as many as hold that many interactions on average
             user = torch.unique(user)
             size = max(1, round(size * len(user) / len(item)))
             item = torch.zeros_like(user)
-        draws = Draws(section.negatives, section.sampling == "per_positive")
-        self.sampler = Sampler((user, item), data.n_items, size, draws, (config.seed, "baseline"))
+        layout = Layout.of(min(size, len(user)), 1, data.engine.rank, data.engine.world)
+        plan = Plan(section.negatives, section.sampling == "per_positive", hashes=_HASHES)
+        pairs = Pairs(user, item, data.n_users, data.n_items)
+        self.draws = Draws(pairs, plan, layout, derive(config.seed, "baseline"))
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        terms = self.dense(batch)
+    def batch(self) -> Batch:
+        """The step's samples, without places where there is none."""
+        drawn = self.draws.draw()
+        b, size = self.draws.present
+        negative = drawn.negative[0, :b] if self.draws.plan.per_positive else drawn.negative[0]
+        return Batch(drawn.user_Pb[0, :b], drawn.item_Pb[0, :b], negative, size, drawn.hashes_X)
+
+    def step(self) -> dict[str, Tensor]:
+        terms = self.dense(self.batch())
         self.dense.backward(terms["loss"])
         self.dense.step()
         return {name: x.detach() for name, x in terms.items()}
@@ -80,13 +95,10 @@ class BaselineTask:
     def tensors(self) -> dict[str, Tensor]:
         """What `score` reads."""
         with self.dense.reading() as model:
-            return {name: x.detach() for name, x in model.tensors().items()}
+            return {name: x.detach().float() for name, x in model.tensors().items()}
 
     def evaluate(self) -> dict[str, float]:
         return self.evaluator.evaluate(scorer(self.tensors(), self.config), "val")[0]
-
-    def state(self) -> dict[str, Tensor]:
-        return self.dense.state()
 
 
 def run(context: Context) -> Output:

@@ -17,8 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from m3dist import losses
-from m3dist.data.sampling import Batch
 from m3dist.models.sparse import Graph
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a global step of `size` samples: users and items [b], and negatives, [N] that all share or
+    [b, n] of their own. hashes: int64 numbers of the step for whatever else a recommender draws."""
+
+    user_b: Tensor
+    item_b: Tensor
+    negative: Tensor
+    size: int
+    hashes_X: Tensor
+
+    @property
+    def part(self) -> float:
+        """This worker's share of the global batch; shares add up to 1."""
+        return len(self.user_b) / self.size
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, Settings, need_features, xavier
+from m3dist.models.base import Batch, Given, Recommender, Settings, need_features, xavier
 
 
 @dataclass(frozen=True)

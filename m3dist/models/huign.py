@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.data.graphs import item_neighbours
-from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, Settings, need_features, xavier
+from m3dist.models.base import Batch, Given, Recommender, Settings, need_features, xavier
 from m3dist.models.sparse import Graph
 
 

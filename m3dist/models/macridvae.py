@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, Settings, xavier
-from m3dist.seeding import torch_rng
+from m3dist.data.draws import mix, normal, uniform
+from m3dist.models.base import Batch, Given, Recommender, Settings, xavier
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,14 @@ class MacridVAE(Recommender):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         h_Id, c_IK = self.concepts()
-        # drawn for the whole batch, so that the draws do not depend on the number of workers
-        low, high = batch.bounds
-        rng = torch_rng(batch.seed, "macridvae")
-        count_B = self.history.degree().long()[batch.user_B]
-        first, last = (int(count_B[:at].sum()) for at in (low, high))
-        kept = torch.rand(int(count_B.sum()), generator=rng)[first:last] >= self.dropout
-        shape = (len(batch.user_B), c_IK.shape[1], self.dim)
-        noise_uKd = torch.randn(shape, generator=rng)[low:high].to(h_Id.device)
-
         item_n, count_u = self.interactions(batch.user_b)
-        keep_n = kept.to(h_Id.device).float() / max(1 - self.dropout, 1e-6)
+        user_n = torch.repeat_interleave(batch.user_b, count_u)
+        # of the step, the user and the item, so that the draws do not depend on the number of workers
+        kept_n = uniform(mix(batch.hashes_X[0] + user_n * self.n_items + item_n)) >= self.dropout
+        keep_n = kept_n.float() / max(1 - self.dropout, 1e-6)
+        entry_Kd = torch.arange(c_IK.shape[1] * self.dim, device=h_Id.device).view(-1, self.dim)
+        entry_uKd = batch.user_b[:, None, None] * entry_Kd.numel() + entry_Kd
+        noise_uKd = normal(mix(batch.hashes_X[1] + entry_uKd))
         mu_uKd, spread_uKd = self.encode(item_n, count_u, keep_n, c_IK)
         z_uKd = mu_uKd + noise_uKd * (0.5 * spread_uKd).exp() * self.std
         log_p_uI = torch.log_softmax(decode(z_uKd, h_Id, c_IK, self.tau), dim=1)

@@ -5,18 +5,14 @@ score(u, i) = u_id . v_id + u_c . (W x_i + b)
 The module holds W and b; rows of the id tables and of the content are arguments, so the model knows neither how
 many users there are nor where their rows live.
 
-Shapes: U users, I items, d id width, c projected content width, w content width; R distinct rows of a step,
-b positives, N negatives, k neighbours.
+Shapes: U users, I items, K neighbours of an item, s of them in a step, d id width, c projected content width, w content
+width; R rows of a step, P groups of b positives, X = P b of them, N negatives of a group.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-from m3dist import losses
-
-_SPARSE = 64  # items to score for each negative, from which on negatives are scored one by one
 
 
 class UltraGCN(nn.Module):
@@ -38,13 +34,14 @@ class Weights(nn.Module):
     """UltraGCN's constants: beta_ui = a_u c_i (eq. 9) and the item-item neighbours (eq. 12-14).
 
     degrees: training interactions of users [U] and items [I]; one of 0 counts as 1 for users. w: w1 to w4.
-    neighbours: neighbour_Ik and omega_Ik of `graphs.item_neighbours`.
+    neighbours: neighbour_IK and omega_IK of `graphs.item_neighbours`. Buffers have one more row, for places of a batch
+    where there is no user or item.
     """
 
     a_U: Tensor
     c_I: Tensor
-    neighbour_Ik: Tensor
-    omega_Ik: Tensor
+    neighbour: Tensor
+    omega: Tensor
 
     def __init__(
         self,
@@ -55,37 +52,28 @@ class Weights(nn.Module):
     ):
         super().__init__()
         self.w, self.kappa = w, kappa
-        user_degree, item_degree = degrees[0].double().clamp(min=1), degrees[1].double()  # such a user is never drawn
+        user_degree, item_degree = (torch.cat([x.double(), x.new_ones(1)]) for x in degrees)
+        user_degree = user_degree.clamp(min=1)
         self.register_buffer("a_U", ((user_degree + 1).sqrt() / user_degree).float())
         self.register_buffer("c_I", (1 / (item_degree + 1).sqrt()).float())
-        self.register_buffer("neighbour_Ik", neighbours[0] if neighbours else None)
-        self.register_buffer("omega_Ik", neighbours[1] if neighbours else None)
+        self.K = neighbours[0].shape[1] if neighbours else 0
+        if neighbours:
+            neighbour_IK, omega_IK = neighbours
+            nowhere = neighbour_IK.new_full((1, self.K), len(neighbour_IK))
+            self.register_buffer("neighbour", torch.cat([neighbour_IK, nowhere]).view(-1))
+            self.register_buffer("omega", torch.cat([omega_IK, omega_IK.new_zeros(1, self.K)]).view(-1))
 
-    def positive(self, user_b: Tensor, item_b: Tensor) -> Tensor:
-        """w1 + kappa w2 beta_ui, [b]."""
-        return self.w[0] + self.kappa * self.w[1] * self.a_U[user_b] * self.c_I[item_b]
+    def positive(self, user: Tensor, item: Tensor) -> Tensor:
+        """w1 + kappa w2 beta_ui of pairs of any shape."""
+        beta = self.a_U[user] * self.c_I[item]
+        return beta.mul_(self.kappa * self.w[1]).add_(self.w[0])
 
-    def negative(self, user_b: Tensor) -> tuple[float, Tensor]:
+    def negative(self, user: Tensor) -> tuple[float, Tensor]:
         """(w3, kappa w4 a_u): the weight of (u, j) is their sum with the second times c_j."""
-        return self.w[2], self.kappa * self.w[3] * self.a_U[user_b]
+        return self.w[2], self.a_U[user].mul_(self.kappa * self.w[3])
 
-
-Ids = tuple[Tensor, Tensor, Tensor]  # users [b], items [b] and negatives [b, n]
-
-
-def interaction_loss(
-    user_bd: Tensor, item_Rd: Tensor, places: tuple[Tensor, Tensor], ids: Ids, weights: Weights
-) -> tuple[Tensor, Tensor]:
-    """L_O and kappa L_C together (eq. 8, 10): the positives' and the negatives' part, each a sum over its samples.
-
-    Every positive has negatives of its own; `losses.ultragcn` is for those that a batch shares. user_bd: rows of the
-    batch's users; item_Rd: distinct item rows; places: where positives [b] and negatives [b, n] stand among them.
-    """
-    (at_b, at_bn), (user_b, item_b, negative_bn) = places, ids
-    positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b))
-    base, scale_b = weights.negative(user_b)
-    if len(item_Rd) < _SPARSE * at_bn.shape[1]:  # rows of items copied once a negative cost more than all the scores
-        score_bn = (user_bd @ item_Rd.T).gather(1, at_bn)
-    else:
-        score_bn = torch.bmm(item_Rd[at_bn], user_bd.unsqueeze(2)).squeeze(2)
-    return positive, losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative_bn])
+    def neighbours(self, item_X: Tensor, columns_s: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbours of every item in these columns, [s, X], and their omega, scaled to the sum over all columns."""
+        at_sX = item_X * self.K + columns_s[:, None]
+        omega_sX = self.omega[at_sX].mul_(self.K / len(columns_s))
+        return self.neighbour[at_sX], omega_sX

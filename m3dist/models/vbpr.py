@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, Settings, distinct_items, xavier
+from m3dist.models.base import Batch, Given, Recommender, Settings, distinct_items, xavier
 
 
 class VBPR(Recommender):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from safetensors import safe_open
 from torch import Tensor
 
-from m3dist.data.sampling import share
+from m3dist.data.parts import share
 from m3dist.storage.folders import Folder
 
 

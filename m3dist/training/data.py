@@ -15,8 +15,8 @@ from torch import Tensor
 
 from m3dist.config import Backbone
 from m3dist.data.dataset import Dataset
+from m3dist.data.draws import Draws, Layout, Pairs, Plan
 from m3dist.data.graphs import item_neighbours
-from m3dist.data.sampling import Draws, Sampler
 from m3dist.distributed.engine import Engine
 from m3dist.models.ultragcn import Weights
 
@@ -77,9 +77,15 @@ class DeviceData:
             self._weights[backbone] = made.to(self.device)
         return self._weights[backbone]
 
-    def sampler(self, seed: int, purpose: str, batch_size: int, draws: Draws) -> Sampler:
-        """Global steps over the training interactions."""
-        return Sampler(self.pairs, self.n_items, batch_size, draws, (seed, purpose))
+    def draws(self, key: int, batch_size: int, plan: Plan, groups: int = 1) -> Draws:
+        """Global steps over the training interactions. key: of the purpose."""
+        user, item = self.pairs
+        layout = Layout.of(min(batch_size, len(user)), groups, self.engine.rank, self.engine.world)
+        return Draws(Pairs(user, item, self.n_users, self.n_items), plan, layout, key)
+
+    def bounds(self, n: int) -> tuple[int, int] | None:
+        """The rows of a table of n that this worker holds, where tables are sharded."""
+        return self.engine.share(n) if self.sharded else None
 
     def mine(self, user_n: Tensor) -> Tensor:
         """bool [n]: the users whose rows this worker holds; all of them where tables are replicated."""

@@ -8,15 +8,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from m3dist.config import Fit
-from m3dist.data.sampling import Batch, Sampler
+from m3dist.data.draws import Draws
 from m3dist.distributed.engine import Dense, Engine
-from m3dist.distributed.tables import RowTable
+from m3dist.distributed.rows import RowTables
 from m3dist.storage.checkpoints import Checkpoints, Rows, Saved
 from m3dist.training.callbacks import Stopped
+from m3dist.training.steps import Rate, Stepper, Sums
 from m3dist.training.tracking import Tracker
 
 _CHECK = 16  # steps between workers' agreeing on whether to save or stop; a worker alone looks after every step
@@ -33,14 +33,21 @@ class Plan:
 
 
 class Task(Protocol):
-    """What the loop trains."""
+    """What the loop trains.
 
-    sampler: Sampler
+    draws: where it stands, and what the next step sees. dense: parameters outside tables. rates: further learning rates
+    that fall over the fit. fixed: whether a step has the same shapes each time and never asks the host, so that it can be
+    captured.
+    """
+
+    draws: Draws
     dense: Dense
-    tables: dict[str, RowTable]
+    tables: dict[str, RowTables]
+    rates: list[Rate]
+    fixed: bool
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step; this worker's share of the terms of the loss, `loss` among them."""
+    def step(self) -> dict[str, Tensor]:
+        """The optimiser step at which `draws` stands; this worker's share of the terms of the loss, `loss` among them."""
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the validation split, the same on every worker."""
@@ -63,7 +70,7 @@ class Fitting:
     def __init__(self, task: Task, checkpoints: Checkpoints | None):
         self.task, self.checkpoints = task, checkpoints
         self.engine: Engine = task.dense.engine
-        self.at = Progress()
+        self.at, self.sums = Progress(), Sums()
         self.kept = self.weights()
         self._saved_best = ""
         saved = checkpoints.latest() if checkpoints else None
@@ -73,44 +80,51 @@ class Fitting:
             if saved.meta["needs"]:
                 self._saved_best = saved.meta["needs"][0]
                 best = checkpoints.open(self._saved_best)
-                for name, table in task.tables.items():
+                for name, (_, table) in self.rows().items():
                     best.read(name, self.kept[name], table.low, table.n)
                 self.kept |= best.tensors()
 
+    def rows(self) -> dict[str, tuple[Tensor, RowTables]]:
+        """Every member's live rows of every table, of sharded tables those of this worker, and the table."""
+        return {
+            f"{name}/{m}": (x, table) for name, table in self.task.tables.items() for m, x in enumerate(table.weight)
+        }
+
     def weights(self) -> dict[str, Tensor]:
-        """Copies of what the model is made of, of sharded tables this worker's rows; every worker must call it."""
-        return self.task.dense.state() | {name: table.weight.clone() for name, table in self.task.tables.items()}
+        """Copies of what the model is made of; every worker must call it."""
+        return self.task.dense.state() | {name: x.clone() for name, (x, _) in self.rows().items()}
 
     def keep(self) -> None:
         """Make the weights of now the best; tables are copied over the last best, so that there is never a third."""
         dense = self.task.dense.state()
-        for name, table in self.task.tables.items():
-            self.kept[name].copy_(table.weight)
+        for name, (x, _) in self.rows().items():
+            self.kept[name].copy_(x)
         self.kept |= dense
 
     def restore(self, weights: dict[str, Tensor]) -> None:
-        self.task.dense.load({name: x for name, x in weights.items() if name not in self.task.tables})
-        for name, table in self.task.tables.items():
-            table.weight.copy_(weights[name])
+        rows = self.rows()
+        self.task.dense.load({name: x for name, x in weights.items() if name not in rows})
+        for name, (x, _) in rows.items():
+            x.copy_(weights[name])
 
-    def save(self, sums: dict[str, Tensor]) -> None:
-        """Write a checkpoint of this very moment; `sums` are this worker's of the running epoch."""
+    def save(self) -> None:
+        """Write a checkpoint of this very moment."""
         if self.checkpoints is None:
             return
-        tables = self.task.tables
+        tables, rows = self.task.tables, self.rows()
         sharded = any(table.sharded for table in tables.values())
-        self.at.sums = self.engine.totals({name: float(x) for name, x in sums.items()})
+        self.at.sums = self.engine.totals(self.sums.read())
         best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
         if best and best != self._saved_best:
-            dense = {name: x for name, x in self.kept.items() if name not in tables}
-            self.checkpoints.save(best, {}, dense, Rows({name: self.kept[name] for name in tables}, sharded))
+            dense = {name: x for name, x in self.kept.items() if name not in rows}
+            self.checkpoints.save(best, {}, dense, Rows({name: self.kept[name] for name in rows}, sharded))
             self._saved_best = best
         tensors = {f"model/{name}": x for name, x in self.task.dense.state().items()}
         tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
-        rows = {f"{name}/{key}": x for name, table in tables.items() for key, x in table.parts().items()}
+        kept = {f"{name}/{key}": x for name, table in tables.items() for key, x in table.parts().items()}
         name = f"{self.at.epoch:05d}-{self.at.step:07d}"
-        meta = {"progress": dataclasses.asdict(self.at), "steps": {name: x.steps for name, x in tables.items()}}
-        self.checkpoints.save(name, meta, tensors, Rows(rows, sharded), [best] if best else [])
+        meta = {"progress": dataclasses.asdict(self.at), "steps": {name: float(x.steps) for name, x in tables.items()}}
+        self.checkpoints.save(name, meta, tensors, Rows(kept, sharded), [best] if best else [])
 
     def _load(self, saved: Saved) -> None:
         tensors = saved.tensors()
@@ -123,7 +137,7 @@ class Fitting:
         for name, table in self.task.tables.items():
             for key, x in table.parts().items():
                 saved.read(f"{name}/{key}", x, table.low, table.n)
-            table.steps = saved.meta["steps"][name]
+            table.steps.fill_(saved.meta["steps"][name])
 
 
 def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | None = None) -> dict[str, float]:
@@ -139,8 +153,9 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     if config.epochs == 0:
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
+    stepper = _stepper(task, plan, fitting)
     while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
-        report = _epoch(task, plan, fitting, tracker)
+        report = _epoch(task, plan, fitting, stepper, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
         epoch, last = at.epoch, at.epoch == config.epochs - 1
@@ -158,7 +173,7 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
         stopped = log_epoch(tracker, engine, stage, epoch, report)
         request = 0 if last else _request(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
         if checkpoints and not last and (stopped or request or checkpoints.due_after(epoch)):
-            fitting.save({})
+            fitting.save()
         if stopped:
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
         if request == _END:
@@ -168,33 +183,52 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     return at.best
 
 
-def _epoch(task: Task, plan: Plan, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
+def _stepper(task: Task, plan: Plan, fitting: Fitting) -> Stepper:
+    """One step after the other: the learning rate of its place in the fit, the step, and what it reports."""
+    draws, at, settings = task.draws, fitting.at, plan.settings
+    total = settings.epochs * draws.steps
+
+    def one() -> None:
+        if settings.decay == "linear":  # from where the fit stands, so that a resumed run has the same
+            left = 1 - draws.number / total
+            task.dense.scale(left, 1 - (at.epoch * draws.steps + at.step) / total)
+            for rate in task.rates:
+                rate.scale(left)
+        fitting.sums.add(task.step())
+        draws.advance()
+
+    why_not = "" if task.fixed else "the shapes of a step depend on its data"
+    if fitting.engine.world > 1:
+        why_not = why_not or "several workers train together"
+    return Stepper(one, fitting.engine.device, why_not or task.dense.why_not)
+
+
+def _epoch(task: Task, plan: Plan, fitting: Fitting, stepper: Stepper, tracker: Tracker) -> dict[str, float]:
     """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
-    at, engine, sampler, config = fitting.at, fitting.engine, task.sampler, plan.settings
-    sums = {name: torch.tensor(total if engine.rank_zero else 0.0) for name, total in at.sums.items()}
+    at, engine, draws = fitting.at, fitting.engine, task.draws
+    fitting.sums.start(at.sums if engine.rank_zero else {})
+    draws.seek(at.epoch, at.step)
     started, first = time.perf_counter(), at.step
-    while at.step < sampler.steps:
-        if config.decay == "linear":  # from where the fit stands, so that a resumed run has the same
-            task.dense.scale_lr(1 - (at.epoch + at.step / sampler.steps) / config.epochs)
-        for name, value in task.step(sampler(at.epoch, at.step, engine.rank, engine.world)).items():
-            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+    while at.step < draws.steps:
+        stepper()
         at.step += 1
         tracker.step(plan.stage, at.epoch, at.step)
-        if at.step < sampler.steps and (engine.world == 1 or at.step % _CHECK == 0):
+        if at.step < draws.steps and (engine.world == 1 or at.step % _CHECK == 0):
             request = _request(tracker, fitting.checkpoints, engine)
             if request:
-                fitting.save(sums)
+                fitting.save()
             if request == _END:
                 raise KeyboardInterrupt
             if request == _STOP:
                 raise Stopped(f"{plan.stage}: stopped in epoch {at.epoch}")
+    totals = engine.totals(fitting.sums.read())
     seconds = time.perf_counter() - started
-    totals = engine.totals({name: float(x) for name, x in sums.items()})
     at.sums = {}
-    report = {name: total / sampler.steps for name, total in totals.items()}
-    share = (sampler.steps - first) / sampler.steps
-    report["lr"] = config.lr * task.dense.rate
-    return report | {"interactions/s": share * len(sampler.user) / seconds if seconds else 0.0}
+    fitting.sums.start({})
+    report = {name: total / draws.steps for name, total in totals.items()}
+    report["lr"] = float(task.rates[0].now) if task.rates else task.dense.lr
+    share = (draws.steps - first) / draws.steps
+    return report | {"interactions/s": share * len(draws.pairs.user) / seconds if seconds else 0.0}
 
 
 def _request(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> int:
