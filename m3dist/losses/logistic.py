@@ -1,0 +1,201 @@
+"""UltraGCN's loss (Mao et al., CIKM 2021) and its gradients in closed form, for members that train on the same samples.
+
+Shapes: M members; X = P b positives in P groups of b; N negatives that a group shares; s neighbours of each positive's
+item; T = s + 1 items that meet one user alone; L = T X + P N rows of items; k width of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_IN_CACHE = 1 << 18  # scores of a block on a CPU
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What UltraGCN precomputes: beta_ui = a_u c_i (eq. 9), and each item's neighbours j with omega_ij (eq. 12-14).
+
+    One user and one item more than there are stand for positives that are not there: their weights are 0, and the
+    item's neighbours are itself. a_U, float32 [U + 1]; c_I, float32 [I + 1]; neighbour_IK, int64 [I + 1, K]; omega_IK,
+    float32 [I + 1, K].
+    """
+
+    a_U: Tensor
+    c_I: Tensor
+    neighbour_IK: Tensor | None = None
+    omega_IK: Tensor | None = None
+
+    @staticmethod
+    def of(user_degree_U: Tensor, item_degree_I: Tensor, graph: tuple[Tensor, Tensor] | None = None) -> Constants:
+        """From training interactions of each user and item, and `data.graphs.item_neighbours`."""
+        user, item = (F.pad(x.double(), (0, 1)) for x in (user_degree_U, item_degree_I))
+        a_U = (user + 1).sqrt() / user.clamp(min=1)
+        c_I = 1 / (item + 1).sqrt()
+        a_U[-1] = c_I[-1] = 0
+        if graph is None:
+            return Constants(a_U.float(), c_I.float())
+        neighbour, omega = (
+            F.pad(x, (0, 0, 0, 1), value=value) for x, value in zip(graph, (len(item) - 1, 0), strict=True)
+        )
+        return Constants(a_U.float(), c_I.float(), neighbour.long(), omega.float())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the samples of a step weigh, whichever member they train.
+
+    share_Pb: a positive's share of the global batch, 1 / B, and 0 where there is none. positive_Pb: weights of the
+    positives. The weight of user u and negative j is base + scale_u weight_j. omega_sX: weights of neighbours.
+    """
+
+    share_Pb: Tensor
+    positive_Pb: Tensor
+    base: float
+    scale_Pb: Tensor
+    weight_PN: Tensor
+    omega_sX: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Of the terms: nu of neighbours, negative_weight of the mean over negatives, l2_k of every column of rows."""
+
+    nu: float
+    negative_weight: float
+    l2_k: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """Terms of the loss, [M] each, whose sum is the loss, and its gradients of the rows given."""
+
+    terms: dict[str, Tensor]
+    user_grad_MPbk: Tensor
+    item_grad_MLk: Tensor
+
+
+@torch.no_grad()
+def ultragcn(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients) -> Found:
+    """L_O + kappa L_C + nu L_I (eq. 8, 10, 15) + L2: means over the global batch of which these samples are a part.
+
+    item_MLk: rows of the s neighbours of every positive, [s, X], then of the positives [X], then of the negatives
+    [P, N]. L2 is on the rows of users, positives and negatives, per sample.
+    """
+    M, P, b, k = user_MPbk.shape
+    X, N = P * b, samples.weight_PN.shape[1]
+    T = (item_MLk.shape[1] - P * N) // X
+    user_MXk = user_MPbk.view(M, X, k)
+    out = Found({}, torch.empty_like(user_MPbk), torch.empty_like(item_MLk))
+    out.terms["l2"] = l2(user_MXk, item_MLk[:, (T - 1) * X :], samples, coefficients.l2_k, out)
+    share_X = samples.share_Pb.view(X)
+    weight_TX = (samples.positive_Pb.view(X) * share_X).unsqueeze(0)
+    if samples.omega_sX is not None:
+        weight_TX = torch.cat([samples.omega_sX * (coefficients.nu * share_X), weight_TX])
+    value_MT = pairs(user_MXk, item_MLk[:, : T * X].view(M, T, X, k), weight_TX, out)
+    if samples.omega_sX is not None:
+        out.terms["neighbours"] = value_MT[:, :-1].sum(1)
+    out.terms["positive"] = value_MT[:, -1]
+    each_Pb = samples.share_Pb * (coefficients.negative_weight / N)
+    weights = (each_Pb * samples.base, each_Pb * samples.scale_Pb, samples.weight_PN)
+    out.terms["negative"] = _shared_negatives(user_MPbk, item_MLk[:, T * X :].view(M, P, N, k), weights, out)
+    return out
+
+
+def l2(user_MXk: Tensor, item_MJk: Tensor, samples: Samples, l2_k: Tensor, out: Found) -> Tensor:
+    """Sum of l2_k times squares of users, positives and negatives, per sample, [M]; a mean over a group's negatives.
+
+    item_MJk: rows of positives [X] and negatives [P, N]. Writes the gradients over whatever `out` holds of these rows.
+    """
+    M, X, k = user_MXk.shape
+    P, N = samples.weight_PN.shape
+    user_grad, item_grad = out.user_grad_MPbk.view(M, X, k), out.item_grad_MLk[:, -(X + P * N) :]
+    double_k = 2 * l2_k
+    of_sample_Xk = samples.share_Pb.view(X, 1) * double_k
+    torch.mul(user_MXk, of_sample_Xk, out=user_grad)
+    torch.mul(item_MJk[:, :X], of_sample_Xk, out=item_grad[:, :X])
+    of_group_P1k = (samples.share_Pb.sum(1, keepdim=True) / N * double_k).unsqueeze(1)
+    for item_Jk, grad_Jk in zip(item_MJk, item_grad, strict=True):
+        torch.mul(item_Jk[X:].view(P, N, k), of_group_P1k, out=grad_Jk[X:].view(P, N, k))
+    return (_dots(user_grad, user_MXk) + _dots(item_grad, item_MJk)) / 2
+
+
+def _dots(a_MXk: Tensor, b_MXk: Tensor) -> Tensor:
+    """The product of each member's rows with those of the other, [M]."""
+    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(a_MXk, b_MXk, strict=True)])
+
+
+def pairs(user_MXk: Tensor, item_MTXk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
+    """Weighted -log sigmoid(u . v) of every user with T items of its own, summed over users: [M, T].
+
+    The last items are those of positives. Writes the gradients of items, and adds to those of positives and of users.
+    """
+    M, T, X, k = item_MTXk.shape
+    item_grad = out.item_grad_MLk[:, : T * X].view(M, T, X, k)
+    user_grad = out.user_grad_MPbk.view(M, X, k)
+    score_MTX = torch.linalg.vecdot(item_MTXk, user_MXk.unsqueeze(1))
+    logarithm_MTX = F.logsigmoid(score_MTX)
+    slope_MTX = torch.expm1(logarithm_MTX).mul_(weight_TX)  # sigmoid(s) - 1
+    value_MT = (logarithm_MTX.mul_(weight_TX)).sum(2).neg_()
+    if T > 1:
+        torch.mul(user_MXk.unsqueeze(1), slope_MTX[:, :-1].unsqueeze(3), out=item_grad[:, :-1])
+    item_grad[:, -1].addcmul_(user_MXk, slope_MTX[:, -1].unsqueeze(2))
+    for at in range(T):
+        user_grad.addcmul_(item_MTXk[:, at], slope_MTX[:, at].unsqueeze(2))
+    return value_MT
+
+
+def _softplus(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(sigmoid, softplus), the latter at half its price; overwrites the scores."""
+    score.clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
+    slope = torch.sigmoid(score)
+    return slope, score.sub_(torch.log(slope))
+
+
+def blocks(shape: tuple[int, int, int, int], device: torch.device) -> Iterator[tuple[slice, slice, list[slice]]]:
+    """Groups, rows and members whose scores [M, P, b, N] are held at once.
+
+    All on a GPU; on a CPU no more than stay in cache, of one member, where a group is split only if it must be.
+    """
+    M, P, b, N = shape
+    if device.type != "cpu":
+        yield slice(0, P), slice(0, b), [slice(0, M)]
+        return
+    groups, rows = max(1, _IN_CACHE // (b * N)), min(b, max(1, _IN_CACHE // N))
+    for group in range(0, P, groups):
+        for row in range(0, b, rows):
+            yield slice(group, group + groups), slice(row, row + rows), [slice(m, m + 1) for m in range(M)]
+
+
+def _shared_negatives(
+    user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, Tensor, Tensor], out: Found
+) -> Tensor:
+    """Weighted -log(1 - sigmoid(u . v)) of every user and the negatives of its group, summed, [M].
+
+    weights: base_Pb, scale_Pb and weight_PN, of which the weight of user u and negative j is base_u + scale_u weight_j
+    (w3 + w4 kappa beta_uj of eq. 10-11). Adds to the gradients.
+    """
+    base_Pb, scale_Pb, weight_PN = weights
+    M, P, N, k = item_MPNk.shape
+    user_grad, item_grad = out.user_grad_MPbk, out.item_grad_MLk[:, -P * N :].view(M, P, N, k)
+    total_M = user_MPbk.new_zeros(M)
+    for at, rows, of in blocks((M, *user_MPbk.shape[1:3], N), user_MPbk.device):
+        weight_pbN = torch.mul(scale_Pb[at, rows, None], weight_PN[at, None]).add_(base_Pb[at, rows, None])
+        for members in of:
+            user, item = user_MPbk[members, at, rows], item_MPNk[members, at]
+            score = user.new_empty(*user.shape[:3], N)
+            for u, v, into in zip(user, item, score, strict=True):
+                torch.bmm(u, v.mT, out=into)
+            slope, soft = _softplus(score)
+            total_M[members] += soft.mul_(weight_pbN).sum((1, 2, 3))
+            slope.mul_(weight_pbN)
+            for u, v, dl, du, dv in zip(
+                user, item, slope, user_grad[members, at, rows], item_grad[members, at], strict=True
+            ):
+                du.baddbmm_(dl, v)
+                dv.baddbmm_(dl.mT, u)
+    return total_M

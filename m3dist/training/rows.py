@@ -1,0 +1,131 @@
+"""Rows of embedding tables that a step reads and moves, in buffers whose size does not depend on the data.
+
+A step names L ids, some of them several times. `distinct` gives every id a slot among R rows, whose gradients
+`Slots.sum` adds up and which `adam_rows` moves. On a GPU R is fixed and slots that no id needs hold a spare row, one
+past the last of every table, which never changes: no shape waits for the device. On a CPU, where reading a number costs
+nothing, R is the number of distinct ids.
+
+Shapes: M members, whose tables are read at the same ids and are stored together; n rows of a table, without the spare
+one; d width; L ids of a step, R slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.adam import adam
+
+BETAS = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The distinct ids of a step in ascending order, and where each of the L ids went.
+
+    ids_R, int64: the spare row's id n in slots that no id needs. slot_L, int64: id l is ids_R[slot_L[l]]. order_L are
+    the positions of the ids by slot, of which those of slot r begin at start_R[r].
+    """
+
+    ids_R: Tensor
+    slot_L: Tensor
+    order_L: Tensor
+    start_R: Tensor
+
+    def sum(self, x_MLk: Tensor) -> Tensor:
+        """Sums over the ids of each slot [M, R, k], in the order of the ids, so that every run adds alike."""
+        M, L, k = x_MLk.shape
+        order, start = self.order_L, self.start_R
+        if M > 1:
+            offset_M1 = torch.arange(M, device=order.device, dtype=order.dtype).mul_(L).unsqueeze(1)
+            order, start = (order + offset_M1).view(-1), (start + offset_M1).view(-1)
+        return F.embedding_bag(order, x_MLk.reshape(M * L, k), start, mode="sum").view(M, -1, k)
+
+
+def distinct(ids_L: Tensor, n: int) -> Slots:
+    """The slots of int64 ids in 0..n, n being the spare row: R = min(L, n + 1), on a CPU as many as are needed."""
+    L, device = len(ids_L), ids_L.device
+    sorted_L, order_L = torch.sort(ids_L.int(), stable=True)  # 32 bits sort faster
+    first_L = torch.ones(L, dtype=torch.bool, device=device)
+    torch.ne(sorted_L[1:], sorted_L[:-1], out=first_L[1:])
+    rank_L = first_L.cumsum(0).sub_(1)
+    slot_L = torch.empty_like(rank_L).scatter_(0, order_L, rank_L)
+    if device.type == "cpu":
+        start_R = first_L.nonzero().squeeze(1)
+        return Slots(sorted_L.index_select(0, start_R).long(), slot_L, order_L, start_R)
+    R = min(L, n + 1)
+    ids_R = torch.full((R,), n, dtype=torch.int64, device=device).scatter_(0, rank_L, sorted_L.long())
+    return Slots(ids_R, slot_L, order_L, torch.searchsorted(rank_L, torch.arange(R, device=device)))
+
+
+class RowTables:
+    """The tables [n, d] of M members with their own Adam (Kingma and Ba 2015), whose bias correction counts steps.
+
+    `weight`, `first` and `second` are views [M, n, d] without the spare row. steps: float32, on the device. dense: rows
+    outside a step follow their moments too, as torch.optim.Adam would move them.
+    """
+
+    def __init__(self, weight_Mnd: Tensor, dense: bool = False):
+        M, n, d = weight_Mnd.shape
+        self.n, self.dense = n, dense
+        self._weight, self._first, self._second = (weight_Mnd.new_zeros(M, n + 1, d) for _ in range(3))
+        self._weight[:, :n] = weight_Mnd
+        self.weight, self.first, self.second = (x[:, :n] for x in (self._weight, self._first, self._second))
+        self.steps = torch.zeros((), device=weight_Mnd.device)
+
+    def rows(self, ids_R: Tensor) -> Tensor:
+        """[M, R, d] of ids in 0..n."""
+        return self._weight.index_select(1, ids_R)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The rows of a table that a step moves: distinct ids (and the spare one), their weights and gradients [M, R, d].
+
+    The gradient of the spare row is 0. The weights are overwritten.
+    """
+
+    table: RowTables
+    ids_R: Tensor
+    weight_MRd: Tensor
+    grad_MRd: Tensor
+
+
+@torch.no_grad()
+def adam_rows(moved: Sequence[Moved], lr: Tensor) -> None:
+    """One Adam step of all the rows given, in one launch for all tables; lr is a float32 scalar on their device."""
+    weights, grads, firsts, seconds = [], [], [], []
+    for x in moved:
+        table = x.table
+        if table.dense:
+            grads.append(torch.zeros_like(table._weight).index_copy_(1, x.ids_R, x.grad_MRd))
+            weights.append(table._weight)
+            firsts.append(table._first)
+            seconds.append(table._second)
+        else:
+            grads.append(x.grad_MRd)
+            weights.append(x.weight_MRd)
+            firsts.append(table._first.index_select(1, x.ids_R))
+            seconds.append(table._second.index_select(1, x.ids_R))
+    adam(
+        weights, grads, firsts, seconds, [], [x.table.steps for x in moved], fused=True, amsgrad=False,
+        beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
+    )  # fmt: skip
+    for x, weight, first, second in zip(moved, weights, firsts, seconds, strict=True):
+        if not x.table.dense:
+            _put(x.table._weight, x.ids_R, weight)
+            _put(x.table._first, x.ids_R, first)
+            _put(x.table._second, x.ids_R, second)
+
+
+def _put(table_Mnd: Tensor, ids_R: Tensor, rows_MRd: Tensor) -> None:
+    """Write distinct rows; on a CPU by numpy, which copies them whole where index_copy_ walks their elements."""
+    if table_Mnd.device.type == "cpu":
+        at_R = ids_R.numpy()
+        for table_nd, rows_Rd in zip(table_Mnd.numpy(), rows_MRd.numpy(), strict=True):
+            table_nd[at_R] = rows_Rd
+    else:
+        table_Mnd.index_copy_(1, ids_R, rows_MRd)
