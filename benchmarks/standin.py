@@ -96,7 +96,6 @@ class _Backend:
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend)
 _library = torch.library.Library("_", "IMPL")  # kept: what it registers goes with it
 _library.fallback(torch.library.fallthrough_kernel, dispatch_key="AutocastPrivateUse1")
-torch.__future__.set_swap_module_params_on_conversion(True)  # module.to(device) where a parameter changes its class
 
 
 class DeviceTensor(torch.Tensor):
@@ -140,6 +139,13 @@ def _is_view(op: Any) -> bool:
     return bool(outputs) and all(alias is not None and not alias.is_write for alias in outputs)
 
 
+def _sizes_itself(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the host waits for numbers that say how large the output is, or whether they add up."""
+    if name == "repeat_interleave":
+        return isinstance(args[0], DeviceTensor) and kwargs.get("output_size") is None
+    return name == "segment_reduce" and not kwargs.get("unsafe", False)
+
+
 def _run(op: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
     """An operation on the values behind its tensors, counted; raises RuntimeError where devices are mixed."""
     name = op._schema.name.partition("::")[2]
@@ -154,7 +160,7 @@ def _run(op: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
         leaves = not isinstance(args[0], DeviceTensor)
         enters = not isinstance(args[1], DeviceTensor)
     counted.copies += leaves or enters
-    counted.waits += name in _READS
+    counted.waits += name in _READS or _sizes_itself(name, args, kwargs)
     if not _is_view(op):
         counted.launches += 1
         counted.by_name[name] += 1
@@ -230,6 +236,8 @@ class Standin:
 
     def __enter__(self) -> Counted:
         counted = Counted()
+        self._swaps = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)  # module.to(device) changes the class of parameters
         self._modes = (_Dispatch(counted), _Constants(counted))
         self._outer, _Dispatch.active = _Dispatch.active, self._modes[0]
         for mode in self._modes:
@@ -240,3 +248,4 @@ class Standin:
         for mode in reversed(self._modes):
             mode.__exit__(*error)
         _Dispatch.active = self._outer
+        torch.__future__.set_swap_module_params_on_conversion(self._swaps)

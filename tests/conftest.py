@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is not installed; it is found behind whatever is
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
@@ -61,3 +65,12 @@ def bucket() -> Iterator[str]:
     filesystem.create_dir(path)
     yield f"s3://key:secret@runs/NAME{query}"
     running.stop()
+
+
+@pytest.fixture
+def counted() -> Iterator[Any]:
+    """What runs on device "standin", which works as long as the test runs (benchmarks/standin.py)."""
+    from benchmarks.standin import Standin
+
+    with Standin() as counted:
+        yield counted

@@ -1,8 +1,8 @@
 """Rows of embedding tables that a step reads and moves, in buffers whose size does not depend on the data.
 
 A step names L ids, some of them several times. `distinct` gives every id a slot among R rows, whose gradients
-`Slots.sum` adds up and which `adam_rows` moves. On a GPU R is fixed and slots that no id needs hold a spare row, one past
-the last of every table, which never changes: no shape waits for the device. On a CPU, where reading a number costs
+`Slots.sum` adds up and which `adam_rows` moves. On a GPU R is fixed and slots that no id needs hold a spare row, one
+past the last of every table, which never changes: no shape waits for the device. On a CPU, where reading a number costs
 nothing, R is the number of distinct ids.
 
 Shapes: M members, whose tables are read at the same ids and are stored together; n rows of a table, without the spare

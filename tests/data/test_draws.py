@@ -1,0 +1,179 @@
+"""What a step draws: the same numbers for every number of workers, on every device and after every resume."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, mix, normal, order
+
+N, U, I = 103, 40, 17
+USER, ITEM = torch.arange(N) % U, (torch.arange(N) * 7 % I).int()
+
+
+def drawn(plan: Plan, size: int = 25, groups: int = 1, part: tuple[int, int] = (0, 1), **more: Any) -> Draws:
+    device = more.pop("device", "cpu")
+    pool = more.pop("pool", None)
+    pairs = Pairs(USER.to(device), ITEM.to(device), U, I, pool)
+    return Draws(pairs, plan, Layout.of(size, groups, *part), more.pop("key", 5))
+
+
+def epoch(draws: Draws, number: int = 0) -> list[Batch]:
+    draws.seek(number, 0)
+    out = []
+    for _ in range(draws.steps):
+        out.append(draws.draw())
+        draws.advance()
+    return out
+
+
+def test_mix_is_splitmix64() -> None:
+    """The first numbers of the published generator seeded with 1234567."""
+    golden = 0x9E3779B97F4A7C15
+    state = [(1234567 + golden * i + (1 << 63)) % (1 << 64) - (1 << 63) for i in (1, 2, 3, 4, 5)]
+    got = [x % (1 << 64) for x in mix(torch.tensor(state)).tolist()]
+    assert got == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, (1 << 20) + 5])
+def test_an_order_is_a_permutation(n: int) -> None:
+    got = order(n, 3, torch.device("cpu"))
+    assert torch.equal(got.sort().values, torch.arange(n))
+
+
+def test_orders_of_two_epochs_and_of_two_keys_differ() -> None:
+    runs = ((5, 0), (5, 1), (6, 0))
+    a, b, c = (
+        torch.cat([x.index_Pb[x.valid_Pb] for x in epoch(drawn(Plan(3), key=key), number)]) for key, number in runs
+    )
+    assert (a != b).float().mean() > 0.9
+    assert (a != c).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("groups", [1, 4, 7])
+def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
+    batches = epoch(drawn(Plan(2), groups=groups))
+    seen = torch.cat([x.index_Pb[x.valid_Pb] for x in batches])
+    assert sorted(seen.tolist()) == list(range(N))
+    assert [int(x.size) for x in batches] == [25, 25, 25, 25, 3]
+    assert len({x.index_Pb.shape for x in batches}) == 1
+    for batch in batches:
+        there, index = batch.valid_Pb, batch.index_Pb[batch.valid_Pb].long()
+        assert int(there.sum()) == int(batch.size)
+        assert torch.equal(batch.user_Pb[there], USER[index])
+        assert torch.equal(batch.item_Pb[there], ITEM[index].long())
+        assert (batch.user_Pb[~there] == U).all()
+        assert (batch.item_Pb[~there] == I).all()
+        count_P = there.sum(1)
+        assert count_P.max() - count_P.min() <= 1  # of the last batch too
+
+
+@pytest.mark.parametrize("groups", [1, 4, 7])
+@pytest.mark.parametrize("world", [2, 3, 5, 30])
+def test_workers_parts_make_the_global_batch(world: int, groups: int) -> None:
+    """Every interaction is some worker's, and meets the negatives of its group there."""
+
+    def samples(batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
+        rows = zip(batch.index_Pb, batch.valid_Pb, batch.negative, strict=True)
+        return [(i, tuple(negative.tolist())) for index, there, negative in rows for i in index[there].tolist()]
+
+    whole = epoch(drawn(Plan(6), groups=groups), 2)
+    parts = [epoch(drawn(Plan(6), groups=groups, part=(rank, world)), 2) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        mine = [part[step] for part in parts]
+        assert sorted(x for part in mine for x in samples(part)) == sorted(samples(batch))
+        for part in mine:
+            assert torch.equal(part.size, batch.size)
+            assert sorted(part.user_B.tolist()) == sorted(batch.user_Pb.view(-1).tolist())[: len(part.user_B)]
+            assert torch.equal(part.negative_B, batch.negative_B)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_parts_with_negatives_of_each_positive(world: int) -> None:
+    def samples(batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
+        rows = zip(batch.index_Pb[0], batch.negative[0], batch.valid_Pb[0], strict=True)
+        return [(int(index), tuple(negative.tolist())) for index, negative, there in rows if there]
+
+    plan = Plan(4, per_positive=True)
+    whole = epoch(drawn(plan))
+    parts = [epoch(drawn(plan, part=(rank, world))) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        assert batch.negative.shape == (1, 25, 4)
+        assert sorted(x for part in parts for x in samples(part[step])) == sorted(samples(batch))
+
+
+def test_negatives_of_a_group_come_from_equal_stretches() -> None:
+    for batch in epoch(drawn(Plan(6), groups=4)):
+        assert batch.negative.shape == (4, 6)
+        low_N, high_N = torch.arange(6) * I // 6, -(-torch.arange(1, 7) * I // 6)
+        assert ((batch.negative >= low_N) & (batch.negative < high_N)).all()
+        assert len({tuple(row) for row in batch.negative.tolist()}) == 4
+
+
+@pytest.mark.parametrize("plan", [Plan(6), Plan(50), Plan(7, per_positive=True)])
+def test_negatives_are_uniform_over_items(plan: Plan) -> None:
+    """Also where stretches are no whole numbers of items; 40,000 draws and more."""
+    draws = drawn(plan, groups=1 if plan.per_positive else 5)
+    ids = torch.cat([x.negative.flatten() for number in range(300) for x in epoch(draws, number)])
+    share_I = torch.bincount(ids, minlength=I) / len(ids)
+    assert (share_I * I - 1).abs().max() < 0.05
+
+
+def test_negatives_of_a_pool() -> None:
+    pool = torch.tensor([3, 4, 11, 16])
+    for plan in (Plan(2), Plan(3, per_positive=True)):
+        ids = torch.cat([x.negative.flatten() for x in epoch(drawn(plan, pool=pool))])
+        assert sorted(set(ids.tolist())) == pool.tolist()
+
+
+def test_columns_are_distinct_and_uniform() -> None:
+    draws = drawn(Plan(2, neighbours=5, columns=2, hashes=3))
+    batches = [x for number in range(200) for x in epoch(draws, number)]
+    assert all(len(set(x.columns_s.tolist())) == 2 for x in batches)
+    share_5 = torch.bincount(torch.cat([x.columns_s for x in batches]), minlength=5) / (2 * len(batches))
+    assert (share_5 * 5 - 1).abs().max() < 0.1
+    assert len({int(x) for batch in batches for x in batch.hashes_X}) == 3 * len(batches)
+
+
+def test_normal_numbers() -> None:
+    x = normal(mix(torch.arange(100_000)))
+    assert float(x.mean()) == pytest.approx(0, abs=0.01)
+    assert float(x.std()) == pytest.approx(1, abs=0.01)
+    assert float((x.abs() > 1.96).float().mean()) == pytest.approx(0.05, abs=0.003)
+
+
+def test_a_step_depends_on_where_it_is_alone() -> None:
+    """A run that goes to the third step of the second epoch at once sees what one that came there saw."""
+    plan = Plan(3, neighbours=4, columns=1, hashes=2)
+    walked, jumped = drawn(plan, groups=2), drawn(plan, groups=2)
+    epoch(walked, 0)
+    want = epoch(walked, 1)[3]
+    jumped.seek(1, 3)
+    got = jumped.draw()
+    for field in fields(Batch):
+        assert torch.equal(getattr(got, field.name), getattr(want, field.name)), field.name
+
+
+@pytest.mark.parametrize("plan", [Plan(3, neighbours=4, columns=2, hashes=2), Plan(3, per_positive=True)])
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_on_a_device_the_same_bits_without_waiting(counted: Any, plan: Plan, part: tuple[int, int]) -> None:
+    pool = torch.tensor([3, 4, 11, 16])
+    here = drawn(plan, part=part, pool=pool)
+    there = drawn(plan, part=part, pool=pool.to("standin"), device="standin")
+    want = epoch(here, 1)
+    there.seek(1, 0)
+    counted.clear()
+    got = []
+    for _ in range(there.steps):
+        got.append(there.draw())
+        there.advance()
+    assert (counted.waits, counted.copies) == (0, 0)
+    assert counted.launches <= 60 * there.steps
+    for a, b in zip(got, want, strict=True):
+        for field in fields(Batch):
+            assert torch.equal(getattr(a, field.name).cpu(), getattr(b, field.name)), field.name

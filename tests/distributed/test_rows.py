@@ -1,0 +1,86 @@
+"""Rows of a step against plain loops and torch.optim.Adam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from m3dist.distributed.rows import Moved, RowTables, adam_rows, distinct
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("ids", [[3, 1, 3, 9, 9, 0], [5], [4, 4, 4], [9, 2], [*range(10)]])
+def test_distinct(ids: list[int]) -> None:
+    slots = distinct(torch.tensor(ids), 9)
+    assert slots.ids_R.tolist() == sorted(set(ids))
+    assert slots.ids_R[slots.slot_L].tolist() == ids
+
+
+@pytest.mark.parametrize("n", [9, 1000])
+@pytest.mark.parametrize("M", [1, 3])
+def test_on_a_device_the_same_slots_and_sums_in_a_fixed_size(counted: Any, n: int, M: int) -> None:
+    """Padded with the spare row's id, whose sums are 0."""
+    ids = torch.randint(min(n, 8), (40,), generator=torch.Generator().manual_seed(0))
+    x = randn(M, 40, 5)
+    here, device_ids, device_x = distinct(ids, n), ids.to("standin"), x.to("standin")
+    counted.clear()
+    there = distinct(device_ids, n)
+    got = there.sum(device_x)
+    assert (counted.waits, counted.copies) == (0, 0)
+    R = len(here.ids_R)
+    assert there.ids_R.shape == (min(40, n + 1),)
+    assert torch.equal(there.ids_R.cpu()[:R], here.ids_R)
+    assert (there.ids_R.cpu()[R:] == n).all()
+    assert torch.equal(there.slot_L.cpu(), here.slot_L)
+    assert torch.equal(got.cpu()[:, :R], here.sum(x))
+    assert (got.cpu()[:, R:] == 0).all()
+
+
+@pytest.mark.parametrize("M", [1, 2])
+def test_sums_are_those_of_a_loop(M: int) -> None:
+    ids, x = torch.tensor([3, 1, 3, 9, 9, 9]), randn(M, 6, 4)
+    slots = distinct(ids, 9)
+    for m in range(M):
+        for r, row in enumerate(slots.ids_R.tolist()):
+            torch.testing.assert_close(slots.sum(x)[m, r], x[m, ids == row].sum(0))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "standin"])
+def test_adam_moves_rows_as_torch_does(counted: Any, dense: bool, device: str) -> None:
+    """Rows outside a step keep still, or follow their moments; bias correction counts the table's steps."""
+    M, n, d, lr = 2, 7, 3, 0.05
+    steps = [torch.tensor(x) for x in ([1, 4, 4, 7], [4, 0, 7, 7], [6, 1, 4, 2], [7, 7, 7, 7])]  # 7 is the spare row
+    start = randn(M, n, d)
+    tables = [RowTables(start.to(device), dense), RowTables((2 * start).to(device), dense)]
+    rate = torch.full((), lr, device=device)
+    want = [start.clone(), 2 * start]
+    first, second = ([torch.zeros(M, n, d) for _ in want] for _ in range(2))
+    for t, ids in enumerate(steps, start=1):
+        grad = randn(M, len(ids), d, seed=t) * (ids < n)[:, None]
+        slots = distinct(ids.to(device), n)
+        summed = slots.sum(grad.to(device))
+        counted.clear()
+        adam_rows([Moved(x, slots.ids_R, x.rows(slots.ids_R), k * summed) for k, x in enumerate(tables, start=1)], rate)
+        assert (counted.waits, counted.copies) == (0, 0)
+        for k, weight in enumerate(want):
+            full = torch.zeros(M, n, d)
+            for at, row in enumerate(ids.tolist()):
+                if row < n:
+                    full[:, row] += (k + 1) * grad[:, at]
+            moves = torch.ones(n, dtype=torch.bool) if dense else torch.isin(torch.arange(n), ids)
+            a, b = first[k][:, moves] * 0.9 + full[:, moves] * 0.1, second[k][:, moves] * 0.999
+            b += full[:, moves].square() * 0.001
+            first[k][:, moves], second[k][:, moves] = a, b
+            weight[:, moves] -= lr * (a / (1 - 0.9**t)) / ((b / (1 - 0.999**t)).sqrt() + 1e-8)
+    for k, table in enumerate(tables):
+        torch.testing.assert_close(table.weight.cpu(), want[k])
+        torch.testing.assert_close(table.first.cpu(), first[k])
+        torch.testing.assert_close(table.second.cpu(), second[k])
+        assert float(table.steps) == len(steps)
+        assert (table.rows(torch.full((1,), n, device=device)).cpu() == 0).all()
