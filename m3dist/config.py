@@ -135,7 +135,7 @@ class Baseline(Fit):
 class Evaluation(Section):
     k: tuple[PositiveInt, ...] = (10, 20)
     metric: str = "ndcg@10"  # the validation metric that selects
-    block: PositiveInt = 256  # users ranked at once; scores that stay in cache rank faster
+    block: PositiveInt | Literal["auto"] = "auto"  # users ranked at once: 256 on a CPU, on a GPU by its free memory
 
 
 class Synthetic(Section):

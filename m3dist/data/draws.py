@@ -194,9 +194,9 @@ class Draws:
 
     @property
     def present(self) -> tuple[int, int]:
-        """How many interactions this worker's part of the step has, which come first, and the global batch, on the host.
+        """How many interactions this worker's part of the step has, and the global batch, on the host.
 
-        Of a layout with one group, and only where steps are taken one by one.
+        This worker's come first. Of a layout with one group, and only where steps are taken one by one.
         """
         size = min(self.layout.size, len(self.pairs.user) - self.here * self.layout.size)
         return int((self.layout.position_Pb < size).sum()), size

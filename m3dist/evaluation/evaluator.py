@@ -1,6 +1,6 @@
 """Metrics of a scorer on a data set. Splits are read once, and the items that a user has seen are kept per split.
 
-Shapes: U users, I items.
+Shapes: U users, I items, C of them without training interactions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 from m3dist.config import Evaluation
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed.engine import Engine
-from m3dist.evaluation import ranking
-from m3dist.evaluation.ranking import Judged, Scorer, Seen
+from m3dist.evaluation import metrics
+from m3dist.evaluation.metrics import Judged
+from m3dist.evaluation.ranking import Ranking, Scorer, Seen, block_size
 
 
 class Evaluator:
@@ -38,31 +39,36 @@ class Evaluator:
         return [self.items(split) for split in SPLITS[: len(SPLITS) if before is None else SPLITS.index(before)]]
 
     @functools.cached_property
-    def cold_I(self) -> Tensor:
-        """bool [I]: items without training interactions."""
-        return torch.from_numpy(self.dataset.degrees[1] == 0).to(self.engine.device)
+    def cold_C(self) -> Tensor:
+        """Ids of the items without training interactions."""
+        return torch.from_numpy(np.flatnonzero(self.dataset.degrees[1] == 0)).to(self.engine.device)
+
+    def ranking(self, score: Scorer, k: int, before: str | None) -> Ranking:
+        """Lists of length k without what users have in the splits before one, or in any."""
+        block = block_size(self.settings.block, self.dataset.n_items, self.engine.device)
+        return Ranking(score, self.seen(before), self.dataset.n_items, k, block)
+
+    def judged(self, split: str, relevant: Seen | None = None) -> Judged:
+        """What lists are held against: a split's items, or other ones, and those among them that are cold."""
+        relevant, cold = relevant or self.items(split), None
+        if len(self.cold_C):
+            found = relevant.only(self.dataset.degrees[1] == 0)
+            cold = found if len(found.item) else None
+        return Judged(relevant, self.settings.k, cold, self.cold_C)
 
     def evaluate(
         self, score: Scorer, split: str, keep: bool = False, relevant: Seen | None = None
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Metrics on `val` (training items masked) or `test` (validation items masked too), and a table.
 
-        `/cold`: of items without training interactions alone, over the users who hold one out. Workers share out the
-        users, by id modulo their number or, where tables are sharded, by who owns their rows; all get the same
-        metrics, and with `keep` the table of their own users. relevant: other held-out items than the split's.
+        `/cold`: of items without training interactions alone, over the users who hold one out; `/cold-only`: ranked
+        among themselves. Workers share out the users, by id modulo their number or, where tables are sharded, by who
+        owns their rows; all get the same metrics, and with `keep` the table of their own users. relevant: other
+        held-out items than the split's.
         """
-        engine, n = self.engine, self.dataset.n_users
-        everyone = torch.arange(n, device=engine.device)
-        if self.sharded:
-            mine = everyone[slice(*engine.share(n))]
-        else:
-            mine = everyone[engine.rank :: engine.world]
-        judged = Judged(relevant or self.items(split), self.dataset.n_items, self.settings.k, self.cold_I)
+        engine, everyone = self.engine, np.arange(self.dataset.n_users)
+        mine = everyone[slice(*engine.share(len(everyone)))] if self.sharded else everyone[engine.rank :: engine.world]
+        judged = self.judged(split, relevant)
         with torch.no_grad():
-            found = ranking.Ranking(score, self.seen(split), max(self.settings.k), self.settings.block)
-            total, table = ranking.evaluate(found, mine, judged, keep)
-        total.sums = engine.totals(total.sums)
-        counts = engine.totals({"users": total.users, "cold": total.cold_users})
-        total.users, total.cold_users = int(counts["users"]), int(counts["cold"])
-        engine.add_up(total.listed.values())
-        return total.means(), table
+            total, table = metrics.evaluate(self.ranking(score, max(self.settings.k), split), mine, judged, keep)
+            return total.means(engine, self.cold_C if len(self.cold_C) else None), table

@@ -170,4 +170,5 @@ def backbone_loss(
     inputs = [x for x in contents if x is not None and x.requires_grad]
     if not inputs:
         return found.terms, value, grads
-    return found.terms, known(value, inputs, [x.to(y.dtype) for x, y in zip(item_grad[:, :, d:], inputs)]), grads
+    content_grads = [x.to(y.dtype) for x, y in zip(item_grad[:, :, d:], inputs, strict=True)]
+    return found.terms, known(value, inputs, content_grads), grads

@@ -60,7 +60,7 @@ class Fused:
                 return self.gate(torch.cat([fusion.confidence(s) for s in scores], dim=1))
         return fusion.entropy_weights(torch.stack([fusion.entropy(s) for s in scores], dim=1))
 
-    def __call__(self, user_u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, user_u: Tensor, mask: ranking.Mask) -> tuple[Tensor, Tensor | None]:
         """Fused scores [u, I], which the next call overwrites, and weights [u, M]; no weights of a single member."""
         scores = self.scores(user_u)
         weight_uM = self.weights(scores)
@@ -102,7 +102,7 @@ class MergeModel(nn.Module):
 
 
 class MergeTask:
-    """Stage 3 under training. contents: Q_m of every member [I, w], or None of one on ids alone. init: see Backbones."""
+    """Stage 3 under training. contents: Q_m of every member [I, w], or None of one on ids alone; init: of Backbones."""
 
     fixed = True
 

@@ -29,7 +29,7 @@ _HASHES = 4  # random numbers of a step that a recommender may draw from
 def scorer(tensors: dict[str, Tensor], config: Config) -> Scorer:
     """A trained recommender, ready to rank."""
     kind = registry.recommender_class(config.model)
-    return lambda user_u: (kind.score(tensors, user_u), None)
+    return lambda user_u, mask: (kind.score(tensors, user_u), None)
 
 
 def settings_of(kind: type[Recommender], name: str, section: Baseline) -> Settings:

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.evaluation.evaluator import Evaluator
-from m3dist.evaluation.ranking import Block, Ranking
+from m3dist.evaluation.ranking import Block, Users
 from m3dist.storage.folders import Folder
 
 
@@ -60,32 +60,34 @@ class Run:
         A model without fusion has one weight, weight_model, of 1.
         Items of all splits count as seen. Raises ValueError on an unknown user.
         """
-        ranking = Ranking(self.score, self.evaluator.seen(None), k, self.config.evaluation.block)
+        users = Users.of(self._users(user_ids), self.evaluator.engine.device)
         with torch.no_grad():
-            return pa.concat_tables([self._table(block) for block in ranking.blocks(self._users(user_ids))])
+            blocks = self.evaluator.ranking(self.score, k, None).blocks(users)
+            return pa.concat_tables([self._table(block) for block in blocks])
 
-    def _users(self, user_ids: Sequence | None) -> Tensor:
+    def _users(self, user_ids: Sequence | None) -> np.ndarray:
         """Dense ids of those given, or of all."""
         if user_ids is None:
-            return torch.arange(self.dataset.n_users)
+            return np.arange(self.dataset.n_users)
         everyone = self.dataset.user_ids
         at = pc.index_in(pa.array(user_ids).cast(everyone.type), value_set=everyone)
         if at.null_count:
             unknown = user_ids[pc.index(at.is_null(), True).as_py()]
             raise ValueError(f"user {unknown!r} is not in {self.dataset.root}")
-        return torch.from_numpy(at.to_numpy().astype("int64"))
+        return at.to_numpy().astype("int64")
 
     def _table(self, block: Block) -> pa.Table:
         """A block's lists, a row each recommendation."""
-        users, width = block.item_uk.shape
-        listed = (block.score_uk > float("-inf")).flatten()
-        weight_uM = torch.ones(users, 1) if block.weight_uM is None else block.weight_uM
+        item_uk, score_uk = block.item_uk.cpu(), block.score_uk.cpu()
+        users, width = item_uk.shape
+        listed = (score_uk > float("-inf")).flatten()
+        weight_uM = torch.ones(users, 1) if block.weight_uM is None else block.weight_uM.cpu()
         names = ["model"] if block.weight_uM is None else list(self.dataset.modalities)
         columns = {
-            "user": self.dataset.user_ids.take(pa.array(block.user_u.repeat_interleave(width)[listed].numpy())),
+            "user": self.dataset.user_ids.take(pa.array(np.repeat(block.users.here, width)[listed.numpy()])),
             "rank": torch.arange(1, width + 1).repeat(users)[listed].numpy(),
-            "item": self.dataset.item_ids.take(pa.array(block.item_uk.flatten()[listed].numpy())),
-            "score": block.score_uk.flatten()[listed].numpy(),
+            "item": self.dataset.item_ids.take(pa.array(item_uk.flatten()[listed].numpy())),
+            "score": score_uk.flatten()[listed].numpy(),
         }
         weight_nM = weight_uM.repeat_interleave(width, 0)[listed]
         return pa.table({**columns, **{f"weight_{name}": weight_nM[:, m].numpy() for m, name in enumerate(names)}})

@@ -116,7 +116,7 @@ class Study:
 def by_popularity(dataset: Dataset) -> ranking.Scorer:
     """Every user gets the items with the most training interactions."""
     degree_I = torch.from_numpy(dataset.degrees[1]).float()
-    return lambda user_u: (degree_I.expand(len(user_u), -1).clone(), None)
+    return lambda user_u, mask: (degree_I.expand(len(user_u), -1).clone(), None)
 
 
 def against(dataset: Dataset, score: ranking.Scorer, user: np.ndarray, item: np.ndarray) -> dict[str, np.ndarray]:

@@ -36,8 +36,8 @@ class Task(Protocol):
     """What the loop trains.
 
     draws: where it stands, and what the next step sees. dense: parameters outside tables. rates: further learning rates
-    that fall over the fit. fixed: whether a step has the same shapes each time and never asks the host, so that it can be
-    captured.
+    that fall over the fit. fixed: whether a step has the same shapes each time and never asks the host, so that it can
+    be captured.
     """
 
     draws: Draws
@@ -47,7 +47,7 @@ class Task(Protocol):
     fixed: bool
 
     def step(self) -> dict[str, Tensor]:
-        """The optimiser step at which `draws` stands; this worker's share of the terms of the loss, `loss` among them."""
+        """The optimiser step at which `draws` stands; this worker's share of the loss and its terms."""
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the validation split, the same on every worker."""

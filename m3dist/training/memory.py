@@ -17,6 +17,7 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     if spec.members == "nodes":  # the widest have a table of nodes per modality
         table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
         batch, negatives = config.baseline.batch_size, config.baseline.negatives
+    users = 256 if config.evaluation.block == "auto" else config.evaluation.block
     workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
     owners = max(workers, 1) if config.embeddings == "sharded" else 1
     out = {
@@ -24,7 +25,11 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
         "interactions": sum(dataset.size(s) for s in ("train", "val", "test")) * 24,
         "step": 4 * batch * negatives * 4,
-        "ranking": 3 * members * config.evaluation.block * dataset.n_items * 4,
+        "ranking": 3
+        * members
+        * (256 if config.evaluation.block == "auto" else config.evaluation.block)
+        * dataset.n_items
+        * 4,
         "libraries": 400 << 20,
     }
     return {**out, "total": sum(out.values())}
