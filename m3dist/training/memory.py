@@ -17,7 +17,6 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     if spec.members == "nodes":  # the widest have a table of nodes per modality
         table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
         batch, negatives = config.baseline.batch_size, config.baseline.negatives
-    users = 256 if config.evaluation.block == "auto" else config.evaluation.block
     workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
     owners = max(workers, 1) if config.embeddings == "sharded" else 1
     out = {
