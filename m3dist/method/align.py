@@ -3,7 +3,8 @@
 L = L_rec + lambda_com L_com + lambda_MI L_MI, each a mean over its samples; CLUB's q(v|z) is fitted beside it on
 detached representations, and held fixed in the bound.
 
-Shapes: R distinct items of a worker's step, C items of the global batch under contrast, of which c are its anchors.
+Shapes: M modalities; R item slots of a worker's step; C items of the global batch under contrast, of which c are this
+worker's anchors; D width of z.
 """
 
 from __future__ import annotations
@@ -14,86 +15,88 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3dist import losses
-from m3dist.data.sampling import Batch, Distinct, share
-from m3dist.distributed.tables import pull_rows, push_rows
+from m3dist.data.draws import Batch
+from m3dist.data.parts import share
+from m3dist.distributed.rows import distinct
 from m3dist.evaluation import ranking
-from m3dist.method.backbone import BackboneLoss, Leaves, Member, Rows, draws
+from m3dist.losses.contrastive import club, contrastive, gaussian_nll
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
 from m3dist.models.alignment import Aligner, Club
-from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
 from m3dist.training.loop import fit
+from m3dist.training.steps import Rate
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The items of a global batch under contrast, and this worker's anchors among them."""
+    """The items of a global batch under contrast, and this worker's anchors among them.
 
-    item_C: Tensor
-    present: list[Tensor]  # bool [C] of every modality
-    bounds: tuple[int, int]  # of this worker's anchors
-    counts: list[int]  # anchors of every worker
+    anchor_c: ids, I where there is none. valid_MC, bool: which items have the modality. bounds: of the anchors.
+    """
 
-    @property
-    def anchor_c(self) -> Tensor:
-        return self.item_C[self.bounds[0] : self.bounds[1]]
+    anchor_c: Tensor
+    valid_MC: Tensor
+    bounds: tuple[int, int]
 
 
 class AlignModel(nn.Module):
     """All that stage 1 trains apart from tables; its forward computes a worker's share of the loss."""
 
-    def __init__(self, context: Context, aligner: Aligner, club: nn.ModuleList, backbone: UltraGCN):
+    def __init__(self, context: Context, aligner: Aligner, club: nn.ModuleList, backbones: Backbones):
         super().__init__()
         self.engine, self.config = context.engine, context.config.align
-        self.recommendation = BackboneLoss(context.data, context.config.backbone)
-        self.aligner, self.club, self.backbone = aligner, club, backbone
+        self.aligner, self.club, self.backbone = aligner, club, backbones.models[0]
+        self._tables = [backbones]  # in a list, so that it is no part of the module
 
     def forward(
-        self, rows: Rows, contrast: Contrast, user_Rd: Tensor, item_id_Rd: Tensor, x_R: list[Tensor]
-    ) -> dict[str, Tensor]:
-        align = self.config
+        self, sampled: Sampled, contrast: Contrast, rows: Rows, x_R: list[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Rows]:
+        """Terms, their sum, and the gradients of the rows."""
+        align, (tables,) = self.config, self._tables
         v, z, common, tau = self.aligner(x_R)
-        out = self.recommendation(rows, Leaves(user_Rd, item_id_Rd, torch.cat([*v, common], dim=1)), self.backbone)
-        out["recommendation"] = out.pop("loss")
-        com, nll = (torch.zeros((), device=self.engine.device) for _ in range(2))
-        bounds = []
-        gathered = self._gathered(v, z, common, rows, contrast)
-        for (v_C, z_C, common_C), q, present in zip(gathered, self.club, contrast.present, strict=True):
-            n = int(present.sum())
-            low, high = (int(present[:at].sum()) if n > 1 else 0 for at in contrast.bounds)
-            v_H, z_H, common_H = (x if n == len(x) else x[present] for x in (v_C, z_C, common_C))
-            com = com + losses.contrastive(z_H, common_H, tau, (low, high)) / max(n, 1)
-            v_h, z_h = (x if high - low == n else x[low:high] for x in (v_H, z_H))
-            mean_h, logvar_h = q(z_h, fixed=True)
-            bounds.append(losses.club(v_h, mean_h, logvar_h, v_H) / max(n, 1))
-            nll = nll + losses.gaussian_nll(v_h.detach(), *q(z_h.detach())) / max(n, 1)
+        content_Rc = self.backbone.project(torch.cat([*v, common], dim=1))
+        terms_M, loss, grads = backbone_loss(tables, sampled, rows, [content_Rc])
+        out = {name: x_M.sum() for name, x_M in terms_M.items()}
+        if tables.config.projection_l2:
+            penalty = tables.config.projection_l2 * self.backbone.project.weight.square().sum() * sampled.part
+            out["l2"], loss = out["l2"] + penalty.detach(), loss + penalty
+        out["recommendation"] = loss.detach()
+        v_C, z_MCD, common_CD = self._gathered(v, z, common, sampled)
+        com = contrastive(z_MCD, common_CD, contrast.valid_MC, tau, contrast.bounds)
+        at, bounds = slice(*contrast.bounds), contrast.bounds
+        mi, nll = [], []
+        for v_Cd, z_CD, q, valid_C in zip(v_C, z_MCD, self.club, contrast.valid_MC, strict=True):
+            weight_c = valid_C[at] / valid_C.sum().clamp(min=1)
+            mi.append(club(v_Cd, *q(z_CD[at], fixed=True), valid_C, bounds))
+            nll.append(gaussian_nll(v_Cd[at].detach(), *q(z_CD[at].detach()), weight_c))
         # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
-        bound_m = torch.stack(bounds)
-        total_m = bound_m.detach().clone()
-        self.engine.add_up([total_m])
-        mi = (bound_m * (total_m > 0)).sum()
-        loss = out["recommendation"] + align.lambda_com * com + align.lambda_mi * mi
-        out |= {"contrastive": com, "club": mi, "club_nll": nll, "tau": tau * rows.batch.part, "loss": loss}
-        return out
+        mi_M = torch.stack(mi)
+        total_M = mi_M.detach().clone()
+        self.engine.add_up([total_M])
+        information, likelihood = (mi_M * (total_M > 0)).sum(), torch.stack(nll).sum()
+        loss = loss + align.lambda_com * com + align.lambda_mi * information
+        out |= {"contrastive": com.detach(), "club": information.detach(), "club_nll": likelihood.detach()}
+        out |= {"tau": tau.detach() * sampled.part, "loss": loss.detach()}
+        return out, loss + likelihood, grads
 
     def _gathered(
-        self, v: list[Tensor], z: list[Tensor], common: Tensor, rows: Rows, contrast: Contrast
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """v_m, z_m and z_{M+1} of the items under contrast [C, D], from the workers whose anchors they are."""
-        at_c = rows.more_at
-        assert at_c is not None
-        if self.engine.world == 1:
-            common_C = common.index_select(0, at_c)
-            return [
-                (v_m.index_select(0, at_c), z_m.index_select(0, at_c), common_C) for v_m, z_m in zip(v, z, strict=True)
+        self, v: list[Tensor], z: list[Tensor], common: Tensor, sampled: Sampled
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """v_m [C, d_m], z_m [M, C, D] and z_{M+1} [C, D] of the items under contrast, from whoever has them as anchors."""
+        at_c = sampled.item.slots.slot_L[sampled.scored :]
+        parts = [x.index_select(0, at_c) for x in (*v, *z, common)]
+        if self.engine.world > 1:
+            widths = [x.shape[1] for x in parts]
+            counts = [
+                b - a
+                for a, b in (
+                    share(self.config.contrastive_items, r, self.engine.world) for r in range(self.engine.world)
+                )
             ]
-        anchors = torch.cat([part[at_c] for part in (*v, *z, common)], dim=1)
-        *vz, common_C = self.engine.gather(anchors, contrast.counts).split(
-            [part.shape[1] for part in (*v, *z, common)], dim=1
-        )
-        return [(v_C, z_C, common_C) for v_C, z_C in zip(vz[: len(v)], vz[len(v) :], strict=True)]
+            parts = [*self.engine.gather(torch.cat(parts, dim=1), counts).split(widths, dim=1)]
+        return parts[: len(v)], torch.stack(parts[len(v) : -1]), parts[-1]
 
     def representations(self, x: list[Tensor]) -> list[Tensor]:
         """v_1..v_M and z_{M+1}, [I, D] each."""
@@ -108,62 +111,71 @@ class AlignModel(nn.Module):
 class AlignTask:
     """Stage 1 under training."""
 
+    fixed = True
+
     def __init__(self, context: Context):
-        config, data = context.config, context.data
-        self.config, self.data, self.backbone = config.align, data, config.backbone
-        self.x, self.evaluator = data.features, context.evaluator
-        align, dataset = config.align, context.dataset
-        self.present = [torch.from_numpy(dataset.present(m)).to(data.device) for m in dataset.modalities]
-        with torch.random.fork_rng():
+        config, data, dataset = context.config, context.data, context.dataset
+        self.config, self.data, self.evaluator = config.align, data, context.evaluator
+        self.x, align = [spared(x) for x in data.features], config.align
+        nowhere = torch.zeros(len(self.x), 1, dtype=torch.bool)
+        present = [torch.from_numpy(dataset.present(m)) for m in dataset.modalities]
+        self.present = torch.cat([torch.stack(present), nowhere], dim=1).to(data.device)
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(config.seed, "align", "init"))
             widths = [x.shape[1] for x in self.x]
             aligner = Aligner(widths, align.dim, align.encoder, align.tau, align.tau_fixed)
             widths = aligner.out_widths
             club = nn.ModuleList(Club(align.dim, width, align.club_hidden) for width in widths[:-1])
-        self.member = Member(data, config, sum(widths), ("align", "member"))
+        self.member = Backbones(data, config, [sum(widths)], [("align", "member")])
         self.tables = {"user": self.member.user, "item": self.member.item}
-        self.sampler = data.sampler(config.seed, "align", align.batch_size, draws(config.backbone))
+        key, backbone = derive(config.seed, "align"), config.backbone
+        self.draws = data.draws(key, align.batch_size, plan(backbone), backbone.groups)
         self.dense = data.engine.wrap(
-            AlignModel(context, aligner, club, self.member.model),
+            AlignModel(context, aligner, club, self.member),
             [
                 {"params": list(aligner.parameters()), "lr": align.encoder_lr},
-                {"params": list(self.member.model.parameters()), "lr": align.lr},
+                {"params": list(self.member.models[0].parameters()), "lr": align.lr},
                 {"params": list(club.parameters()), "lr": align.club_lr},
             ],
         )
+        self.lr = Rate(align.lr, data.device)
+        self.rates = [self.lr]
 
     def contrast(self, batch: Batch) -> Contrast:
-        item_C, _ = Distinct(self.data.n_items)(batch.item_B)
-        limit, engine = self.config.contrastive_items, self.data.engine
-        if len(item_C) > limit:  # spread over the ids
-            item_C = item_C[torch.arange(limit, device=item_C.device) * len(item_C) // limit]
-        bounds = [share(len(item_C), rank, engine.world) for rank in range(engine.world)]
-        counts = [high - low for low, high in bounds]
-        return Contrast(item_C, [present[item_C] for present in self.present], bounds[engine.rank], counts)
+        """Distinct items of the global batch, spread over the ids where there are more than `contrastive_items`."""
+        engine, C = self.data.engine, self.config.contrastive_items
+        ids_R = distinct(batch.item_B, self.data.n_items).ids_R
+        found = (ids_R < self.data.n_items).sum()
+        place_C = torch.arange(C, device=ids_R.device)
+        at_C = torch.where(found > C, place_C * found // C, place_C)
+        item_C = ids_R.index_select(0, at_C.clamp(max=len(ids_R) - 1))
+        item_C = torch.where(place_C < found, item_C, self.data.n_items)
+        low, high = share(C, engine.rank, engine.world)
+        return Contrast(item_C[low:high], self.present[:, item_C], (low, high))
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self) -> dict[str, Tensor]:
+        batch = self.draws.draw()
         contrast = self.contrast(batch)
-        rows = Rows(self.data, self.backbone, batch, contrast.anchor_c)
-        wanted = [(self.member.user, rows.user), (self.member.item, rows.item)]
-        user_Rd, item_id_Rd = pull_rows(self.data.engine, wanted)
-        x_R = [x.index_select(0, rows.item.ids_R) for x in self.x]
-        out = self.dense(rows, contrast, user_Rd, item_id_Rd, x_R)
-        self.dense.backward(out["loss"] + out["club_nll"])
+        sampled = self.member.sample(batch, contrast.anchor_c)
+        rows = self.member.rows(sampled)
+        x_R = [x.index_select(0, sampled.item.slots.ids_R) for x in self.x]
+        terms, loss, grads = self.dense(sampled, contrast, rows, x_R)
+        self.dense.backward(loss)
         self.dense.step()
-        pulled = [(*which, leaf) for which, leaf in zip(wanted, (user_Rd, item_id_Rd), strict=True)]
-        push_rows(self.data.engine, pulled, self.config.lr * self.dense.rate)
-        return out
+        self.member.move(sampled, rows, grads, self.lr.now)
+        return terms
 
     def representations(self) -> list[Tensor]:
-        """v_1..v_M and z_{M+1} of every item, [I, D] each."""
+        """v_1..v_M and z_{M+1} of every item, float32 [I, D] each."""
         with self.dense.reading() as model:
-            return model.representations(self.x)
+            return [x.float() for x in model.representations([x[:-1] for x in self.x])]
 
     def evaluate(self) -> dict[str, float]:
         with self.dense.reading() as model:
-            item_Id = model.catalogue(self.x, self.member.item.whole(self.data.engine))
-        product, low = ranking.Product(self.member.user.weight, item_Id), self.member.user.low
-        return self.evaluator.evaluate(lambda user_u: (product(user_u - low), None), "val")[0]
+            (id_Id,) = self.member.item.whole(self.data.engine)
+            item_Id = model.catalogue([x[:-1] for x in self.x], id_Id).float()
+        product, low = ranking.Product(self.member.user.weight[0], item_Id), self.member.user.low
+        return self.evaluator.evaluate(lambda user_u, mask: (product(user_u - low), None), "val")[0]
 
     def output(self, meta: dict[str, Any]) -> Output:
         """What later stages read."""

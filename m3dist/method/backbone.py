@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from m3dist.config import Backbone, Config
-from m3dist.data.draws import Batch, Draws, Plan
+from m3dist.data.draws import Batch, Plan
 from m3dist.distributed.rows import RowTables, random_rows
 from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
 from m3dist.losses import logistic
@@ -110,9 +111,9 @@ class Backbones:
         l2_k[backbone.dim :] = backbone.content_l2
         self.coefficients = Coefficients(backbone.nu, backbone.negative_weight, l2_k)
 
-    def sample(self, draws: Draws, more: Tensor | None = None) -> Sampled:
-        """The batch of the step at which `draws` stands. more: further items [C] that the stage reads."""
-        batch, weights = draws.draw(), self.weights
+    def sample(self, batch: Batch, more: Tensor | None = None) -> Sampled:
+        """What a step reads for a batch. more: further items [C] that the stage reads."""
+        weights = self.weights
         user_X, item_X = batch.user_Pb.view(-1), batch.item_Pb.view(-1)
         ids, everyone, omega_sX = [item_X, batch.negative.view(-1)], [batch.item_B, batch.negative_B.view(-1)], None
         if self.config.nu:
@@ -164,7 +165,9 @@ def backbone_loss(
         item_MLk = item_MRk.index_select(1, item_slots.slot_L[: sampled.scored])
         found: Found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
         user_grad = user_slots.sum(found.user_grad_MPbk.flatten(1, 2))
-        item_grad = item_slots.sum(found.item_grad_MLk)
+        further = len(item_slots.slot_L) - sampled.scored  # items that the loss does not score
+        scored = F.pad(found.item_grad_MLk, (0, 0, 0, further)) if further else found.item_grad_MLk
+        item_grad = item_slots.sum(scored)
         value = torch.stack([*found.terms.values()]).sum()
     grads = Rows(user_grad, item_grad[:, :, :d].contiguous())  # a fused Adam takes memory as it lies
     inputs = [x for x in contents if x is not None and x.requires_grad]

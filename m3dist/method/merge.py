@@ -121,7 +121,7 @@ class MergeTask:
         self.rates = [self.lr]
 
     def step(self) -> dict[str, Tensor]:
-        sampled = self.members.sample(self.draws)
+        sampled = self.members.sample(self.draws.draw())
         rows = self.members.rows(sampled)
         contents = [None if x is None else x.index_select(0, sampled.item.slots.ids_R) for x in self.contents]
         terms, loss, grads = self.dense(sampled, rows, contents)
