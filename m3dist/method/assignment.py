@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.losses import Projection
+from m3dist.losses.projection import Projection
 from m3dist.method.environments import Frozen
 
 _PIECE = 256  # users of an item that are scored in one product
@@ -93,7 +93,7 @@ class Models:
 
 @torch.no_grad()
 def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
-    """The environment that scores highest, int16, of `blocks.interactions(*part)`. Ties go to the first."""
+    """The environment that scores highest, int16 [n]; 0 outside a part of all. Ties go to the first."""
     device, c = frozen.engine.device, frozen.content
     g, D = len(models.names), len(models.scale_D)
     content_Uc = frozen.user_Uk[:, -c:].contiguous()
@@ -102,12 +102,13 @@ def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int]
     # a column of ones takes the bias: addmm would write it over the result first
     Wb = torch.cat([W_Dgc, b_gc.view(1, g * c)])
     user_n = frozen.user[blocks.order_n]
-    found = []
+    name_g = torch.tensor(models.names, dtype=torch.int16, device=device)
+    out_n = torch.zeros(len(user_n), dtype=torch.int16, device=device)
     for pieces, k in blocks.part(*part):
-        place_mk, there_mk = blocks.places(pieces, k)
+        place_mk, _ = blocks.places(pieces, k)
         content_mkc = content_Uc.index_select(0, user_n[place_mk].flatten()).view(-1, k, c)
         x_m = F.pad(frozen.x[models.r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
         item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
-        found.append(torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)[there_mk])
-    name_g = torch.tensor(models.names, dtype=torch.int16, device=device)
-    return name_g[torch.cat(found)].cpu() if found else name_g[:0].cpu()
+        best_mk = torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)
+        out_n[blocks.order_n[place_mk]] = name_g[best_mk]  # rows that repeat another write the same again
+    return out_n

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from m3dist.losses import Projection
+from m3dist.losses.projection import Projection
 from m3dist.method.assignment import Blocks, Models
 from m3dist.method.trainer import Learned, Trainer
 
@@ -51,10 +51,7 @@ class Together:
         trainer, part = self.trainer, (self.engine.rank, self.engine.world)
         names = {r: alive(x, trainer.settings.environments) for r, x in enumerate(environment)}
         trained = trainer.environments(names, dict(enumerate(psi)), dict(enumerate(environment)), round_)
-        mine = trainer.blocks.interactions(*part)
-        out = [torch.zeros(len(x), dtype=torch.int32, device=self.engine.device) for x in environment]
-        for r, whole in enumerate(out):
-            whole[mine] = trainer.assign(Models(r, psi[r], names[r], trained[r]), part).to(whole)
+        out = [trainer.assign(Models(r, psi[r], names[r], trained[r]), part).int() for r in range(len(psi))]
         self.engine.add_up(out)
         return [x.cpu() for x in out]
 
@@ -83,7 +80,7 @@ class OnActors:
         found = self.pool.map(Trainer.environments, tasks, self.stop)
         models = [_joined(r, psi[r], groups, found) for r in range(len(psi))]
         shares = [(model, (at, parts)) for model in models for at in range(parts)]
-        chosen = self.pool.map(Trainer.assign, shares, self.stop)
+        chosen = self.pool.map(Trainer.assign_part, shares, self.stop)
         order = torch.cat([self.blocks.interactions(at, parts) for at in range(parts)]).cpu()
         out = [torch.empty(len(order), dtype=torch.int32) for _ in psi]
         for r, new in enumerate(out):

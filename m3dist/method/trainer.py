@@ -15,9 +15,10 @@ from torch import Tensor
 
 from m3dist.config import Config
 from m3dist.distributed.engine import Engine
-from m3dist.losses import Projection
+from m3dist.losses.projection import Projection
 from m3dist.method.assignment import Blocks, Models, assign
-from m3dist.method.environments import EnvironmentModels, Frozen, Masks
+from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step
+from m3dist.training.steps import Stepper, Sums
 
 Learned = tuple[Tensor, dict[str, float]]  # a gate's new logits [D], and the means of its terms
 
@@ -37,54 +38,72 @@ class Trainer:
         return {r: x.to(self.engine.device) for r, x in tensors.items()}
 
     def environments(
-        self, groups: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
+        self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
         round_: int,
     ) -> dict[int, Projection]:  # fmt: skip
-        """W [g, c, D] and b [g, c] of the trained models of each representation's group of environments.
+        """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation.
 
         psi: 1 - m of every representation, [D]. environment: of every interaction, [n].
         """
         settings, here = self.settings, self.on_device(environment)
-        module = EnvironmentModels(self.frozen, groups, self.on_device(psi), round_)
+        module = EnvironmentModels(self.frozen, names, self.on_device(psi), round_)
         dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.environment_lr}])
-        sampler = self.frozen.sampler(f"environments.{round_}")
-        for epoch in range(settings.environment_epochs):
-            for step in range(sampler.steps):
-                self._heed()
-                dense.backward(dense(self.frozen.step(sampler, epoch, step), here))
-                dense.step()
+
+        def step(step: Step) -> dict[str, Tensor]:
+            loss = dense(step, here)
+            dense.backward(loss)
+            dense.step()
+            return {"loss": loss.detach()}
+
+        self._train(step, f"environments.{round_}", settings.environment_epochs)
         state = dense.state()
-        return {r: Projection(state[f"W_{r}"], state[f"b_{r}"]) for r in groups}
+        return {r: Projection(state[f"W_{r}"], state[f"b_{r}"]) for r in names}
 
     def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
         """One round of mask learning of some representations."""
         settings, here = self.settings, self.on_device(environment)
         module = Masks(self.frozen, logits, round_)
         dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.mask_lr}])
-        sampler = self.frozen.sampler(f"masks.{round_}")
-        sums: dict[str, Tensor] = {}
-        for epoch in range(settings.mask_epochs):
-            for step in range(sampler.steps):
-                self._heed()
-                terms = dense(self.frozen.step(sampler, epoch, step), here)
-                dense.backward(torch.stack([part["loss"] for part in terms.values()]).sum())
-                dense.step()
-                for r, part in terms.items():
-                    for name, value in part.items():
-                        key = f"{r}/{name}"
-                        sums[key] = sums.get(key, torch.zeros((), device=self.engine.device)) + value.detach()
-        steps = max(settings.mask_epochs * sampler.steps, 1)
-        totals = self.engine.totals({name: float(x) for name, x in sums.items()})
+
+        def step(step: Step) -> dict[str, Tensor]:
+            terms = dense(step, here)
+            dense.backward(torch.stack([part["loss"] for part in terms.values()]).sum())
+            dense.step()
+            return {f"{r}/{name}": x.detach() for r, part in terms.items() for name, x in part.items()}
+
+        found = self._train(step, f"masks.{round_}", settings.mask_epochs)
         means: dict[int, dict[str, float]] = {r: {} for r in logits}
-        for name, total in totals.items():
+        for name, mean in found.items():
             r, _, term = name.partition("/")
-            means[int(r)][term] = total / steps
+            means[int(r)][term] = mean
         state = dense.state()
         return {r: (state[f"gates.{r}.logit"].cpu(), means[r]) for r in logits}
 
+    def _train(self, step: Callable[[Step], dict[str, Tensor]], purpose: str, epochs: int) -> dict[str, float]:
+        """Take every step of some epochs; means of what they report, over all workers."""
+        draws, sums = self.frozen.draws(purpose), Sums()
+
+        def one() -> None:
+            sums.add(step(self.frozen.step(draws)))
+            draws.advance()
+
+        why_not = "several workers train together" if self.engine.world > 1 else ""
+        stepper = Stepper(one, self.engine.device, why_not)
+        for epoch in range(epochs):
+            draws.seek(epoch, 0)
+            for _ in range(draws.steps):
+                self._heed()
+                stepper()
+        totals = self.engine.totals(sums.read())
+        return {name: total / max(epochs * draws.steps, 1) for name, total in totals.items()}
+
     def assign(self, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
-        """The best environment of each interaction of a part of all, in the order of `blocks.interactions(*part)`."""
+        """The best environment of each interaction, int16 [n]; 0 outside a part of all."""
         return assign(self.frozen, self.blocks, models, part)
+
+    def assign_part(self, models: Models, part: tuple[int, int]) -> Tensor:
+        """The same of the part alone, in the order of `blocks.interactions(*part)`."""
+        return self.assign(models, part)[self.blocks.interactions(*part)]
 
     def _heed(self) -> None:
         """Raises KeyboardInterrupt when the run was interrupted."""

@@ -22,14 +22,13 @@ class Gate(nn.Module):
         start = {"sigmoid": math.log(init / (1 - init)), "hard_sigmoid": init - 0.5, "softmax": 0.0}[kind]
         self.logit = nn.Parameter(torch.full((width,), start))
 
-    def forward(self, seed: int | None = None) -> Tensor:
-        """The mask [D]. A seed adds the noise of `hard_sigmoid`."""
+    def forward(self, noise_D: Tensor | None = None) -> Tensor:
+        """The mask [D]. noise: standard normal numbers, which `hard_sigmoid` adds while it trains."""
         logit_D: Tensor = self.logit
         if self.kind == "sigmoid":
             return logit_D.sigmoid()
         if self.kind == "softmax":
             return (logit_D.softmax(0) * len(logit_D) * self.init).clamp(max=1.0)
-        if seed is not None and self.noise:
-            drawn = torch.randn(logit_D.shape, generator=torch.Generator().manual_seed(seed))
-            logit_D = logit_D + self.noise * drawn.to(logit_D.device)
+        if noise_D is not None and self.noise:
+            logit_D = logit_D + self.noise * noise_D
         return (logit_D + 0.5).clamp(0.0, 1.0)
