@@ -19,7 +19,7 @@ from m3dist.data.draws import Batch
 from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct
 from m3dist.evaluation import ranking
-from m3dist.losses.contrastive import club, contrastive, gaussian_nll
+from m3dist.losses.contrastive import contrastive
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
 from m3dist.models.alignment import Aligner, Club
 from m3dist.seeding import derive
@@ -44,7 +44,7 @@ class Contrast:
 class AlignModel(nn.Module):
     """All that stage 1 trains apart from tables; its forward computes a worker's share of the loss."""
 
-    def __init__(self, context: Context, aligner: Aligner, club: nn.ModuleList, backbones: Backbones):
+    def __init__(self, context: Context, aligner: Aligner, club: Club, backbones: Backbones):
         super().__init__()
         self.engine, self.config = context.engine, context.config.align
         self.aligner, self.club, self.backbone = aligner, club, backbones.models[0]
@@ -65,17 +65,11 @@ class AlignModel(nn.Module):
         out["recommendation"] = loss.detach()
         v_C, z_MCD, common_CD = self._gathered(v, z, common, sampled)
         com = contrastive(z_MCD, common_CD, contrast.valid_MC, tau, contrast.bounds)
-        at, bounds = slice(*contrast.bounds), contrast.bounds
-        mi, nll = [], []
-        for v_Cd, z_CD, q, valid_C in zip(v_C, z_MCD, self.club, contrast.valid_MC, strict=True):
-            weight_c = valid_C[at] / valid_C.sum().clamp(min=1)
-            mi.append(club(v_Cd, *q(z_CD[at], fixed=True), valid_C, bounds))
-            nll.append(gaussian_nll(v_Cd[at].detach(), *q(z_CD[at].detach()), weight_c))
+        bounds_M, likelihood = self.club(self.club.stacked(v_C), z_MCD, contrast.valid_MC, contrast.bounds)
         # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
-        mi_M = torch.stack(mi)
-        total_M = mi_M.detach().clone()
+        total_M = bounds_M.detach().clone()
         self.engine.add_up([total_M])
-        information, likelihood = (mi_M * (total_M > 0)).sum(), torch.stack(nll).sum()
+        information = (bounds_M * (total_M > 0)).sum()
         loss = loss + align.lambda_com * com + align.lambda_mi * information
         out |= {"contrastive": com.detach(), "club": information.detach(), "club_nll": likelihood.detach()}
         out |= {"tau": tau.detach() * sampled.part, "loss": loss.detach()}
@@ -125,7 +119,7 @@ class AlignTask:
             widths = [x.shape[1] for x in self.x]
             aligner = Aligner(widths, align.dim, align.encoder, align.tau, align.tau_fixed)
             widths = aligner.out_widths
-            club = nn.ModuleList(Club(align.dim, width, align.club_hidden) for width in widths[:-1])
+            club = Club(align.dim, widths[:-1], align.club_hidden)
         self.member = Backbones(data, config, [sum(widths)], [("align", "member")])
         self.tables = {"user": self.member.user, "item": self.member.item}
         key, backbone = derive(config.seed, "align"), config.backbone

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3dist.losses.contrastive import ClubSamples, club
+
 
 class Aligner(nn.Module):
     """h_r = f_r(x_r), z_r = g(h_r), v_m = k_m(h_m); f_{M+1} reads all modalities at once.
@@ -54,26 +56,36 @@ class Aligner(nn.Module):
 
 
 class Club(nn.Module):
-    """q(v|z) = N(mean(z), exp(logvar(z))) of CLUB (Cheng et al., ICML 2020), one per modality."""
+    """q(v|z) = N(mean(z), exp(logvar(z))) of CLUB (Cheng et al., ICML 2020) for every modality, side by side.
 
-    def __init__(self, z_width: int, v_width: int, hidden: int):
+    One hidden layer of ReLU. v of all modalities are as wide as the widest, with zeros behind the narrower ones.
+    """
+
+    wide_Mw: Tensor
+
+    def __init__(self, z_width: int, v_widths: list[int], hidden: int):
         super().__init__()
-        self.hidden = _Linear(z_width, hidden)
-        self.mean = _Linear(hidden, v_width)
-        self.logvar = _Linear(hidden, v_width)
+        M, w = len(v_widths), max(v_widths)
+        layers = [(nn.Linear(z_width, hidden), nn.Linear(hidden, 2 * w)) for _ in v_widths]
+        self.hidden_MDH = nn.Parameter(torch.stack([first.weight.detach().T for first, _ in layers]))
+        self.hidden_bias = nn.Parameter(torch.stack([first.bias.detach() for first, _ in layers]).unsqueeze(1))
+        self.out_MHk = nn.Parameter(torch.stack([second.weight.detach().T for _, second in layers]))
+        self.out_bias = nn.Parameter(torch.stack([second.bias.detach() for _, second in layers]).unsqueeze(1))
+        wide = torch.arange(w) < torch.tensor(v_widths).view(M, 1)
+        self.register_buffer("wide_Mw", wide.float(), persistent=False)
 
-    def forward(self, z_Cd: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
-        """Mean and log variance [C, v_width]; `fixed` lets gradients through to z but not to q's parameters."""
-        h = F.relu(self.hidden(z_Cd, fixed))
-        # bounded: a vanishing variance would make the bound explode
-        return self.mean(h, fixed), self.logvar(h, fixed).tanh() * 5
+    def stacked(self, v: list[Tensor]) -> Tensor:
+        """v_m [C, d_m] as one [M, C, w]."""
+        w = self.wide_Mw.shape[1]
+        return torch.stack([x if x.shape[1] == w else F.pad(x, (0, w - x.shape[1])) for x in v])
 
-
-class _Linear(nn.Linear):
-    """A linear map that can be held fixed inside its own forward, where ZeRO-3 has gathered its parameters."""
-
-    def forward(self, x: Tensor, fixed: bool = False) -> Tensor:
-        return F.linear(x, self.weight.detach(), self.bias.detach()) if fixed else super().forward(x)
+    def forward(self, v_MCw: Tensor, z_MCD: Tensor, valid_MC: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The bounds on I(v_m; z_m), [M], whose gradients leave q as it is, and the mean of -log q, a scalar, whose
+        gradient is q's alone: this worker's shares of the means over valid items. See losses.contrastive."""
+        parameters = (self.hidden_MDH, self.hidden_bias, self.out_MHk, self.out_bias)
+        samples = ClubSamples(v_MCw, z_MCD, valid_MC, self.wide_Mw, bounds)
+        with torch.autocast(v_MCw.device.type, enabled=False):
+            return club(samples, parameters)
 
 
 def _near_identity(layer: nn.Linear) -> nn.Linear:
