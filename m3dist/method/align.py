@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.data.draws import Batch
 from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct
 from m3dist.evaluation import ranking
-from m3dist.losses.contrastive import contrastive
+from m3dist.losses.contrastive import Anchors, contrastive
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
 from m3dist.models.alignment import Aligner, Club
 from m3dist.seeding import derive
@@ -33,12 +34,12 @@ from m3dist.training.steps import Rate
 class Contrast:
     """The items of a global batch under contrast, and this worker's anchors among them.
 
-    anchor_c: ids, I where there is none. valid_MC, bool: which items have the modality. bounds: of the anchors.
+    anchor_c: ids, I where there is none. valid_MC: 1 where an item is there and has the modality, else 0.
     """
 
     anchor_c: Tensor
     valid_MC: Tensor
-    bounds: tuple[int, int]
+    anchors: Anchors
 
 
 class AlignModel(nn.Module):
@@ -55,7 +56,8 @@ class AlignModel(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Rows]:
         """Terms, their sum, and the gradients of the rows."""
         align, (tables,) = self.config, self._tables
-        v, z, common, tau = self.aligner(x_R)
+        at_c = sampled.item.slots.slot_L[sampled.scored :]
+        v, common, z_McD = self.aligner(x_R, at_c)
         content_Rc = self.backbone.project(torch.cat([*v, common], dim=1))
         terms_M, loss, grads = backbone_loss(tables, sampled, rows, [content_Rc])
         out = {name: x_M.sum() for name, x_M in terms_M.items()}
@@ -63,9 +65,13 @@ class AlignModel(nn.Module):
             penalty = tables.config.projection_l2 * self.backbone.project.weight.square().sum() * sampled.part
             out["l2"], loss = out["l2"] + penalty.detach(), loss + penalty
         out["recommendation"] = loss.detach()
-        v_C, z_MCD, common_CD = self._gathered(v, z, common, sampled)
-        com = contrastive(z_MCD, common_CD, contrast.valid_MC, tau, contrast.bounds)
-        bounds_M, likelihood = self.club(self.club.stacked(v_C), z_MCD, contrast.valid_MC, contrast.bounds)
+        parts = [*(x.index_select(0, at_c) for x in (*v, common)), *z_McD.unbind()]
+        if self.engine.world > 1:
+            parts = self._gathered(parts)
+        (*v_C, common_CD), z_MCD = parts[: len(v) + 1], torch.stack(parts[len(v) + 1 :])
+        tau = self.aligner.tau
+        com = contrastive(z_MCD, common_CD, contrast.valid_MC, tau, contrast.anchors)
+        bounds_M, likelihood = self.club(self.club.stacked(v_C), z_MCD, contrast.valid_MC, contrast.anchors)
         # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
         total_M = bounds_M.detach().clone()
         self.engine.add_up([total_M])
@@ -75,26 +81,15 @@ class AlignModel(nn.Module):
         out |= {"tau": tau.detach() * sampled.part, "loss": loss.detach()}
         return out, loss + likelihood, grads
 
-    def _gathered(
-        self, v: list[Tensor], z: list[Tensor], common: Tensor, sampled: Sampled
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """v_m [C, d_m], z_m [M, C, D] and z_{M+1} [C, D] of the items under contrast, from whoever has them as anchors."""
-        at_c = sampled.item.slots.slot_L[sampled.scored :]
-        parts = [x.index_select(0, at_c) for x in (*v, *z, common)]
-        if self.engine.world > 1:
-            widths = [x.shape[1] for x in parts]
-            counts = [
-                b - a
-                for a, b in (
-                    share(self.config.contrastive_items, r, self.engine.world) for r in range(self.engine.world)
-                )
-            ]
-            parts = [*self.engine.gather(torch.cat(parts, dim=1), counts).split(widths, dim=1)]
-        return parts[: len(v)], torch.stack(parts[len(v) : -1]), parts[-1]
+    def _gathered(self, parts: list[Tensor]) -> list[Tensor]:
+        """Rows of all workers' anchors in place of this one's."""
+        engine, C = self.engine, self.config.contrastive_items
+        counts = [high - low for low, high in (share(C, rank, engine.world) for rank in range(engine.world))]
+        return [*engine.gather(torch.cat(parts, dim=1), counts).split([x.shape[1] for x in parts], dim=1)]
 
     def representations(self, x: list[Tensor]) -> list[Tensor]:
         """v_1..v_M and z_{M+1}, [I, D] each."""
-        v, _, common, _ = self.aligner(x)
+        v, common, _ = self.aligner(x)
         return [*v, common]
 
     def catalogue(self, x: list[Tensor], id_Id: Tensor) -> Tensor:
@@ -111,9 +106,10 @@ class AlignTask:
         config, data, dataset = context.config, context.data, context.dataset
         self.config, self.data, self.evaluator = config.align, data, context.evaluator
         self.x, align = [spared(x) for x in data.features], config.align
-        nowhere = torch.zeros(len(self.x), 1, dtype=torch.bool)
-        present = [torch.from_numpy(dataset.present(m)) for m in dataset.modalities]
-        self.present = torch.cat([torch.stack(present), nowhere], dim=1).to(data.device)
+        present = torch.stack([torch.from_numpy(dataset.present(m)) for m in dataset.modalities])
+        self.present = F.pad(present.float(), (0, 1)).to(data.device)  # an item that is none has no modality
+        C, engine = align.contrastive_items, data.engine
+        self.anchors = Anchors(C, share(C, engine.rank, engine.world), data.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(config.seed, "align", "init"))
             widths = [x.shape[1] for x in self.x]
@@ -137,15 +133,15 @@ class AlignTask:
 
     def contrast(self, batch: Batch) -> Contrast:
         """Distinct items of the global batch, spread over the ids where there are more than `contrastive_items`."""
-        engine, C = self.data.engine, self.config.contrastive_items
+        C = self.config.contrastive_items
         ids_R = distinct(batch.item_B, self.data.n_items).ids_R
         found = (ids_R < self.data.n_items).sum()
         place_C = torch.arange(C, device=ids_R.device)
         at_C = torch.where(found > C, place_C * found // C, place_C)
         item_C = ids_R.index_select(0, at_C.clamp(max=len(ids_R) - 1))
         item_C = torch.where(place_C < found, item_C, self.data.n_items)
-        low, high = share(C, engine.rank, engine.world)
-        return Contrast(item_C[low:high], self.present[:, item_C], (low, high))
+        anchors = self.anchors
+        return Contrast(item_C[anchors.low : anchors.high], self.present[:, item_C], anchors)
 
     def step(self) -> dict[str, Tensor]:
         batch = self.draws.draw()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.losses.contrastive import ClubSamples, club
+from m3dist.losses.contrastive import Anchors, ClubSamples, club
 
 
 class Aligner(nn.Module):
@@ -46,13 +46,18 @@ class Aligner(nn.Module):
         """Widths of v_1..v_M and z_{M+1}."""
         return [*(self.widths if self.encoder == "identity" else [self.dim] * len(self.widths)), self.dim]
 
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_m [R, D] for m = 1..M, z_{M+1} [R, D], and tau."""
-        h = [f(part) for f, part in zip(self.f, x, strict=True)]
+    def forward(self, x: list[Tensor], at_c: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_{M+1} [R, D], and z_m of the rows at_c, [M, c, D]."""
+        h = [] if self.encoder == "identity" else [f(part) for f, part in zip(self.f, x, strict=True)]
+        v = [k(part) for k, part in zip(self.k, h, strict=True)] if h else x
         common = self.g(self.f_all(torch.cat(x, dim=1)))
-        specific = x if self.encoder == "identity" else h
-        v = [k(part) for k, part in zip(self.k, specific, strict=True)]
-        return v, [self.g(part) for part in h], common, self.tau
+        if at_c is None:
+            return v, common, None
+        if h:
+            some = [part.index_select(0, at_c) for part in h]
+        else:
+            some = [f(part.index_select(0, at_c)) for f, part in zip(self.f, x, strict=True)]
+        return v, common, self.g(torch.stack(some))
 
 
 class Club(nn.Module):
@@ -79,11 +84,11 @@ class Club(nn.Module):
         w = self.wide_Mw.shape[1]
         return torch.stack([x if x.shape[1] == w else F.pad(x, (0, w - x.shape[1])) for x in v])
 
-    def forward(self, v_MCw: Tensor, z_MCD: Tensor, valid_MC: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, v_MCw: Tensor, z_MCD: Tensor, valid_MC: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
         """The bounds on I(v_m; z_m), [M], whose gradients leave q as it is, and the mean of -log q, a scalar, whose
         gradient is q's alone: this worker's shares of the means over valid items. See losses.contrastive."""
         parameters = (self.hidden_MDH, self.hidden_bias, self.out_MHk, self.out_bias)
-        samples = ClubSamples(v_MCw, z_MCD, valid_MC, self.wide_Mw, bounds)
+        samples = ClubSamples(v_MCw, z_MCD, valid_MC, self.wide_Mw, (anchors.low, anchors.high))
         with torch.autocast(v_MCw.device.type, enabled=False):
             return club(samples, parameters)
 
