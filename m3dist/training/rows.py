@@ -61,6 +61,17 @@ def distinct(ids_L: Tensor, n: int) -> Slots:
     return Slots(ids_R, slot_L, order_L, torch.searchsorted(rank_L, torch.arange(R, device=device)))
 
 
+def spread(ids_R: Tensor, n: int, count: int) -> tuple[Tensor, Tensor]:
+    """`count` of the ids below n among ascending ids, spread evenly, and which of these are there, bool [count].
+
+    Where there are fewer, each is there once and the others are the spare row's id n.
+    """
+    number = (ids_R < n).sum()
+    at = torch.arange(count, device=ids_R.device) * number.clamp(min=count) // count
+    there = at < number
+    return torch.where(there, ids_R.index_select(0, at.clamp(max=len(ids_R) - 1)), n), there
+
+
 class RowTables:
     """The tables [n, d] of M members with their own Adam (Kingma and Ba 2015), whose bias correction counts steps.
 
