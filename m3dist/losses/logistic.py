@@ -158,7 +158,7 @@ def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found
     return logarithm_MTX.mul_(weight_TX).sum(2).neg_()
 
 
-def _softplus(score: Tensor) -> tuple[Tensor, Tensor]:
+def softplus(score: Tensor) -> tuple[Tensor, Tensor]:
     """(sigmoid, softplus), the latter at half its price; overwrites the scores."""
     score.clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
     slope = torch.sigmoid(score)
@@ -197,7 +197,7 @@ def _add_negatives(user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, 
             score = user.new_empty(*user.shape[:3], N)
             for u, v, into in zip(user, item, score, strict=True):
                 torch.bmm(u, v.mT, out=into)
-            slope, soft = _softplus(score)
+            slope, soft = softplus(score)
             total_M[members] += soft.mul_(weight_pbN).sum((1, 2, 3))
             slope.mul_(weight_pbN)
             for u, v, dl, du, dv in zip(
