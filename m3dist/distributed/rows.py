@@ -66,10 +66,21 @@ def distinct(ids_L: Tensor, n: int) -> Slots:
     return Slots(ids_R, slot_L, order_L, torch.searchsorted(rank_L, torch.arange(R, device=device)))
 
 
+def spread(ids_R: Tensor, n: int, count: int) -> tuple[Tensor, Tensor]:
+    """`count` of the ids below n among ascending ids, spread evenly, and which of these are there, bool [count].
+
+    Where there are fewer, each is there once and the others are the spare row's id n.
+    """
+    number = (ids_R < n).sum()
+    at = torch.arange(count, device=ids_R.device) * number.clamp(min=count) // count
+    there = at < number
+    return torch.where(there, ids_R.index_select(0, at.clamp(max=len(ids_R) - 1)), n), there
+
+
 def random_rows(
     shape: tuple[int, int], std: float, generator: torch.Generator, bounds: tuple[int, int] | None = None
 ) -> Tensor:
-    """Normal rows from a CPU generator, the same for every device; those within `bounds` of a table that is shared out.
+    """Normal rows from a CPU generator, the same on every device; of a table that is shared out, those within `bounds`.
 
     The generator gives the first block of rows and the root of seeds for the others, so that a worker makes its rows
     without all those before them.

@@ -66,7 +66,9 @@ def _contrastive(
     grad_tau = ((weight_Mc * positive_Mc).sum() - (share_MkK * score_MkK).sum()) / tau**2
     grad_MKD = torch.bmm(share_MkK.mT, some_MkD).view(M, 2, C, D)
     of_anchors = torch.bmm(share_MkK, both_MKD).view(M, 2, c, D)
-    of_anchors.sub_(some_MkD.view(M, 2, c, D).flip(1) * weight_Mc[:, None, :, None])  # each of a positive pair pulls the other
+    of_anchors.sub_(
+        some_MkD.view(M, 2, c, D).flip(1) * weight_Mc[:, None, :, None]
+    )  # each of a positive pair pulls the other
     grad_MKD[:, :, low:high] += of_anchors
     grad_MKD.div_(tau)
     return value, grad_MKD[:, 0], grad_MKD[:, 1].sum(0), grad_tau

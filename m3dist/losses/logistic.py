@@ -86,27 +86,39 @@ def ultragcn(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients
     item_MLk: rows of the s neighbours of every positive, [s, X], then of the positives [X], then of the negatives
     [P, N]. L2 is on the rows of users, positives and negatives, per sample.
     """
-    M, P, b, k = user_MPbk.shape
-    X, N = P * b, samples.weight_PN.shape[1]
-    T = (item_MLk.shape[1] - P * N) // X
-    user_MXk = user_MPbk.view(M, X, k)
+    out = begin(user_MPbk, item_MLk, samples, coefficients.l2_k)
+    add_logistic(user_MPbk, item_MLk, samples, coefficients, out)
+    return out
+
+
+def begin(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, l2_k: Tensor) -> Found:
+    """L2 and its gradients alone; those of neighbours are 0."""
+    X = samples.share_Pb.numel()
     out = Found({}, torch.empty_like(user_MPbk), torch.empty_like(item_MLk))
-    out.terms["l2"] = l2(user_MXk, item_MLk[:, (T - 1) * X :], samples, coefficients.l2_k, out)
-    share_X = samples.share_Pb.view(X)
-    weight_TX = (samples.positive_Pb.view(X) * share_X).unsqueeze(0)
+    first = item_MLk.shape[1] - X - samples.weight_PN.numel()
+    if first:
+        out.item_grad_MLk[:, :first] = 0
+    out.terms["l2"] = _l2(user_MPbk.flatten(1, 2), item_MLk[:, first:], samples, l2_k, out)
+    return out
+
+
+def add_logistic(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients, out: Found) -> None:
+    """Add UltraGCN's terms of positives, negatives and neighbours, and their gradients."""
+    P, N = samples.weight_PN.shape
+    share_X = samples.share_Pb.view(-1)
+    weight_TX = (samples.positive_Pb.view(-1) * share_X).unsqueeze(0)
     if samples.omega_sX is not None:
         weight_TX = torch.cat([samples.omega_sX * (coefficients.nu * share_X), weight_TX])
-    value_MT = pairs(user_MXk, item_MLk[:, : T * X].view(M, T, X, k), weight_TX, out)
+    value_MT = add_pairs(user_MPbk, item_MLk, weight_TX, out)
     if samples.omega_sX is not None:
         out.terms["neighbours"] = value_MT[:, :-1].sum(1)
     out.terms["positive"] = value_MT[:, -1]
     each_Pb = samples.share_Pb * (coefficients.negative_weight / N)
     weights = (each_Pb * samples.base, each_Pb * samples.scale_Pb, samples.weight_PN)
-    out.terms["negative"] = _shared_negatives(user_MPbk, item_MLk[:, T * X :].view(M, P, N, k), weights, out)
-    return out
+    out.terms["negative"] = _add_negatives(user_MPbk, item_MLk[:, -P * N :].unflatten(1, (P, N)), weights, out)
 
 
-def l2(user_MXk: Tensor, item_MJk: Tensor, samples: Samples, l2_k: Tensor, out: Found) -> Tensor:
+def _l2(user_MXk: Tensor, item_MJk: Tensor, samples: Samples, l2_k: Tensor, out: Found) -> Tensor:
     """Sum of l2_k times squares of users, positives and negatives, per sample, [M]; a mean over a group's negatives.
 
     item_MJk: rows of positives [X] and negatives [P, N]. Writes the gradients over whatever `out` holds of these rows.
@@ -129,27 +141,24 @@ def _dots(a_MXk: Tensor, b_MXk: Tensor) -> Tensor:
     return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(a_MXk, b_MXk, strict=True)])
 
 
-def pairs(user_MXk: Tensor, item_MTXk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
-    """Weighted -log sigmoid(u . v) of every user with T items of its own, summed over users: [M, T].
+def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
+    """Add the gradients of weighted -log sigmoid(u . v) of every user and T items of its own; the sums [M, T].
 
-    The last items are those of positives. Writes the gradients of items, and adds to those of positives and of users.
+    The items are the first T X of the rows.
     """
-    M, T, X, k = item_MTXk.shape
-    item_grad = out.item_grad_MLk[:, : T * X].view(M, T, X, k)
-    user_grad = out.user_grad_MPbk.view(M, X, k)
+    T, X = weight_TX.shape
+    user_MXk, user_grad = user_MPbk.flatten(1, 2), out.user_grad_MPbk.flatten(1, 2)
+    item_MTXk, item_grad = (x[:, : T * X].unflatten(1, (T, X)) for x in (item_MLk, out.item_grad_MLk))
     score_MTX = torch.linalg.vecdot(item_MTXk, user_MXk.unsqueeze(1))
     logarithm_MTX = F.logsigmoid(score_MTX)
-    slope_MTX = torch.expm1(logarithm_MTX).mul_(weight_TX)  # sigmoid(s) - 1
-    value_MT = (logarithm_MTX.mul_(weight_TX)).sum(2).neg_()
-    if T > 1:
-        torch.mul(user_MXk.unsqueeze(1), slope_MTX[:, :-1].unsqueeze(3), out=item_grad[:, :-1])
-    item_grad[:, -1].addcmul_(user_MXk, slope_MTX[:, -1].unsqueeze(2))
+    slope_MTX1 = torch.expm1(logarithm_MTX).mul_(weight_TX).unsqueeze(3)  # sigmoid(s) - 1
     for at in range(T):
-        user_grad.addcmul_(item_MTXk[:, at], slope_MTX[:, at].unsqueeze(2))
-    return value_MT
+        item_grad[:, at].addcmul_(user_MXk, slope_MTX1[:, at])
+        user_grad.addcmul_(item_MTXk[:, at], slope_MTX1[:, at])
+    return logarithm_MTX.mul_(weight_TX).sum(2).neg_()
 
 
-def _softplus(score: Tensor) -> tuple[Tensor, Tensor]:
+def softplus(score: Tensor) -> tuple[Tensor, Tensor]:
     """(sigmoid, softplus), the latter at half its price; overwrites the scores."""
     score.clamp_(min=-80)  # below it sigmoid is 0 and its logarithm infinite
     slope = torch.sigmoid(score)
@@ -171,13 +180,11 @@ def blocks(shape: tuple[int, int, int, int], device: torch.device) -> Iterator[t
             yield slice(group, group + groups), slice(row, row + rows), [slice(m, m + 1) for m in range(M)]
 
 
-def _shared_negatives(
-    user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, Tensor, Tensor], out: Found
-) -> Tensor:
-    """Weighted -log(1 - sigmoid(u . v)) of every user and the negatives of its group, summed, [M].
+def _add_negatives(user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, Tensor, Tensor], out: Found) -> Tensor:
+    """Add the gradients of weighted -log(1 - sigmoid(u . v)) of every user and its group's negatives; the sum [M].
 
     weights: base_Pb, scale_Pb and weight_PN, of which the weight of user u and negative j is base_u + scale_u weight_j
-    (w3 + w4 kappa beta_uj of eq. 10-11). Adds to the gradients.
+    (w3 + w4 kappa beta_uj of eq. 10-11).
     """
     base_Pb, scale_Pb, weight_PN = weights
     M, P, N, k = item_MPNk.shape
@@ -190,7 +197,7 @@ def _shared_negatives(
             score = user.new_empty(*user.shape[:3], N)
             for u, v, into in zip(user, item, score, strict=True):
                 torch.bmm(u, v.mT, out=into)
-            slope, soft = _softplus(score)
+            slope, soft = softplus(score)
             total_M[members] += soft.mul_(weight_pbN).sum((1, 2, 3))
             slope.mul_(weight_pbN)
             for u, v, dl, du, dv in zip(

@@ -1,143 +1,253 @@
-"""Stage 2's loss and gradients: a frozen backbone of which only content projections are free, one per environment.
+"""Stage 2's fits: backbone losses in which only projections of the content are free, by environments of the samples.
 
-score(u, i) = u_id . v_id + u_c . (W x_i + bias). The ids' part of scores is the same for all environments and
-representations. W' u_c is taken once a row and meets x there; a sample's gradient with respect to W is the outer product
-of u_c and pull = sum_i dl/ds_i x_i, so nothing needs autograd.
+score(u, i) = u_id . v_id + u_c . (W x_i + bias), with a projection for each environment or one for all. A sample's
+gradient with respect to W is the outer product of u_c and `pull`, the sum of dl/ds_i x_i over its items: W' u_c is
+taken once a row and meets x there, no item is projected and nothing needs autograd.
 
-Rows are sorted by environment into tiles of 32, each of one environment, so that every row meets its own W in products of
-fixed shapes, at hardly more arithmetic than the rows need.
+Rows are sorted by environment. On a GPU they stand in tiles of 32 rows of one environment each, at most b / 32 + E of
+them, so that shapes are fixed and every product is a batch over tiles; rows that fill a tile up weigh nothing. On a CPU
+each environment's rows are one product, whose bits do not depend on which other environments there are.
 
-Shapes: b rows, N negatives that all share, E environments, T tiles of S rows, c content width of users, D width of a
-representation.
+Shapes: R representations; b samples; E environments; N negatives; c width of users' content; D width of a
+representation; T tiles, B = 32 T.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_S = 32  # rows of a tile
+from m3dist.losses.logistic import softplus
+
+_TILE = 32
 
 
-class Tiles(NamedTuple):
-    """Where rows stand by environment: row_TS, the row at each place of a tile, b where there is none; place_b, each
-    row's place; environment_T, of each tile; and which environment each row is in, one_hot_Eb, and each tile."""
+@dataclass(frozen=True)
+class Samples:
+    """A step's samples, which all representations share; a sample that is not there has weights 0.
 
-    row_TS: Tensor
-    place_b: Tensor
-    environment_b: Tensor
-    environment_T: Tensor
-    one_hot_Eb: Tensor
-    one_hot_ET: Tensor
+    score_bN, own_b: the ids' part of scores of negatives and of the positive. content_bc: u_c. The weight of a positive
+    is positive_b, that of user u and negative j base_u + scale_u weight_j. item_b, negative_N: rows of x.
+    """
 
-    @staticmethod
-    def of(environment_b: Tensor, environments: int) -> Tiles:
-        """Of int64 numbers of environments, each in 0..environments-1."""
-        b, device = len(environment_b), environment_b.device
-        T = -(-b // _S) + environments
-        names_E = torch.arange(environments, device=device)
-        sorted_b, order_b = torch.sort(environment_b, stable=True)
-        start_E = torch.searchsorted(sorted_b, names_E)
-        tiles_E = (torch.searchsorted(sorted_b, names_E, right=True) - start_E + (_S - 1)) // _S
-        end_E = tiles_E.cumsum(0)
-        shift_E = (end_E - tiles_E) * _S - start_E  # from a row's place in order to its place in tiles
-        place_sorted = torch.arange(b, device=device) + shift_E.index_select(0, sorted_b)
-        row_TS = torch.full((T * _S,), b, dtype=torch.int64, device=device).scatter_(0, place_sorted, order_b)
-        place_b = torch.empty_like(order_b).scatter_(0, order_b, place_sorted)
-        environment_T = torch.searchsorted(end_E, torch.arange(T, device=device), right=True)
-        environment_T = environment_T.clamp_(max=environments - 1)
-        one_hot_Eb = (environment_b == names_E[:, None]).float()
-        one_hot_ET = (environment_T == names_E[:, None]).float()
-        return Tiles(row_TS, place_b, environment_b, environment_T, one_hot_Eb, one_hot_ET)
-
-    def cut(self, x_bk: Tensor) -> Tensor:
-        """Rows in tiles, [T, S, k]; zeros where there is none."""
-        return F.pad(x_bk, (0, 0, 0, 1)).index_select(0, self.row_TS).view(-1, _S, x_bk.shape[1])
-
-
-class Rows(NamedTuple):
-    """Of b positives: the ids' part of their scores, contents, and weights, 0 where there is no positive; the weight of
-    row b and negative j is base_b + scale_b weight_j."""
-
+    score_bN: Tensor
     own_b: Tensor
     content_bc: Tensor
-    x_bD: Tensor
-    weight_b: Tensor
+    positive_b: Tensor
     base_b: Tensor
     scale_b: Tensor
-
-
-class Negatives(NamedTuple):
-    """The N negatives that all rows share: content, weights, and the ids' part of scores with the rows."""
-
-    x_ND: Tensor
     weight_N: Tensor
-    score_bN: Tensor
+    item_b: Tensor
+    negative_N: Tensor
 
 
-class Projection(NamedTuple):
-    """W [E, c, D] and bias [E, c] of each environment, or W [c, D] and bias [c] of all."""
+@dataclass(frozen=True)
+class Projection:
+    """Of one representation x_ID: W [E, c, D] and bias [E, c] of environments, or [1, c, D] and [1, c] for all."""
 
+    x_ID: Tensor
     W: Tensor
     bias: Tensor
 
 
-class Fits(NamedTuple):
-    """Of each environment, sums over its rows: losses [E], gradients of W [E, c, D] and of bias [E, c]; and of each row
-    |u_c|^2 pull^2 [b, D], summed over c the squares of its gradient, where they were asked for."""
+@dataclass(frozen=True)
+class Fit:
+    """Sums over each environment's samples of one representation: samples, losses, gradients of W and bias, and where
+    asked for squares of the samples' gradients of W, added up over c."""
 
+    count_E: Tensor
     loss_E: Tensor
     gradient_EcD: Tensor
     bias_Ec: Tensor
-    square_bD: Tensor | None
+    second_ED: Tensor | None
+
+
+class Tiles:
+    """Numbers that fits of b samples in E environments need again and again, on their device."""
+
+    def __init__(self, b: int, environments: int, device: torch.device):
+        self.environments = environments
+        self.count = -(-b // _TILE) + environments
+        self.edge_E1 = torch.arange(environments + 1, device=device)
+        self.tile_T = torch.arange(self.count, device=device)
+        self.row_32 = torch.arange(_TILE, device=device)
 
 
 @torch.no_grad()
 def projection_fits(
-    rows: Rows, negatives: Negatives, tiles: Tiles, projection: Projection, squares: bool = False
-) -> Fits:
-    """The backbone's loss of every environment's rows under its projection, and its gradients."""
-    own_b, content_bc, x_bD, weight_b, base_b, scale_b = rows
-    (x_ND, weight_N, score_bN), (W, bias) = negatives, projection
-    content_TSc = tiles.cut(content_bc)
-    if W.ndim == 3:
-        query_TSD = torch.bmm(content_TSc, W.index_select(0, tiles.environment_T))
-        query_bD = query_TSD.view(-1, W.shape[2]).index_select(0, tiles.place_b)
-        shift_b = torch.linalg.vecdot(content_bc, bias.index_select(0, tiles.environment_b))
+    samples: Samples, projections: Sequence[Projection], environment_Rb: Tensor, tiles: Tiles, moments: bool = False
+) -> list[Fit]:
+    """The fit of every representation; environment_Rb: int64 0..E-1, and E for samples that no environment has."""
+    if environment_Rb.device.type != "cpu":
+        return _by_tiles(samples, projections, environment_Rb, tiles, moments)
+    return [
+        _by_rows(samples, projection, environment_b, tiles.environments, moments)
+        for projection, environment_b in zip(projections, environment_Rb, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """Of every row: its loss, and dl/ds of negatives and of the positive."""
+
+    loss_B: Tensor
+    slope_BN: Tensor
+    own_slope_B: Tensor
+
+
+def _slopes(score_BN: Tensor, own_B: Tensor, weight_4B: Tensor, weight_N: Tensor) -> _Slopes:
+    """weight_4B: of positives, base and scale of negatives, and what else; rows may have more dimensions than one.
+
+    Overwrites the scores.
+    """
+    positive_B, base_B1, scale_B1 = weight_4B[0], weight_4B[1].unsqueeze(-1), weight_4B[2].unsqueeze(-1)
+    slope_BN, soft_BN = softplus(score_BN)
+    weight_BN = torch.mul(scale_B1, weight_N).add_(base_B1)
+    loss_B = soft_BN.mul_(weight_BN).sum(-1).addcmul_(positive_B, F.softplus(-own_B))
+    return _Slopes(loss_B, slope_BN.mul_(weight_BN), torch.sigmoid(-own_B).mul_(positive_B).neg_())
+
+
+def _by_rows(samples: Samples, projection: Projection, environment_b: Tensor, E: int, moments: bool) -> Fit:
+    """One representation on a CPU."""
+    W_EcD, bias_Ec, (c, D) = projection.W, projection.bias, projection.W.shape[1:]
+    count = torch.bincount(environment_b, minlength=E + 1)[:E].tolist()
+    order_B = torch.argsort(environment_b, stable=True)[: sum(count)]
+    own = count if len(W_EcD) > 1 else [sum(count)]  # rows of each projection
+    x_BD = projection.x_ID.index_select(0, samples.item_b.index_select(0, order_B))
+    x_ND = projection.x_ID.index_select(0, samples.negative_N)
+    content_Bc, score_BN = (x.index_select(0, order_B) for x in (samples.content_bc, samples.score_bN))
+    weight_4B = torch.stack([samples.positive_b, samples.base_b, samples.scale_b, samples.own_b]).index_select(
+        1, order_B
+    )
+    row_B = torch.repeat_interleave(torch.tensor(own))
+    shift_B = torch.linalg.vecdot(content_Bc, bias_Ec.index_select(0, row_B))
+    query_BD = torch.empty_like(x_BD)
+    for content, query, score, W_cD in zip(
+        content_Bc.split(own), query_BD.split(own), score_BN.split(own), W_EcD, strict=True
+    ):
+        score.addmm_(torch.mm(content, W_cD, out=query), x_ND.T)
+    score_BN.add_(shift_B.unsqueeze(1))
+    found = _slopes(
+        score_BN, shift_B.add_(weight_4B[3]).add_(torch.linalg.vecdot(query_BD, x_BD)), weight_4B, samples.weight_N
+    )
+    pull_BD = query_BD  # whose place it takes
+    for slope, pull in zip(found.slope_BN.split(own), pull_BD.split(own), strict=True):
+        torch.mm(slope, x_ND, out=pull)
+    pull_BD.addcmul_(x_BD, found.own_slope_B.unsqueeze(1))
+    bias_Bc = content_Bc * found.slope_BN.sum(1).add_(found.own_slope_B).unsqueeze(1)
+    lengths = torch.tensor(count)
+    loss_E, bias_grad_Ec = (torch.segment_reduce(x, "sum", lengths=lengths) for x in (found.loss_B, bias_Bc))
+    gradient_EcD = W_EcD.new_empty(E, c, D)
+    for content, pull, into in zip(content_Bc.split(count), pull_BD.split(count), gradient_EcD, strict=True):
+        torch.mm(content.T, pull, out=into)
+    second_ED = None
+    if moments:
+        second_ED = W_EcD.new_empty(E, D)
+        length_B = content_Bc.square().sum(1)
+        for length, square, into in zip(length_B.split(count), pull_BD.square_().split(count), second_ED, strict=True):
+            torch.mv(square.T, length, out=into)
+    return Fit(lengths.to(loss_E.dtype), loss_E, gradient_EcD, bias_grad_Ec, second_ED)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Rows in tiles: which sample stands in each, whether one does, whose tile it is, and tiles of environments as
+    a matrix of ones."""
+
+    row_RB: Tensor
+    there_RB: Tensor
+    environment_RT: Tensor
+    member_RET: Tensor
+    count_RE: Tensor
+
+
+def _placed(environment_Rb: Tensor, tiles: Tiles) -> _Placed:
+    R, b = environment_Rb.shape
+    E = tiles.environments
+    sorted_Rb, order_Rb = torch.sort(environment_Rb, dim=1, stable=True)
+    edge_RE1 = torch.searchsorted(sorted_Rb, tiles.edge_E1.expand(R, -1).contiguous())
+    count_RE = edge_RE1[:, 1:] - edge_RE1[:, :-1]
+    number_RE = (count_RE + (_TILE - 1)) // _TILE
+    end_RE = number_RE.cumsum(1)
+    tile_RT = tiles.tile_T.expand(R, -1)
+    environment_RT = torch.searchsorted(end_RE, tile_RT.contiguous(), right=True).clamp_(max=E - 1)
+    nth_RT = tile_RT - (end_RE - number_RE).gather(1, environment_RT)  # of its environment
+    first_RT = edge_RE1.gather(1, environment_RT).add_(nth_RT, alpha=_TILE)
+    place_RB = (first_RT.unsqueeze(2) + tiles.row_32).view(R, -1)
+    there_RB = place_RB.view(R, -1, _TILE) < edge_RE1[:, 1:].gather(1, environment_RT).unsqueeze(2)
+    row_RB = order_Rb.gather(1, place_RB.clamp_(max=b - 1))
+    member_RET = environment_RT.unsqueeze(1) == tiles.edge_E1[:E].unsqueeze(1)
+    return _Placed(row_RB, there_RB.view(R, -1), environment_RT, member_RET, count_RE)
+
+
+def _by_tiles(
+    samples: Samples, projections: Sequence[Projection], environment_Rb: Tensor, tiles: Tiles, moments: bool
+) -> list[Fit]:
+    """All representations on a GPU."""
+    R, T, c, dtype = len(projections), tiles.count, samples.content_bc.shape[1], samples.content_bc.dtype
+    placed = _placed(environment_Rb, tiles)
+    row_n, member_RET = placed.row_RB.view(-1), placed.member_RET.to(dtype)
+    content_RBc = samples.content_bc.index_select(0, row_n).view(R, -1, c)
+    score_RBN = samples.score_bN.index_select(0, row_n).view(R, T * _TILE, -1)
+    weight_4b = torch.stack([samples.positive_b, samples.base_b, samples.scale_b, samples.own_b])
+    weight_4RB = weight_4b.index_select(1, row_n).view(4, R, -1).mul_(placed.there_RB)
+    item_RB = samples.item_b.index_select(0, row_n).view(R, -1)
+    content_RTtc = content_RBc.view(R, T, _TILE, c)
+    bias = torch.stack([x.bias for x in projections])
+    if bias.shape[1] > 1:
+        bias_RTc = bias.gather(1, placed.environment_RT.unsqueeze(2).expand(-1, -1, c))
+        shift_RB = (content_RTtc * bias_RTc.unsqueeze(2)).sum(3).view(R, -1)
     else:
-        query_bD, shift_b = content_bc @ W, content_bc @ bias
-    score_bN = torch.addmm(score_bN, query_bD, x_ND.T).add_(shift_b[:, None]).clamp_(min=-80)
-    own_b = torch.linalg.vecdot(query_bD, x_bD).add_(shift_b).add_(own_b)
-    slope_bN = torch.sigmoid(score_bN)
-    soft_bN = score_bN.sub_(slope_bN.log())  # softplus at half its price
-    each_bN = torch.addcmul(base_b[:, None], scale_b[:, None], weight_N)
-    loss_b = torch.linalg.vecdot(soft_bN, each_bN).addcmul_(weight_b, F.softplus(-own_b))
-    slope_bN.mul_(each_bN)
-    own_slope_b = torch.sigmoid(-own_b).mul_(weight_b).neg_()
-    pull_bD = torch.addcmul(torch.mm(slope_bN, x_ND), own_slope_b[:, None], x_bD)
-    bias_bc = content_bc * (slope_bN.sum(1) + own_slope_b)[:, None]
-    gradient_TcD = torch.bmm(content_TSc.mT, tiles.cut(pull_bD))
-    gradient_EcD = (tiles.one_hot_ET @ gradient_TcD.flatten(1)).view(-1, *gradient_TcD.shape[1:])
-    square_bD = pull_bD.square().mul_(content_bc.square().sum(1, keepdim=True)) if squares else None
-    return Fits(tiles.one_hot_Eb @ loss_b, gradient_EcD, tiles.one_hot_Eb @ bias_bc, square_bD)
+        shift_RB = torch.bmm(content_RBc, bias.mT).squeeze(2)
+    own_RB = weight_4RB[3].add_(shift_RB)
+    score_RBN.add_(shift_RB.unsqueeze(2))
+    xs = []
+    for r, (x, content_Ttc) in enumerate(zip(projections, content_RTtc, strict=True)):
+        x_BD, x_ND = x.x_ID.index_select(0, item_RB[r]), x.x_ID.index_select(0, samples.negative_N)
+        if len(x.W) > 1:
+            query_BD = torch.bmm(content_Ttc, x.W.index_select(0, placed.environment_RT[r])).view_as(x_BD)
+        else:
+            query_BD = torch.mm(content_RBc[r], x.W[0])
+        score_RBN[r].addmm_(query_BD, x_ND.T)
+        own_RB[r].add_(torch.linalg.vecdot(query_BD, x_BD))
+        xs.append((x_BD, x_ND))
+    found = _slopes(score_RBN, own_RB, weight_4RB, samples.weight_N)
+    bias_RBc = content_RBc * found.slope_BN.sum(2).add_(found.own_slope_B).unsqueeze(2)
+    bias_grad_REc = torch.bmm(member_RET, bias_RBc.view_as(content_RTtc).sum(2))
+    loss_RE = torch.bmm(member_RET, found.loss_B.view(R, T, _TILE).sum(2, keepdim=True)).squeeze(2)
+    count_RE = placed.count_RE.to(dtype)
+    length_RT1t = content_RTtc.square().sum(3).unsqueeze(2) if moments else None
+    out = []
+    for r, (x_BD, x_ND) in enumerate(xs):
+        D = x_BD.shape[1]
+        pull_TtD = torch.mm(found.slope_BN[r], x_ND).addcmul_(x_BD, found.own_slope_B[r].unsqueeze(1)).view(T, _TILE, D)
+        each_TcD = torch.bmm(content_RTtc[r].mT, pull_TtD)
+        gradient_EcD = torch.mm(member_RET[r], each_TcD.view(T, c * D)).view(-1, c, D)
+        second_ED = None
+        if length_RT1t is not None:
+            second_ED = torch.mm(member_RET[r], torch.bmm(length_RT1t[r], pull_TtD.square_()).squeeze(1))
+        out.append(Fit(count_RE[r], loss_RE[r], gradient_EcD, bias_grad_REc[r], second_ED))
+    return out
 
 
-def environment_variance(gradient_EcD: Tensor, second_ED: Tensor, count_E: Tensor) -> Tensor:
+def environment_variance(gradient_EcD: Tensor, second_ED: Tensor, count_ED: Tensor) -> Tensor:
     """The Var-term (after InvRL, Du et al. 2022): how much environments' gradients differ, per dimension [D].
 
-    gradient: sums over each environment's samples of their gradients with respect to the content projection; second:
-    sums of their squares over c; count: samples. Environments with fewer than two samples are left out, since one sample
-    says nothing of its noise. The squared deviation of the environments' mean gradients from their mean, summed over
-    environments and c, less what sampling alone would give (the within-environment variance over count): a batch's noise
-    would otherwise drown the difference. Never below 0.
+    gradient, second: sums of samples' gradients, and of their squares over c; count: samples, which may differ between
+    dimensions of several representations side by side. The squared deviation of the environments' mean gradients from
+    their mean, summed over environments and c, less what sampling alone would give (the within-environment variance
+    over count): a batch's noise would otherwise drown the difference. Environments with fewer than two samples have no
+    variance and are left out. Never below 0.
     """
-    there_E = (count_E > 1).to(count_E)
-    E, n_E = there_E.sum().clamp(min=1), count_E.clamp(min=1)
-    mean_EcD = gradient_EcD * (there_E / n_E)[:, None, None]
-    middle_cD = mean_EcD.sum(0) / E
-    noise_ED = (second_ED / n_E[:, None] - mean_EcD.square().sum(1)) / (n_E - 1).clamp(min=1)[:, None]
-    deviation_D = ((mean_EcD - middle_cD) * there_E[:, None, None]).square().sum(dim=(0, 1))
-    return (deviation_D - (1 - 1 / E) * (there_E @ noise_ED)).clamp(min=0)
+    there_ED = (count_ED >= 2).to(second_ED.dtype)
+    number_D = there_ED.sum(0).clamp(min=1)
+    count_ED = count_ED.clamp(min=1)
+    mean_EcD = gradient_EcD * (there_ED / count_ED).unsqueeze(1)
+    within_ED = second_ED / count_ED - mean_EcD.square().sum(1)
+    noise_D = (within_ED * (there_ED / (count_ED - 1).clamp(min=1))).sum(0)
+    away_EcD = (mean_EcD - mean_EcD.sum(0) / number_D) * there_ED.unsqueeze(1)
+    return (away_EcD.square().sum(dim=(0, 1)) - (1 - 1 / number_D) * noise_D).clamp(min=0)

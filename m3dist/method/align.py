@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from m3dist.data.draws import Batch
 from m3dist.data.parts import share
-from m3dist.distributed.rows import distinct
+from m3dist.distributed.rows import distinct, spread
 from m3dist.evaluation import ranking
 from m3dist.losses.contrastive import Anchors, contrastive
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
@@ -134,12 +134,7 @@ class AlignTask:
     def contrast(self, batch: Batch) -> Contrast:
         """Distinct items of the global batch, spread over the ids where there are more than `contrastive_items`."""
         C = self.config.contrastive_items
-        ids_R = distinct(batch.item_B, self.data.n_items).ids_R
-        found = (ids_R < self.data.n_items).sum()
-        place_C = torch.arange(C, device=ids_R.device)
-        at_C = torch.where(found > C, place_C * found // C, place_C)
-        item_C = ids_R.index_select(0, at_C.clamp(max=len(ids_R) - 1))
-        item_C = torch.where(place_C < found, item_C, self.data.n_items)
+        item_C, _ = spread(distinct(batch.item_B, self.data.n_items).ids_R, self.data.n_items, C)
         anchors = self.anchors
         return Contrast(item_C[anchors.low : anchors.high], self.present[:, item_C], anchors)
 

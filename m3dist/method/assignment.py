@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.losses.projection import Projection
-from m3dist.method.environments import Frozen
+from m3dist.method.environments import Frozen, Trained
 
 _PIECE = 256  # users of an item that are scored in one product
 _PIECES = 512  # pieces of a block at most
@@ -88,7 +87,7 @@ class Models:
     r: int
     scale_D: Tensor
     names: Sequence[int]
-    projections: Projection
+    projections: Trained
 
 
 @torch.no_grad()

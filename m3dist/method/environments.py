@@ -8,10 +8,13 @@ D representation width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.config import Config, Invariance
@@ -19,15 +22,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, normal
 from m3dist.distributed.engine import Engine
 from m3dist.losses.known import known
-from m3dist.losses.projection import (
-    Fits,
-    Negatives,
-    Projection,
-    Rows,
-    Tiles,
-    environment_variance,
-    projection_fits,
-)
+from m3dist.losses.projection import Fit, Projection, Samples, Tiles, environment_variance, projection_fits
 from m3dist.method.backbone import spared
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
@@ -35,20 +30,12 @@ from m3dist.seeding import derive, torch_rng
 
 
 class Step(NamedTuple):
-    """A batch, with what no representation and no environment changes of it: the ids' part of scores, and weights.
-
-    Weights are of one interaction, 0 where there is none; `share_b` is what each is of the global batch.
-    """
+    """A batch, what each of its interactions is of the global batch, 0 where there is none, and what no representation
+    and no environment changes of it: the ids' part of scores, and weights of single interactions."""
 
     batch: Batch
     share_b: Tensor
-    score_bN: Tensor
-    own_b: Tensor
-    content_bc: Tensor
-    weight_b: Tensor
-    base_b: Tensor
-    scale_b: Tensor
-    weight_N: Tensor
+    samples: Samples
 
 
 class Frozen:
@@ -84,12 +71,26 @@ class Frozen:
         """c"""
         return self.user_Uk.shape[1] - self.item_Id.shape[1]
 
+    def tiles(self, environments: int) -> Tiles:
+        """What fits of a worker's share of a batch need."""
+        return Tiles(self.layout.position_Pb.shape[1], environments, self.engine.device)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """This worker's share of a batch."""
+        return Layout.of(min(self.settings.batch_size, len(self.user)), 1, self.engine.rank, self.engine.world)
+
+    def noise(self, batch: Batch) -> Sequence[Tensor | None]:
+        """Standard normal numbers for every dimension of every representation, where gates have noise."""
+        if not len(batch.hashes_X):
+            return [None] * len(self.x)
+        return normal(batch.hashes_X).split([x.shape[1] for x in self.x])
+
     def draws(self, purpose: str) -> Draws:
         """Steps over the training interactions, of which each draws noise for the gates, too."""
-        layout = Layout.of(min(self.settings.batch_size, len(self.user)), 1, self.engine.rank, self.engine.world)
         pairs = Pairs(self.user, self.item, len(self.user_Uk) - 1, len(self.item_Id) - 1)
         noise = sum(x.shape[1] for x in self.x) if self.settings.gate == "hard_sigmoid" else 0
-        return Draws(pairs, Plan(self.settings.negatives, hashes=noise), layout, derive(self.seed, purpose))
+        return Draws(pairs, Plan(self.settings.negatives, hashes=noise), self.layout, derive(self.seed, purpose))
 
     def step(self, draws: Draws) -> Step:
         """This worker's share of the step at which `draws` stands."""
@@ -102,56 +103,67 @@ class Frozen:
         scale = self.backbone.negative_weight / len(negative_N)
         base, scale_b = self.weights.negative(user_b)
         positive_b = self.weights.positive(user_b, item_b).mul_(valid_b)
-        return Step(
-            batch, valid_b / batch.size, score_bN, own_b, user_bk[:, d:].contiguous(), positive_b,
-            valid_b * (base * scale), scale_b.mul_(valid_b).mul_(scale), self.weights.c_I[negative_N],
+        samples = Samples(
+            score_bN, own_b, user_bk[:, d:].contiguous(), positive_b, valid_b * (base * scale),
+            scale_b.mul_(valid_b).mul_(scale), self.weights.c_I[negative_N], item_b, negative_N,
         )  # fmt: skip
-
-    def fits(self, step: Step, x_ID: Tensor, tiles: Tiles, projection: Projection, squares: bool = False) -> Fits:
-        """The fit of every environment to its rows of a representation x_ID, each row weighing 1."""
-        x_bD, x_ND = (x_ID.index_select(0, at) for at in (step.batch.item_Pb[0], step.batch.negative[0]))
-        rows = Rows(step.own_b, step.content_bc, x_bD, step.weight_b, step.base_b, step.scale_b)
-        with torch.autocast(self.engine.device.type, enabled=False):
-            return projection_fits(rows, Negatives(x_ND, step.weight_N, step.score_bN), tiles, projection, squares)
+        return Step(batch, valid_b / batch.size, samples)
 
 
-def fresh(seed: int, c: int, D: int, keys: Sequence[str | int]) -> Projection:
+class Trained(NamedTuple):
+    """Projections of environments: W [g, c, D] and b [g, c]; of one, without g."""
+
+    W: Tensor
+    b: Tensor
+
+
+def fresh(seed: int, c: int, D: int, keys: Sequence[str | int]) -> Trained:
     """A projection W [c, D] and b [c] from a seed of its own."""
-    return Projection(torch.randn(c, D, generator=torch_rng(seed, *keys)) / D**0.5, torch.zeros(c))
+    return Trained(torch.randn(c, D, generator=torch_rng(seed, *keys)) / D**0.5, torch.zeros(c))
 
 
 class EnvironmentModels(nn.Module):
     """Projections of some environments of some representations; forward gives this worker's share of their loss (eq. 7).
 
-    names: of the environments. psi: 1 - m of every representation, [D].
+    names: of as many environments of each. psi: 1 - m of every representation, [D].
     """
 
     def __init__(self, frozen: Frozen, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], round_: int):
         super().__init__()
         self.frozen, self.names = frozen, names
-        self.x = {r: frozen.x[r] * psi_D for r, psi_D in psi.items()}
-        self.place = {}
-        for r, group in names.items():
-            each = [fresh(frozen.seed, frozen.content, frozen.x[r].shape[1], ("env", round_, r, e)) for e in group]
+        self.x = {r: frozen.x[r] * psi[r] for r in names}
+        device, E, most = frozen.engine.device, frozen.settings.environments, max(map(len, names.values()))
+        place_RE = torch.full((len(names), E), most)
+        for place_E, (r, group) in zip(place_RE, names.items(), strict=True):
+            keys = [("env", round_, r, e) for e in group]
+            each = [fresh(frozen.seed, frozen.content, frozen.x[r].shape[1], key) for key in keys]
             for name, parts in zip((f"W_{r}", f"b_{r}"), zip(*each, strict=True), strict=True):
-                self.register_parameter(name, nn.Parameter(torch.stack(parts)))
-            place_E = torch.full((frozen.settings.environments,), -1)
+                stacked = torch.stack(parts)
+                filled = F.pad(stacked, (*[0, 0] * (stacked.ndim - 1), 0, most - len(group)))
+                self.register_parameter(name, nn.Parameter(filled))
             place_E[[*group]] = torch.arange(len(group))
-            self.place[r] = place_E.to(frozen.engine.device)
+        self.place_RE = place_RE.to(device)
+        self.tiles = frozen.tiles(most)
 
-    def forward(self, step: Step, environment: Mapping[int, Tensor]) -> Tensor:
-        total = torch.zeros((), device=self.frozen.engine.device)
-        for r, group in self.names.items():
-            place_b = self.place[r][environment[r][step.batch.index_Pb[0]].long()]
-            share_b = step.share_b * (place_b >= 0)  # an interaction of an environment that is not here weighs nothing
-            mine = step._replace(
-                weight_b=step.weight_b * share_b, base_b=step.base_b * share_b, scale_b=step.scale_b * share_b
-            )  # fmt: skip
-            tiles = Tiles.of(place_b.clamp(min=0), len(group))
-            W, b = getattr(self, f"W_{r}"), getattr(self, f"b_{r}")
-            fits = self.frozen.fits(mine, self.x[r], tiles, Projection(W.detach(), b.detach()))
-            total = total + known(fits.loss_E.sum(), [W, b], [fits.gradient_EcD, fits.bias_Ec])
-        return total
+    def forward(self, step: Step, environment_Rn: Tensor) -> Tensor:
+        """environment_Rn: of every interaction, in the order of `names`."""
+        place_Rb = self.place_RE.gather(1, environment_Rn.index_select(1, step.batch.index_Pb[0]).long())
+        parameters = [(getattr(self, f"W_{r}"), getattr(self, f"b_{r}")) for r in self.names]
+        projections = [Projection(self.x[r], W.detach(), b.detach()) for r, (W, b) in zip(self.names, parameters)]
+        share_b, samples = step.share_b, step.samples
+        weighted = replace(
+            samples, positive_b=samples.positive_b * share_b, base_b=samples.base_b * share_b,
+            scale_b=samples.scale_b * share_b,
+        )  # fmt: skip
+        with torch.autocast(share_b.device.type, enabled=False):
+            fits = projection_fits(weighted, projections, place_Rb, self.tiles)
+        value = torch.stack([fit.loss_E for fit in fits]).sum()
+        gradients = [x for fit in fits for x in (fit.gradient_EcD, fit.bias_Ec)]
+        return known(value, [x for pair in parameters for x in pair], gradients)
+
+    def trained(self, state: Mapping[str, Tensor]) -> dict[int, Trained]:
+        """The projections of the named environments, from the module's state."""
+        return {r: Trained(state[f"W_{r}"][: len(g)], state[f"b_{r}"][: len(g)]) for r, g in self.names.items()}
 
 
 class Masks(nn.Module):
@@ -165,9 +177,14 @@ class Masks(nn.Module):
 
     def __init__(self, frozen: Frozen, logits: Mapping[int, Tensor], round_: int):
         super().__init__()
-        self.frozen = frozen
+        self.frozen, self.rs = frozen, [*logits]
         settings = frozen.settings
         self.rho, self.gamma = settings.rho, gamma_of(settings, round_)
+        self.widths, self.tiles = [len(x) for x in logits.values()], frozen.tiles(settings.environments)
+        device = frozen.engine.device
+        self._width_R = torch.tensor(self.widths, dtype=torch.float32, device=device)
+        self._spread_S = torch.arange(len(self.widths)).repeat_interleave(torch.tensor(self.widths)).to(device)
+        self._member_RS = (self._spread_S == torch.arange(len(self.widths), device=device)[:, None]).float()
         self.gates = nn.ModuleDict()
         for r, logit_D in logits.items():
             gate = Gate(len(logit_D), settings.gate, settings.init, settings.gate_noise)
@@ -177,41 +194,54 @@ class Masks(nn.Module):
             self.register_parameter(f"W_{r}", nn.Parameter(W))
             self.register_parameter(f"b_{r}", nn.Parameter(b))
 
-    def forward(self, step: Step, environment: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
-        out, E = {}, self.frozen.settings.environments
-        widths = [x.shape[1] for x in self.frozen.x]
-        noise = normal(step.batch.hashes_X).split(widths) if len(step.batch.hashes_X) else [None] * len(widths)
-        for name, gate in self.gates.items():  # by str: DeepSpeed reads the keys
-            mask_D = gate(noise[int(name)])
-            tiles = Tiles.of(environment[int(name)][step.batch.index_Pb[0]].long(), E)
-            terms = self._terms(step, int(name), mask_D, tiles)
-            terms |= {"variance": self.gamma * terms["variance"], "size": self.rho * terms["size"]}
-            out[name] = {**terms, "loss": terms["fit"] + terms["variance"] + terms["size"]}
-        return out
+    def forward(self, step: Step, environment_Rn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and every representation's terms. environment_Rn: of every interaction."""
+        noise = self.frozen.noise(step.batch)
+        masks = [gate(noise[int(r)]) for r, gate in self.gates.items()]
+        W, b = ([getattr(self, f"{name}_{r}") for r in self.rs] for name in "Wb")
+        with torch.no_grad(), torch.autocast(step.share_b.device.type, enabled=False):
+            environment_Rb = environment_Rn.index_select(1, step.batch.index_Pb[0]).long()
+            # an interaction that is not there belongs to no environment
+            environment_Rb = torch.where(step.share_b > 0, environment_Rb, self.frozen.settings.environments)
+            xs = [self.frozen.x[r] for r in self.rs]
+            scaled = [Projection(x, (W * m)[None], b[None]) for x, W, b, m in zip(xs, W, b, masks, strict=True)]
+            fits = projection_fits(step.samples, scaled, environment_Rb, self.tiles, moments=True)
+            values, gradients = self._weighed(fits, W, torch.cat(masks), step.share_b.sum())
+        loss_R = values.pop("loss")
+        named = {f"{r}/{name}": x for name, x_R in (values | {"loss": loss_R}).items() for r, x in zip(self.rs, x_R)}
+        return known(loss_R.sum(), [*W, *b, *masks], gradients), named
 
-    def _terms(self, step: Step, r: int, mask_D: Tensor, tiles: Tiles) -> dict[str, Tensor]:
-        frozen, W, b = self.frozen, getattr(self, f"W_{r}"), getattr(self, f"b_{r}")
-        with torch.no_grad():
-            fits = frozen.fits(step, frozen.x[r], tiles, Projection(W * mask_D, b), squares=True)
-            assert fits.square_bD is not None
-            valid_b = (step.share_b > 0).float()
-            count_E, second_ED = tiles.one_hot_Eb @ valid_b, tiles.one_hot_Eb @ fits.square_bD
-            gradient_EcD = fits.gradient_EcD
-            if frozen.engine.world > 1:
-                gradient_EcD = gradient_EcD.clone()
-                frozen.engine.add_up([count_E, second_ED, gradient_EcD])
-            there_E = (count_E > 0).float()
-            weight_E = there_E / (count_E.clamp(min=1) * there_E.sum())  # mean over environments of their means
-            variance_D = environment_variance(gradient_EcD, second_ED, count_E)
-            relative_D = variance_D / variance_D.mean().clamp(min=1e-30)
-            mean_cD = (weight_E @ fits.gradient_EcD.flatten(1)).view(W.shape)
-            gradients = [mean_cD * mask_D, weight_E @ fits.bias_Ec, (W * mean_cD).sum(0)]
-            value, part = weight_E @ fits.loss_E, step.share_b.sum()
-        return {
-            "fit": known(value, [W, b, mask_D], gradients),
-            "variance": (relative_D * mask_D).square().mean() * part,
-            "size": mask_D.square().mean() * part,
-        }
+    def _weighed(
+        self, fits: list[Fit], W: list[Tensor], mask_S: Tensor, part: Tensor
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Terms of every representation [R], and gradients of W, b and masks. S: all representations' D side by side."""
+        engine, E = self.frozen.engine, self.frozen.settings.environments
+        count_RE, loss_RE = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("count_E", "loss_E"))
+        gradient_EcS = torch.cat([fit.gradient_EcD for fit in fits], dim=2)
+        second_ES = torch.cat([fit.second_ED for fit in fits if fit.second_ED is not None], dim=1)
+        all_EcS = gradient_EcS
+        if engine.world > 1:
+            all_EcS = gradient_EcS.clone()
+            engine.add_up([count_RE, second_ES, all_EcS])
+        there_RE = count_RE > 0
+        weight_RE = there_RE / (count_RE.clamp(min=1) * there_RE.sum(1, keepdim=True).clamp(min=1))
+        of_S = self._spread_S
+        variance_S = environment_variance(all_EcS, second_ES, count_RE.T.index_select(1, of_S))
+        mean_variance_R = self._means(variance_S).clamp(min=1e-30)
+        relative_S = variance_S / mean_variance_R.index_select(0, of_S)
+        penalty_S, D_S = relative_S.square() * (self.gamma * part), self._width_R.index_select(0, of_S)
+        mean_cS = (gradient_EcS * weight_RE.T.index_select(1, of_S).unsqueeze(1)).sum(0)
+        fit_R, square_S = (weight_RE * loss_RE).sum(1), mask_S.square()
+        variance_R, size_R = self._means(penalty_S * square_S), self._means(square_S) * (self.rho * part)
+        by_mask_S = (torch.cat(W, dim=1) * mean_cS).sum(0) + 2 * mask_S * (penalty_S + self.rho * part) / D_S
+        by_bias = torch.bmm(weight_RE.unsqueeze(1), torch.stack([fit.bias_Ec for fit in fits])).squeeze(1)
+        by_W = (mean_cS * mask_S).split(self.widths, dim=1)
+        values = {"fit": fit_R, "variance": variance_R, "size": size_R, "loss": fit_R + variance_R + size_R}
+        return values, [*by_W, *by_bias.unbind(), *by_mask_S.split(self.widths)]
+
+    def _means(self, x_S: Tensor) -> Tensor:
+        """Over each representation's dimensions, [R]."""
+        return torch.mv(self._member_RS, x_S) / self._width_R
 
 
 def gamma_of(settings: Invariance, round_: int) -> float:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from m3dist.losses.projection import Projection
 from m3dist.method.assignment import Blocks, Models
+from m3dist.method.environments import Trained
 from m3dist.method.trainer import Learned, Trainer
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _joined(r: int, psi_D: Tensor, groups: list[dict[int, Sequence[int]]], found
     names = [e for group in groups for e in group.get(r, ())]
     order = sorted(range(len(names)), key=names.__getitem__)
     W, b = (torch.cat([x[r][k] for x in found if r in x])[order] for k in (0, 1))
-    return Models(r, psi_D, sorted(names), Projection(W, b))
+    return Models(r, psi_D, sorted(names), Trained(W, b))
 
 
 def _parts(actors: int, representations: int, environments: int) -> int:

@@ -8,16 +8,15 @@ Shapes: n interactions, g environments, c content width of users, D representati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from m3dist.config import Config
 from m3dist.distributed.engine import Engine
-from m3dist.losses.projection import Projection
 from m3dist.method.assignment import Blocks, Models, assign
-from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step
+from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, Trained
 from m3dist.training.steps import Stepper, Sums
 
 Learned = tuple[Tensor, dict[str, float]]  # a gate's new logits [D], and the means of its terms
@@ -37,39 +36,42 @@ class Trainer:
     def on_device(self, tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
         return {r: x.to(self.engine.device) for r, x in tensors.items()}
 
+    def _stacked(self, environment: Mapping[int, Tensor], rs: Iterable[int]) -> Tensor:
+        """Every interaction's environment under these representations, int16 [R, n]."""
+        return torch.stack([environment[r].to(self.engine.device, torch.int16) for r in rs])
+
     def environments(
         self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
         round_: int,
-    ) -> dict[int, Projection]:  # fmt: skip
+    ) -> dict[int, Trained]:  # fmt: skip
         """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation.
 
         psi: 1 - m of every representation, [D]. environment: of every interaction, [n].
         """
-        settings, here = self.settings, self.on_device(environment)
+        settings, here_Rn = self.settings, self._stacked(environment, names)
         module = EnvironmentModels(self.frozen, names, self.on_device(psi), round_)
         dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.environment_lr}])
 
         def step(step: Step) -> dict[str, Tensor]:
-            loss = dense(step, here)
+            loss = dense(step, here_Rn)
             dense.backward(loss)
             dense.step()
             return {"loss": loss.detach()}
 
         self._train(step, f"environments.{round_}", settings.environment_epochs)
-        state = dense.state()
-        return {r: Projection(state[f"W_{r}"], state[f"b_{r}"]) for r in names}
+        return module.trained(dense.state())
 
     def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
         """One round of mask learning of some representations."""
-        settings, here = self.settings, self.on_device(environment)
+        settings, here_Rn = self.settings, self._stacked(environment, logits)
         module = Masks(self.frozen, logits, round_)
         dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.mask_lr}])
 
         def step(step: Step) -> dict[str, Tensor]:
-            terms = dense(step, here)
-            dense.backward(torch.stack([part["loss"] for part in terms.values()]).sum())
+            loss, terms = dense(step, here_Rn)
+            dense.backward(loss)
             dense.step()
-            return {f"{r}/{name}": x.detach() for r, part in terms.items() for name, x in part.items()}
+            return terms
 
         found = self._train(step, f"masks.{round_}", settings.mask_epochs)
         means: dict[int, dict[str, float]] = {r: {} for r in logits}

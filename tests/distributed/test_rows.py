@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from m3dist.distributed.rows import Moved, RowTables, adam_rows, distinct
+from m3dist.distributed.rows import Moved, RowTables, adam_rows, distinct, spread
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -48,6 +48,17 @@ def test_sums_are_those_of_a_loop(M: int) -> None:
     for m in range(M):
         for r, row in enumerate(slots.ids_R.tolist()):
             torch.testing.assert_close(slots.sum(x)[m, r], x[m, ids == row].sum(0))
+
+
+@pytest.mark.parametrize(("ids", "want"), [([1, 3, 4, 6, 8], [1, 3, 6]), ([2, 5], [2, 5, 9]), ([9], [9, 9, 9])])
+@pytest.mark.parametrize("device", ["cpu", "standin"])
+def test_spread(counted: Any, ids: list[int], want: list[int], device: str) -> None:
+    given = torch.tensor([*ids, *[9] * (6 - len(ids))]).to(device)
+    counted.clear()
+    got, there = spread(given, 9, 3)
+    assert (counted.waits, counted.copies) == (0, 0)
+    assert got.cpu().tolist() == want
+    assert there.cpu().tolist() == [x < 9 for x in want]
 
 
 @pytest.mark.parametrize("dense", [False, True])

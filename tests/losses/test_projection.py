@@ -1,0 +1,163 @@
+"""Fits of projections by environment against autograd on loops over samples, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m3dist.losses.projection import Fit, Projection, Samples, Tiles, environment_variance, projection_fits
+
+d, c, N, ITEMS = 3, 2, 8, 11
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randint(high: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Case:
+    """b samples of R representations, some in no environment."""
+
+    def __init__(self, b: int, E: int, one_for_all: bool, widths: tuple[int, ...] = (4, 3)):
+        self.b, self.E, self.one_for_all = b, E, one_for_all
+        self.user, self.ids = randn(b, d + c), randn(ITEMS, d, seed=1)
+        self.item, self.negative = randint(ITEMS, b, seed=2), randint(ITEMS, N, seed=3)
+        self.positive, self.base, self.scale = (randn(b, seed=4 + k).abs() for k in range(3))
+        self.weight = randn(N, seed=7).abs()
+        self.x = [randn(ITEMS, D, seed=8 + r) for r, D in enumerate(widths)]
+        g = 1 if one_for_all else E
+        self.W = [randn(g, c, D, seed=20 + r) for r, D in enumerate(widths)]
+        self.bias = [randn(g, c, seed=30 + r) for r in range(len(widths))]
+        self.environment = torch.stack([randint(E + 1, b, seed=40 + r) for r in range(len(widths))])
+        self.environment[:, : b // 2] = 0  # one environment is larger than the others
+
+    def fits(self, device: str = "cpu", dtype: torch.dtype = torch.float64, moments: bool = True) -> list[Fit]:
+        def put(x: torch.Tensor) -> torch.Tensor:
+            return (x.to(dtype) if x.is_floating_point() else x).to(device)
+
+        score = self.user[:, :d] @ self.ids[self.negative].T
+        own = (self.user[:, :d] * self.ids[self.item]).sum(1)
+        numbers = (score, own, self.user[:, d:], self.positive, self.base, self.scale, self.weight)
+        samples = Samples(*(put(x) for x in numbers), put(self.item), put(self.negative))
+        projections = [Projection(put(x), put(W), put(b)) for x, W, b in zip(self.x, self.W, self.bias, strict=True)]
+        tiles = Tiles(self.b, self.E, torch.device(device))
+        return projection_fits(samples, projections, put(self.environment), tiles, moments)
+
+    def losses(self, r: int, W: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Of every sample under the projection of its environment, [b]; all items are projected and scored."""
+        at = torch.zeros(self.b).long() if self.one_for_all else self.environment[r].clamp(max=self.E - 1)
+        item = torch.einsum("id,bcd->bic", self.x[r], W[at]) + bias[at].unsqueeze(1)
+        score = self.user[:, :d] @ self.ids.T + torch.einsum("bic,bc->bi", item, self.user[:, d:])
+        weight = self.base[:, None] + self.scale[:, None] * self.weight
+        negatives = (weight * F.softplus(score[:, self.negative])).sum(1)
+        return negatives + self.positive * F.softplus(-score.gather(1, self.item[:, None]).squeeze(1))
+
+
+@pytest.mark.parametrize("one_for_all", [False, True])
+@pytest.mark.parametrize(("b", "E"), [(7, 3), (100, 4), (5, 1), (2, 6)])
+@pytest.mark.parametrize("device", ["cpu", "standin"])
+def test_fits_against_autograd(counted: Any, b: int, E: int, one_for_all: bool, device: str) -> None:
+    """Losses, gradients and second moments of each environment, of those without samples too."""
+    case = Case(b, E, one_for_all)
+    fits = case.fits(device)
+    for r, fit in enumerate(fits):
+        W, bias = case.W[r].clone().requires_grad_(), case.bias[r].clone().requires_grad_()
+        each_b = case.losses(r, W, bias)
+        of_W, of_bias = torch.autograd.grad(each_b, [W, bias], torch.eye(b).double(), is_grads_batched=True)
+        assert fit.second_ED is not None
+        for e in range(E):
+            mine, at = case.environment[r] == e, 0 if one_for_all else e
+            assert int(fit.count_E[e]) == int(mine.sum())
+            gradients = of_W[mine, at]
+            want = (
+                each_b[mine].sum().detach(),
+                gradients.sum(0),
+                of_bias[mine, at].sum(0),
+                gradients.square().sum((0, 1)),
+            )
+            for a, b_ in zip((fit.loss_E[e], fit.gradient_EcD[e], fit.bias_Ec[e], fit.second_ED[e]), want, strict=True):
+                torch.testing.assert_close(a.cpu(), b_, rtol=1e-9, atol=1e-9)
+
+
+def test_nobody_in_an_environment() -> None:
+    case = Case(6, 2, False)
+    case.environment[:] = 2
+    for fit in case.fits():
+        for x in (fit.count_E, fit.loss_E, fit.gradient_EcD, fit.bias_Ec, fit.second_ED):
+            assert x is not None
+            assert x.count_nonzero() == 0
+
+
+def test_bits_of_an_environment_do_not_depend_on_the_others() -> None:
+    """On a CPU: actors that hold some of the environments find what one that holds all does."""
+    case = Case(100, 4, False)
+    whole = case.fits(dtype=torch.float32)
+    alone = Case(100, 1, False)
+    alone.W, alone.bias = [x[2:3] for x in case.W], [x[2:3] for x in case.bias]
+    alone.environment = (case.environment != 2).long()
+    for a, b in zip(whole, alone.fits(dtype=torch.float32), strict=True):
+        assert torch.equal(a.gradient_EcD[2], b.gradient_EcD[0])
+        assert torch.equal(a.loss_E[2], b.loss_E[0])
+
+
+def test_extreme_scores_stay_finite() -> None:
+    case = Case(20, 3, False)
+    case.user *= 1e4
+    for fit in case.fits(dtype=torch.float32):
+        for x in (fit.loss_E, fit.gradient_EcD, fit.bias_Ec, fit.second_ED):
+            assert x is not None
+            assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("one_for_all", [False, True])
+def test_on_a_device_the_same_numbers_without_waiting(counted: Any, one_for_all: bool) -> None:
+    case = Case(100, 4, one_for_all, widths=(4, 3, 5, 6))
+    want = case.fits(dtype=torch.float32)
+    tables = counted.copies
+    got = case.fits("standin", torch.float32)
+    assert counted.copies - tables == 22  # what the test itself moves there
+    assert counted.waits == 0
+    assert counted.launches <= 200
+    for a, b in zip(got, want, strict=True):
+        for name in ("count_E", "loss_E", "gradient_EcD", "bias_Ec", "second_ED"):
+            torch.testing.assert_close(getattr(a, name).cpu(), getattr(b, name), rtol=1e-5, atol=1e-5)
+
+
+def variance_of(content: list[torch.Tensor], pull: list[torch.Tensor]) -> Fit:
+    gradient = torch.stack([u.T @ g for u, g in zip(content, pull, strict=True)])
+    second = torch.stack([u.square().sum(1) @ g.square() for u, g in zip(content, pull, strict=True)])
+    count = torch.tensor([len(u) for u in content], dtype=torch.float64)
+    return Fit(count, count, gradient, gradient[:, :, 0], second)
+
+
+def test_variance_is_the_deviation_less_the_sampling_noise() -> None:
+    """Of the environments with two samples and more: the third and the fourth play no part."""
+    content = [randn(n, 2, seed=n) for n in (5, 7, 1, 0)]
+    pull = [randn(n, 3, seed=10 + n) + 4 * (n == 7) for n in (5, 7, 1, 0)]
+    means, noise = [], torch.zeros(3, dtype=torch.float64)
+    for u, g in zip(content[:2], pull[:2], strict=True):
+        each = torch.stack([torch.outer(u[b], g[b]) for b in range(len(u))])
+        means.append(each.mean(0))
+        noise += each.var(0).sum(0) / len(u)
+    middle = sum(means) / 2
+    want = sum((m - middle).square().sum(0) for m in means) - noise / 2
+    torch.testing.assert_close(environment_variance(variance_of(content, pull)), want.clamp(min=0))
+
+
+def test_variance_finds_the_dimension_that_differs() -> None:
+    content = [randn(4000, 2, seed=s) + 1 for s in range(2)]
+    pull = [randn(4000, 2, seed=s) for s in (5, 6)]
+    pull[1][:, 1] += 1
+    variance = environment_variance(variance_of(content, pull))
+    assert variance[1] > 50 * variance[0]
+
+
+def test_variance_of_one_environment_is_zero() -> None:
+    fit = variance_of([randn(4, 2), randn(1, 2)], [randn(4, 3), randn(1, 3)])
+    assert environment_variance(fit).tolist() == [0, 0, 0]
