@@ -24,12 +24,13 @@ from m3dist.distributed.engine import Engine
 from m3dist.distributed.tables import Spread
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
-from m3dist.method.backbone import Data
 from m3dist.method.merge import MergeTask
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.loop import fit
-from m3dist.training.tracking import Stopped, Tracker
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
+from m3dist.training.context import Context, Output
+from m3dist.training.loop import Plan, fit
+from m3dist.training.tracking import Tracker
 
 SMALL = [
     "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
@@ -86,12 +87,12 @@ def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: t
 
 
 def engine_of(config: Config, rank: int, world: int) -> Engine:
-    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto")
+    return Engine.of(config, rank, world, "cpu")
 
 
 def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
-    data = Data(Dataset(root), config, engine)
-    return AlignTask(data, config) if stage == "align" else MergeTask(data, config, [*data.features()], None)
+    context = Context(Dataset(root), config, engine)
+    return AlignTask(context) if stage == "align" else MergeTask(context, [*context.data.features])
 
 
 def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, steps: int) -> dict[str, Any]:
@@ -151,26 +152,28 @@ def fitted(
     task = task_of(stage, config, root, engine)
     saves = Checkpoints(Folder(folder), "key", config.checkpoint, engine)
 
-    def listener(stage: str, epoch: int, values: dict[str, float]) -> None:
-        if epoch == stop:
-            raise Stopped
+    class Stop(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            if epoch == stop:
+                raise Stopped
 
-    with Tracker(None, listener=listener) as tracker:
+    with Tracker(None, Callbacks([Stop()])) as tracker:
         try:
-            fit(task, getattr(config, stage), config.evaluation.metric, stage, tracker, saves)
+            fit(task, Plan(stage, getattr(config, stage), config.evaluation.metric), tracker, saves)
             assert stop is None
         except Stopped:
             assert stop is not None
     return whole(task, engine)
 
 
-def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[tuple[dict[str, torch.Tensor], dict]]:
+def aligned(dataset: Dataset, config: Config) -> dict[str, torch.Tensor]:
+    """What stage 1 leaves before its first step."""
+    start = AlignTask(Context(dataset, config))
+    return {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
+
+
+def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[Output]:
     """Stage 2 on what stage 1 starts from."""
-    out = []
     dataset = Dataset(root)
-    start = AlignTask(Data(dataset, runs[0]), runs[0])
-    aligned = {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
-    for config in runs:
-        with Tracker(None) as tracker:
-            out.append(invariance.run(dataset, config, aligned, tracker, engine_of(config, rank, world)))
-    return out
+    start = aligned(dataset, runs[0])
+    return [invariance.train(Context(dataset, config, engine_of(config, rank, world)), start) for config in runs]

@@ -18,6 +18,7 @@ from m3dist.distributed import tables
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.tables import RowTable, Touched, pull_rows, push_rows, routes
 from m3dist.seeding import torch_rng
+from m3dist.training import memory
 from m3dist.training.tracking import Tracker
 
 pytestmark = pytest.mark.timeout(600)  # many workers may share few cores
@@ -84,7 +85,9 @@ def test_checkpoints_go_on_anywhere(stage: str, world: int, then: int | None, ro
 
 def all_steps(rank: int, world: int, config: Config) -> None:
     with Tracker(None) as tracker:
-        pipeline.work(config, tuple(pipeline.planned(config, True)), engine_of(config, rank, world), tracker)
+        pipeline.work(
+            pipeline.Job(config, tuple(pipeline.planned(config, True))), engine_of(config, rank, world), tracker
+        )
 
 
 @BOTH
@@ -120,7 +123,7 @@ def test_rows_are_drawn_without_those_of_others(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tables, "_BLOCK", 10)
     n = 37
     rng = torch_rng(0, "t")
-    whole = RowTable.random(n, 3, 0.5, rng)
+    whole = RowTable.random((n, 3), 0.5, rng)
     after = torch.rand(1, generator=rng)
     assert len(torch.unique(whole.weight)) == n * 3
     assert 0.3 < float(whole.weight.std()) < 0.7
@@ -128,7 +131,7 @@ def test_rows_are_drawn_without_those_of_others(monkeypatch: pytest.MonkeyPatch)
         parts = []
         for rank in range(world):
             rng = torch_rng(0, "t")
-            parts.append(RowTable.random(n, 3, 0.5, rng, bounds=share(n, rank, world)).weight)
+            parts.append(RowTable.random((n, 3), 0.5, rng, bounds=share(n, rank, world)).weight)
             assert torch.equal(torch.rand(1, generator=rng), after)
         assert torch.equal(torch.cat(parts), whole.weight)
 
@@ -169,7 +172,7 @@ def test_a_recommender_keeps_whole_tables() -> None:
 def test_predicted_memory_falls_with_workers(root: Path) -> None:
     def predicted(*extra: str) -> dict[str, Any]:
         config = small(f"data={root}", *extra)
-        return pipeline.predict_memory(config, pipeline.open_data(config))
+        return memory.predict(config, pipeline.open_data(config))
 
     whole = predicted("workers=4")
     assert predicted("workers=4", SHARDED)["tables"] == whole["tables"] // 4

@@ -13,8 +13,8 @@ from parallel_helpers import engine_of, planted, small, spawn
 
 from m3dist.config import Config
 from m3dist.data.dataset import Dataset
-from m3dist.method.backbone import Data
 from m3dist.method.recommender import BaselineTask
+from m3dist.training.context import Context
 
 COMMON = ("baseline.dim=8", "baseline.lr=3e-3", "baseline.batch_size=301", "baseline.negatives=24")
 NAMES = ("vbpr", "cb2cf", "disengcn", "macridvae", "huign", "grcn")
@@ -26,7 +26,7 @@ def train(rank: int, world: int, configs: list[Config], root: Path) -> list[dict
     out = []
     for config in configs:
         engine = engine_of(config, rank, world)
-        task = BaselineTask(Data(Dataset(root), config, engine), config)
+        task = BaselineTask(Context(Dataset(root), config, engine))
         losses = []
         for step in range(4 * task.sampler.steps):
             epoch, at = divmod(step, task.sampler.steps)
