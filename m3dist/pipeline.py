@@ -34,7 +34,7 @@ from m3dist.method import registry
 from m3dist.storage.artifacts import Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.callbacks import Callback, Callbacks
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.context import Context, Output
 from m3dist.training.tracking import Display, Interrupts, Tracker
 
@@ -163,7 +163,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
             saved.clear()
         else:
             send_rows(output.tensors.values())
-        engine.barrier()
+        if engine.largest(int(engine.rank_zero and tracker.stopped)):  # by the last step of the stage
+            raise Stopped(f"stopped after {name}")
 
 
 def _checkpoints(config: Config, name: str, key: dict[str, str]) -> Folder:
