@@ -81,9 +81,7 @@ def test_ids_alone(model: str, tmp_path: Path) -> None:
     assert m3dist.load(str(tmp_path / "run")).evaluate("test") == pytest.approx(result["test"])
 
 
-def test_a_run_in_a_store_stops_goes_on_and_equals_a_local_one(
-    bucket: str, finished_run: Path, tmp_path: Path
-) -> None:
+def test_a_run_in_a_store_stops_goes_on_and_equals_a_local_one(bucket: str, finished_run: Path, tmp_path: Path) -> None:
     class Stop(Callback):
         def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
             if (stage, epoch) == ("merge", 0):

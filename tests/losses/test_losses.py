@@ -150,7 +150,9 @@ def test_projection_fit_of_no_rows_is_zero() -> None:
     positives = Positives(torch.zeros(2, 1), torch.zeros(2), one, one, two, two)
     W, bias = torch.full((3, 1, 1), torch.nan), torch.full((3, 1), torch.nan)
     W[1], bias[1] = 1, 1
-    fits = losses.projection_fits(positives, Negatives(torch.ones(1, 1), torch.ones(1), 1.0), [0, 2, 0], Projection(W, bias), True)
+    fits = losses.projection_fits(
+        positives, Negatives(torch.ones(1, 1), torch.ones(1), 1.0), [0, 2, 0], Projection(W, bias), True
+    )
     for part in (fits.loss_G, fits.gradient_GcD, fits.bias_Gc, fits.second_GD):
         assert part is not None
         assert part[[0, 2]].count_nonzero() == 0
@@ -162,7 +164,10 @@ def test_projection_fit_of_extreme_scores_is_finite() -> None:
     one, two = torch.ones(2, 1), torch.ones(2)
     score = user[:, :1] @ torch.ones(1, 1)
     positives = Positives(score, user[:, 0], user[:, 1:].contiguous(), one, two, two)
-    negatives, projection = Negatives(torch.ones(1, 1), torch.ones(1), 1.0), Projection(torch.ones(1, 1, 1), torch.zeros(1, 1))
+    negatives, projection = (
+        Negatives(torch.ones(1, 1), torch.ones(1), 1.0),
+        Projection(torch.ones(1, 1, 1), torch.zeros(1, 1)),
+    )
     fits = losses.projection_fits(positives, negatives, [2], projection, moments=True)
     assert float(fits.loss_G) == pytest.approx(2 * 1000 + 1000, rel=1e-6)
     assert all(part is not None and part.isfinite().all() for part in fits[1:])

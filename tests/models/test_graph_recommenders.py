@@ -142,7 +142,9 @@ def test_huign() -> None:
 
 def test_macridvae_scores_and_loss() -> None:
     K, tau = 2, 0.5
-    model = made(MacridVAE, tiny(), dim=3, l2=0.0, concepts=K, hidden=4, tau=tau, std=0.0, dropout=0.0, beta=0.3, block=3)
+    model = made(
+        MacridVAE, tiny(), dim=3, l2=0.0, concepts=K, hidden=4, tau=tau, std=0.0, dropout=0.0, beta=0.3, block=3
+    )
     p = randomise(model)
     B = adjacency()[:U, U:]
     h = unit(p["item"])
