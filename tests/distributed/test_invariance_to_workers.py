@@ -5,48 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from parallel_helpers import planted, rounds, small, spawn, trajectories
+from parallel_helpers import RUNS, STEPS, agree, rounds, same_everywhere, small, spawn, trajectories
 
 from m3dist.cli.main import cli
 from m3dist.config import Config, load
-
-STEPS = 50
-RUNS = [
-    ("align", small()),
-    ("merge", small()),
-    ("align", small("backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity")),
-    ("merge", small("optimizer=dense", "backbone.nu=0")),
-    ("merge", small("backbone.groups=5", "backbone.negatives=8")),
-]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted(tmp_path_factory.mktemp("planted") / "data", small())
-
-
-@pytest.fixture(scope="module")
-def alone(root: Path) -> list[dict[str, Any]]:
-    return trajectories(0, 1, RUNS, root, STEPS)
-
-
-def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Losses to 1e-5 relative, metrics to 1e-6."""
-    for name in theirs["losses"][0]:
-        ours_t, theirs_t = ([step[name] for step in run["losses"]] for run in (ours, theirs))
-        np.testing.assert_allclose(ours_t, theirs_t, rtol=1e-5, atol=1e-7, err_msg=name)
-    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
-
-
-def same_everywhere(results: list[dict[str, Any]]) -> None:
-    for other in results[1:]:
-        assert other["metrics"] == results[0]["metrics"]
-        for name, value in results[0]["state"].items():
-            assert torch.equal(other["state"][name], value), name
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])

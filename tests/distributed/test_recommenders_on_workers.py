@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parallel_helpers import engine_of, planted, small, spawn
+from parallel_helpers import engine_of, small, spawn
 
 from m3dist.config import Config
 from m3dist.data.dataset import Dataset
@@ -34,11 +34,6 @@ def train(rank: int, world: int, configs: list[Config], root: Path) -> list[dict
             losses.append(engine.totals({name: float(x) for name, x in terms.items()}))
         out.append({"losses": losses, "metrics": task.evaluate(), "tensors": task.tensors()})
     return out
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted(tmp_path_factory.mktemp("planted") / "data", small())
 
 
 def agree(results: list[list[dict[str, Any]]], alone: list[dict[str, Any]]) -> None:
