@@ -52,6 +52,7 @@ def test_one_worker_holds_all(root: Path) -> None:
     ("stage", "world", "then"),
     [
         ("align", 2, None),
+        ("merge", 2, None),
         pytest.param("align", 3, 2, marks=pytest.mark.slow),
         pytest.param("merge", 2, 4, marks=pytest.mark.slow),
     ],
