@@ -35,8 +35,9 @@ from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import environments
 from m3dist.method.align import AlignTask
-from m3dist.method.backbone import Data, Rows
+from m3dist.method.backbone import Rows
 from m3dist.method.merge import MergeTask
+from m3dist.training.context import Context
 from m3dist.training.loop import Fitting
 from m3dist.training.tracking import Tracker
 
@@ -58,10 +59,10 @@ LARGE_VALUES = (
 
 def task_of(kind: str, config: Config, root: Path, engine: Engine) -> Task:
     """`align`, `merge` with a member for each modality, or `ids`: a member on ids alone."""
-    data = Data(Dataset(root), config, engine)
+    context = Context(Dataset(root), config, engine)
     if kind == "align":
-        return AlignTask(data, config)
-    return MergeTask(data, config, [None] if kind == "ids" else [*data.features()], None)
+        return AlignTask(context)
+    return MergeTask(context, [None] if kind == "ids" else [*context.data.features])
 
 
 def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Path, steps: int) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Pat
     engine = Engine.of(config, rank, world, "cpu")
     before = peak_mib()
     task = task_of(kind, config, root, engine)
-    rows = Rows(task.data, task.sampler(0, 0, rank, world))
+    rows = Rows(task.data, config.backbone, task.sampler(0, 0, rank, world))
     for table in task.tables.values():
         table.first.fill_(0)  # pages that training touches in time
         table.second.fill_(0)
@@ -101,7 +102,7 @@ def startup(folder: Path) -> Iterator[Row]:
     import ray
 
     from m3dist.distributed import ray_train as launch
-    from m3dist.distributed.actors import Pool
+    from m3dist.distributed.actors import ActorSettings, Pool
 
     values: dict[str, float] = {}
 
@@ -120,20 +121,21 @@ def startup(folder: Path) -> Iterator[Row]:
                 timed(f"a Ray Train run of {workers}, s", lambda c=config, t=tracker: launch.run(nothing, c, "none", t))
 
         def pool() -> None:
-            with Pool(held, {"x": torch.zeros(1)}, actors=2) as actors:
+            with Pool(held, {"x": torch.zeros(1)}, ActorSettings(2)) as actors:
                 actors.processes()
 
         timed("2 actors, s", pool)
         ray.shutdown()
     root = made(SIZES["ml1m"], folder / "ml1m").root
     config = load(None)
-    data = timed("data in memory, s", lambda: Data(Dataset(root), config))
-    timed("item-item graph, s", lambda: data.weights)
-    align = timed("align's objects, s", lambda: AlignTask(data, config))
+    context = Context(Dataset(root), config)
+    timed("data in memory, s", lambda: (context.data.pairs, context.data.features))
+    timed("item-item graph, s", lambda: context.data.weights(config.backbone))
+    align = timed("align's objects, s", lambda: AlignTask(context))
     aligned = {**align.state(), **{f"representation.{r}": x for r, x in enumerate(align.representations())}}
-    tensors = environments.Frozen.tensors(data.dataset, aligned)
+    tensors = environments.Frozen.tensors(context.dataset, aligned)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
-    timed("merge's objects, s", lambda: MergeTask(data, config, [*data.features()], None))
+    timed("merge's objects, s", lambda: MergeTask(context, [*context.data.features]))
     yield Row("startup", "seconds until a stage can step, ml1m", values)
 
 

@@ -93,15 +93,13 @@ def evaluation(counts: tuple[int, ...], users: int = 512, width: int = 128) -> I
     for n in counts:
         item_Id = torch.randn(n, width, generator=generator)
         drawn = torch.randint(n, (2, len(seen)), generator=generator).numpy()
-        masked, held = (ranking.Seen.of([(seen, part)], users) for part in drawn)
-        block = max(16, min(256, 2**26 // n))
-        score = ranking.Product(user_Ud, item_Id)
+        masked, held = (ranking.Seen.of((seen, part), users) for part in drawn)
+        product, judged = ranking.Product(user_Ud, item_Id), ranking.Judged(held, n, (10, 20))
+        score = lambda u, product=product: (product(u), None)  # noqa: E731
+        lists = ranking.Ranking(score, [masked], 20, max(16, min(256, 2**26 // n)))
 
-        def pass_(
-            score: ranking.Scorer = score, n: int = n, block: int = block,
-            masked: ranking.Seen = masked, held: ranking.Seen = held,
-        ) -> object:  # fmt: skip
-            return ranking.evaluate(score, torch.arange(users), masked, held, n, (10, 20), block)
+        def pass_(lists: ranking.Ranking = lists, judged: ranking.Judged = judged) -> object:
+            return ranking.evaluate(lists, torch.arange(users), judged)
 
         per = seconds(repeated(pass_, max(1, 10**5 // n)), 3) / max(1, 10**5 // n) / n
         first = first or per

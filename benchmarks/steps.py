@@ -9,6 +9,7 @@ import torch
 from benchmarks import costs
 from benchmarks.measure import Roof, Row, against_roof, peak_mib
 from benchmarks.subjects import Subject, stepping
+from m3dist.data.sampling import Draws
 from m3dist.evaluation import ranking
 
 
@@ -51,10 +52,10 @@ def train(kind: str, subject: Subject, size: str, limits: Roof) -> Row:
 
 def _stage2(subject: Subject) -> costs.Cost:
     """One step of every representation."""
-    config, data = subject.config, subject.data
+    config = subject.config
     settings, backbone = config.invariance, config.backbone
-    B = min(settings.batch_size, len(data.user))
-    batch = data.sampler(B, "touched", settings.negatives)(0, 0)
+    B = min(settings.batch_size, len(subject.user))
+    batch = subject.sampler(B, Draws(settings.negatives), "touched")(0, 0)
     U, R = len(batch.user_b.unique()), len(torch.cat([batch.item_b, batch.negative]).unique())
     widths = [x.shape[1] for x in subject.representations]
     return costs.stage2(B, settings.negatives, backbone.dim, backbone.content_dim, widths, U, R)
@@ -64,10 +65,10 @@ def environments(subject: Subject, size: str, limits: Roof) -> Row:
     """Twelve steps of all environment models of all representations, and their interactions scored under each."""
     short = subject.part(12, "invariance.environment_epochs=1")
     split, x = short.split(), short.representations
-    steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
-    n, D, c = len(short.data.user), sum(part.shape[1] for part in x), short.config.backbone.content_dim
+    steps = short.trainer.frozen.sampler("count").steps
+    n, D, c = len(short.user), sum(part.shape[1] for part in x), short.config.backbone.content_dim
     E = short.config.invariance.environments
-    rated = len(short.data.item.unique())
+    rated = len(short.item.unique())
     scoring = costs.Cost(2.0 * rated * D * E * c + 2.0 * n * E * c * len(x))
     spent = _stage2(short) * steps + scoring
 
@@ -84,14 +85,14 @@ def masks(subject: Subject, size: str, limits: Roof) -> Row:
     """Twelve steps of mask learning, all representations."""
     short = subject.part(12, "invariance.mask_epochs=1")
     split, x = short.split(), short.representations
-    steps = short.data.sampler(short.config.invariance.batch_size, "count", 1).steps
+    steps = short.trainer.frozen.sampler("count").steps
     spent = _stage2(short) * steps
 
     def run() -> None:
         short.masks(split)
 
     values = against_roof(run, spent.flop, spent.moved, limits, repeats=2, least=0)
-    rate = len(short.data.user) * len(x) / values["ms"] * 1e3
+    rate = len(short.user) * len(x) / values["ms"] * 1e3
     return Row(
         "steps",
         f"mask steps, {len(x)} representations, {size}",
@@ -102,16 +103,14 @@ def masks(subject: Subject, size: str, limits: Roof) -> Row:
 def ranks(subject: Subject, size: str, limits: Roof) -> Row:
     """Full ranking with one member's scores, over at most 4096 users with validation items."""
     data, evaluation = subject.data, subject.config.evaluation
-    tensors = subject.backbone.tensors()
-    user_Ud, item_Id = tensors["0.user"], tensors["0.matrix"]
-    seen = ranking.Seen.of([subject.dataset.interactions("train")], data.n_users)
-    held = ranking.Seen.of([subject.dataset.interactions("val")], data.n_users)
+    user_Ud, item_Id = subject.factors
+    held = subject.context.evaluator.items("val")
     users = (held.count(torch.arange(data.n_users)) > 0).nonzero().squeeze(1)[:4096]
-
-    score = ranking.Product(user_Ud, item_Id)
+    judged = ranking.Judged(held, data.n_items, evaluation.k)
+    lists = subject.lists(user_Ud, item_Id)
 
     def pass_() -> object:
-        return ranking.evaluate(score, users, seen, held, data.n_items, evaluation.k, evaluation.block)
+        return ranking.evaluate(lists, users, judged)
 
     spent = costs.ranking(len(users), data.n_items, user_Ud.shape[1])
     values = against_roof(pass_, spent.flop, spent.moved, limits, repeats=5)

@@ -11,12 +11,18 @@ from torch import Tensor
 
 from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
-from m3dist.data.sampling import Batch, Sampler
-from m3dist.method import assignment, environments, invariance
+from m3dist.data.sampling import Batch, Draws, Sampler
+from m3dist.evaluation.ranking import Product, Ranking
+from m3dist.method import environments
 from m3dist.method.align import AlignTask
-from m3dist.method.backbone import Data, Rows
+from m3dist.method.assignment import Models
+from m3dist.method.backbone import Rows
 from m3dist.method.merge import Fused, MergeTask
+from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
+from m3dist.models.ultragcn import Weights
+from m3dist.training.context import Context
+from m3dist.training.data import DeviceData
 
 
 class Subject:
@@ -25,7 +31,16 @@ class Subject:
     def __init__(self, dataset: Dataset, *overrides: str):
         self.dataset, self.overrides = dataset, overrides
         self.config: Config = load(None, overrides)
-        self.data = Data(dataset, self.config)
+        self.context = Context(dataset, self.config)
+        self.user, self.item = self.data.pairs
+
+    @property
+    def data(self) -> DeviceData:
+        return self.context.data
+
+    @property
+    def weights(self) -> Weights:
+        return self.data.weights(self.config.backbone)
 
     def other(self, *overrides: str) -> Subject:
         """The same data under further overrides."""
@@ -35,24 +50,39 @@ class Subject:
         """The same under overrides, with the interactions of `steps` steps of stage 2 alone, drawn at random."""
         out = self.other(*overrides)
         n = steps * out.config.invariance.batch_size
-        if n < len(out.data.user):
-            kept = torch.randperm(len(out.data.user), generator=torch.Generator().manual_seed(0))[:n].sort().values
-            out.data.user, out.data.item = out.data.user[kept], out.data.item[kept]
+        if n < len(out.user):
+            kept = torch.randperm(len(out.user), generator=torch.Generator().manual_seed(0))[:n].sort().values
+            out.user, out.item = out.user[kept], out.item[kept]
         return out
+
+    def sampler(self, batch_size: int, draws: Draws, purpose: str) -> Sampler:
+        """Global steps over the interactions."""
+        return Sampler((self.user, self.item), self.data.n_items, batch_size, draws, (self.config.seed, purpose))
 
     @cached_property
     def backbone(self) -> MergeTask:
         """One member on the concatenated features: naive UltraGCN."""
-        return MergeTask(self.data, self.config, [torch.cat(self.data.features(), dim=1)], None)
+        return MergeTask(self.context, [self.data.all_features])
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Users' rows and items' of `backbone`, whose products are its scores."""
+        return self.backbone.members[0].user.weight, self.backbone.matrices()["0.matrix"]
+
+    def lists(self, user_Ud: Tensor, item_Id: Tensor) -> Ranking:
+        """Validation lists by products of these rows."""
+        product, settings = Product(user_Ud, item_Id), self.config.evaluation
+        seen = self.context.evaluator.seen("val")
+        return Ranking(lambda user_u: (product(user_u), None), seen, max(settings.k), settings.block)
 
     @cached_property
     def ids(self) -> MergeTask:
         """One member on ids alone, as matrix factorisation has it."""
-        return MergeTask(self.data, self.config, [None], None)
+        return MergeTask(self.context, [None])
 
     @cached_property
     def align(self) -> AlignTask:
-        return AlignTask(self.data, self.config)
+        return AlignTask(self.context)
 
     @cached_property
     def aligned(self) -> dict[str, Tensor]:
@@ -66,23 +96,24 @@ class Subject:
     @cached_property
     def merge(self) -> MergeTask:
         *specific, common = self.representations
-        return MergeTask(self.data, self.config, [torch.cat([v, common], dim=1) for v in specific], None)
+        return MergeTask(self.context, [torch.cat([v, common], dim=1) for v in specific])
 
     @cached_property
     def fused(self) -> Fused:
-        return Fused(self.merge.tensors(), self.config.merge.fusion)
+        return self.merge.fused(self.config.merge.fusion, self.merge.matrices())
 
     @cached_property
-    def frozen(self) -> environments.Frozen:
+    def trainer(self) -> Trainer:
+        """Stage 2 in this process."""
         tensors = environments.Frozen.tensors(self.dataset, self.aligned)
-        return environments.Frozen(tensors | {"user": self.data.user, "item": self.data.item}, "cpu", self.config)
+        return Trainer(tensors | {"user": self.user, "item": self.item}, "cpu", self.config)
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""
         names, xs = range(self.config.invariance.environments), dict(enumerate(self.representations))
         scale = {r: torch.full((x.shape[1],), 0.5) for r, x in xs.items()}
-        models = invariance.train_environments(self.frozen, dict.fromkeys(xs, names), scale, dict(enumerate(split)), 0)
-        return [assignment.assign(self.frozen, r, scale[r], *models[r], names) for r in xs]
+        trained = self.trainer.environments(dict.fromkeys(xs, names), scale, dict(enumerate(split)), 0)
+        return [self.trainer.assign(Models(r, scale[r], names, trained[r])) for r in xs]
 
     def masks(self, split: list[Tensor]) -> None:
         """One round of mask learning for every representation."""
@@ -90,17 +121,17 @@ class Subject:
         logits = {
             r: Gate(x.shape[1], settings.gate, settings.init).logit.detach() for r, x in enumerate(self.representations)
         }
-        invariance.learn_masks(self.frozen, logits, dict(enumerate(split)), 0)
+        self.trainer.masks(logits, dict(enumerate(split)), 0)
 
     def split(self, environments: int | None = None) -> list[Tensor]:
         """A random environment for every interaction, per representation."""
-        E, n = environments or self.config.invariance.environments, len(self.data.user)
+        E, n = environments or self.config.invariance.environments, len(self.user)
         generator = torch.Generator().manual_seed(0)
         return [torch.randint(E, (n,), generator=generator) for _ in self.representations]
 
     def touched(self, sampler: Sampler, steps: int = 5) -> tuple[int, int]:
         """Distinct users and items of a step, on average."""
-        rows = [Rows(self.data, sampler(0, step % sampler.steps)) for step in range(steps)]
+        rows = [Rows(self.data, self.config.backbone, sampler(0, step % sampler.steps)) for step in range(steps)]
         return sum(len(r.user.ids_R) for r in rows) // steps, sum(len(r.item.ids_R) for r in rows) // steps
 
 

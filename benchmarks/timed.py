@@ -1,6 +1,6 @@
 """`python -m benchmarks.timed LEDGER WORKERS ARGUMENTS...`: `m3dist ARGUMENTS workers=WORKERS` and where its time went.
 
-Clocks are put around the library's own functions in the process that trains, or in the lead worker; each second is
+Clocks are put around the library's own functions in the process that trains, or on rank 0; each second is
 booked once, in the innermost clock. LEDGER, JSON: when the run, or workers, were asked for. LEDGER.STEP, one for each
 start-up: when it was there, when it left, and seconds by name.
 """
@@ -54,18 +54,17 @@ class Clocks:
 def wind(clocks: Clocks) -> None:
     """Put clocks around what trains, evaluates, reads and writes."""
     from m3dist.data.dataset import Dataset
-    from m3dist.method import invariance
-    from m3dist.method.backbone import Data
+    from m3dist.evaluation.evaluator import Evaluator
+    from m3dist.method.trainer import Trainer
     from m3dist.storage.artifacts import Store
     from m3dist.storage.checkpoints import Checkpoints
     from m3dist.training import loop
     from m3dist.training.tracking import Tracker
 
     clocks.around(loop, "_epoch", "steps")
-    clocks.around(invariance, "train_environments", "steps")
-    clocks.around(invariance, "learn_masks", "steps")
-    clocks.around(invariance, "assign", "steps")
-    clocks.around(Data, "evaluate", "evaluation")
+    for name in ("environments", "masks", "assign"):
+        clocks.around(Trainer, name, "steps")
+    clocks.around(Evaluator, "evaluate", "evaluation")
     for owner, names in {
         Store: ("save", "load", "meta"), Checkpoints: ("save", "latest", "clear"),
         Dataset: ("interactions", "features"),
@@ -75,21 +74,21 @@ def wind(clocks: Clocks) -> None:
             clocks.around(owner, name, "reading and writing")
 
 
-def work(config: Any, steps: tuple[str, ...], engine: Any, *args: Any, **kwargs: Any) -> None:
-    """pipeline.work under clocks, in whichever process it runs; the lead worker's are written."""
+def work(job: Any, engine: Any, *args: Any) -> None:
+    """pipeline.work under clocks, in whichever process it runs; those of rank 0 are written."""
     from m3dist import pipeline
 
     entered, clocks = time.time(), Clocks()
     wind(clocks)
     clocks.around(sys.modules[__name__], "_work", "other")
-    _work(getattr(pipeline, "untimed", pipeline.work), config, steps, engine, *args, **kwargs)
-    if engine.lead:
+    _work(getattr(pipeline, "untimed", pipeline.work), job, engine, *args)
+    if engine.rank_zero:
         found = {"entered": entered, "left": time.time(), "clocks": clocks.seconds}
-        Path(f"{os.environ[_LEDGER]}.{steps[0]}").write_text(json.dumps(found))
+        Path(f"{os.environ[_LEDGER]}.{job.steps[0]}").write_text(json.dumps(found))
 
 
-def _work(real: Callable, *args: Any, **kwargs: Any) -> None:
-    real(*args, **kwargs)
+def _work(real: Callable, *args: Any) -> None:
+    real(*args)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.measure import Row, alternate
 from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.subjects import Subject, stepping
-from m3dist.data.sampling import Batch, Sampler
+from m3dist.data.sampling import Batch, Draws, Sampler
 from m3dist.evaluation import ranking
 
 NEGATIVES = 50  # of each positive, as the published scripts draw them
@@ -25,15 +25,11 @@ def measure(subject: Subject, size: str) -> Iterator[Row]:
 
 
 def plain_sampler(subject: Subject, batch: int) -> Sampler:
-    data = subject.data
-    return Sampler(
-        data.user, data.item, data.n_items, batch_size=batch, negatives=NEGATIVES, per_positive=True,
-        seed=subject.config.seed, purpose="plain",
-    )  # fmt: skip
+    return subject.sampler(batch, Draws(NEGATIVES, per_positive=True), "plain")
 
 
 def plain_model(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
-    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.data.weights)
+    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.weights)
 
 
 def plain_step(
@@ -86,8 +82,8 @@ def environments(subject: Subject, size: str) -> Row:
     time of its step and of its scoring pass, which repeat without change."""
     part = subject.part()
     config = part.config.invariance
-    x, split, frozen = part.representations, part.split(), part.frozen
-    n, E = len(part.data.user), config.environments
+    x, split, frozen = part.representations, part.split(), part.trainer.frozen
+    n, E = len(part.user), config.environments
 
     def ours() -> None:
         part.environments(split)
@@ -111,7 +107,7 @@ def environments(subject: Subject, size: str) -> Row:
 
     def plain_scoring() -> None:
         for model in models:
-            model.content_scores(part.data.user[some], part.data.item[some], batch)
+            model.content_scores(part.user[some], part.item[some], batch)
 
     took = alternate({"ours": ours, "plain steps": plain_steps, "plain scoring": plain_scoring}, 3)
     steps = config.environment_epochs * n / batch  # over all environments, which share out the interactions
@@ -124,19 +120,18 @@ def environments(subject: Subject, size: str) -> Row:
 def ranks(subject: Subject, size: str, few: int = 100) -> Row:
     """Validation metrics with one member; the plain loop ranks `few` users."""
     data, evaluation = subject.data, subject.config.evaluation
-    tensors = subject.backbone.tensors()
-    user_Ud, item_Id = tensors["0.user"], tensors["0.matrix"]
+    user_Ud, item_Id = subject.factors
     pairs = [subject.dataset.interactions(split) for split in ("train", "val")]
-    seen, held = (ranking.Seen.of([pair], data.n_users) for pair in pairs)
+    held = subject.context.evaluator.items("val")
     users = (held.count(torch.arange(data.n_users)) > 0).nonzero().squeeze(1)[:2048]
     sets: list[list[set[int]]] = []
     for user, item in pairs:
         sets.append([set(item[slice(*np.searchsorted(user, [u, u + 1]))].tolist()) for u in users[:few].tolist()])
 
-    score = ranking.Product(user_Ud, item_Id)
+    lists, judged = subject.lists(user_Ud, item_Id), ranking.Judged(held, data.n_items, evaluation.k)
 
     def ours() -> object:
-        return ranking.evaluate(score, users, seen, held, data.n_items, evaluation.k, evaluation.block)
+        return ranking.evaluate(lists, users, judged)
 
     took = alternate({"ours": ours, "plain": lambda: ndcg((user_Ud[users[:few]] @ item_Id.T).numpy(), *sets, 20)}, 3)
     rate = len(users) / took["ours"]

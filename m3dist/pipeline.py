@@ -33,7 +33,7 @@ from m3dist.method import registry
 from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.callbacks import Callback, Callbacks
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.context import Context
 from m3dist.training.loggers import LOGGERS
 from m3dist.training.tracking import Display, Interrupts, Tracker
@@ -160,7 +160,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
             output = registry.load(stage.run)(context.at(stage, saved))
         store.save(name, key[name], output, engine)
         saved.clear()
-        engine.barrier()
+        if engine.largest(int(engine.rank_zero and tracker.stopped)):  # by the last step of the stage
+            raise Stopped(f"stopped after {name}")
 
 
 def _checkpoints(config: Config, name: str, key: dict[str, str]) -> Folder:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from small_runs import SMALL, trained
 
 import m3dist
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.data.dataset import Writer
+from m3dist.data.dataset import Dataset, Writer
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Stopped
 
@@ -97,3 +99,39 @@ def test_a_run_in_a_store_stops_goes_on_and_equals_a_local_one(bucket: str, fini
     lines = [json.loads(line) for line in Folder(out).read_text("metrics.jsonl").splitlines()]
     assert [x["step"] for x in lines if x["stage"] == "merge"] == [0, 1]
     assert any("events" in name for name in (Folder(out) / "tb").names())
+
+
+@pytest.mark.parametrize("model", ["m3-invrl", "invrl", "vbpr"])
+def test_a_run_reads_every_split_once_and_sorts_it_once(
+    model: str, planted_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test split included; sorts that no call of numpy or torch shows are not seen."""
+    n = Dataset(planted_root).size("train")
+    reads: list[str] = []
+    sorts: list[str] = []
+    real = pq.read_table
+
+    def read_table(source: Any, *arguments: Any, **options: Any) -> Any:
+        if str(source).endswith("interactions.parquet"):
+            reads.append(str(options["filters"]))
+        return real(source, *arguments, **options)
+
+    def watched(owner: Any, name: str) -> None:
+        sort = getattr(owner, name)
+
+        def call(x: Any, *arguments: Any, **options: Any) -> Any:
+            arrays = x if isinstance(x, tuple | list) else [x]
+            if any(isinstance(part, np.ndarray | torch.Tensor) and len(part) == n for part in arrays):
+                sorts.append(f"{name} of {[type(part).__name__ for part in arrays]}")
+            return sort(x, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(pq, "read_table", read_table)
+    for owner in (np, torch, torch.Tensor):
+        for name in ("lexsort", "argsort", "sort", "unique", "msort"):
+            if hasattr(owner, name):
+                watched(owner, name)
+    trained(tmp_path, f"model={model}", f"data={planted_root}", "baseline.epochs=2")
+    assert sorted(reads) == sorted(str([("split", "=", split)]) for split in ("train", "val", "test"))
+    assert len(sorts) <= 1, sorts

@@ -94,7 +94,7 @@ def validation(subject: Subject) -> Callable[[np.ndarray | Callable], float]:
 
     def ndcg(scores: np.ndarray | Callable) -> float:
         score = scores if callable(scores) else lambda u: torch.from_numpy(scores[u.numpy()])
-        return subject.data.evaluate(score, "val")[0]["ndcg@10"]
+        return subject.context.evaluator.evaluate(lambda u: (score(u), None), "val")[0]["ndcg@10"]
 
     return ndcg
 
@@ -125,8 +125,7 @@ def ours(name: str, subject: Subject, rank: Callable, limits: Limits) -> dict[st
                 plain(sampler(epoch, at))
         spent += time.perf_counter() - began
         if model is None:
-            tensors = task.tensors()
-            user, item = tensors["0.user"], tensors["0.matrix"]
+            user, item = task.members[0].user.weight, task.matrices()["0.matrix"]
         else:
             user, item = model.user.weight.detach(), model.items().detach()
         if not course.add(spent, rank(lambda u, user=user, item=item: user[u] @ item.T)):
@@ -151,7 +150,7 @@ def theirs(name: str, subject: Subject, rank: Callable, pythons: tuple[str, ...]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         np.save(folder / "train.npy", np.stack(dataset.interactions("train"), axis=1).astype(np.int32))
-        np.save(folder / "features.npy", torch.cat(subject.data.features(), dim=1).numpy())
+        np.save(folder / "features.npy", torch.cat(subject.data.features, dim=1).numpy())
         (folder / "counts.json").write_text(json.dumps([dataset.n_users, dataset.n_items]))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)

@@ -59,11 +59,11 @@ class Pool:
             "num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "resources": others,
             "scheduling_strategy": "SPREAD", "max_restarts": self.failures, "max_task_retries": self.failures,
         }  # fmt: skip
-        held = {name: self.put(x) for name, x in tensors.items()}
+        self._held = {name: self.put(x) for name, x in tensors.items()}  # kept: an actor that starts again reads them
         threads = max(1, int(wanted["CPU"]))
         names = [f"m3dist-environments-{uuid.uuid4().hex[:8]}-{n}" for n in range(settings.count)]  # for the dashboard
         self.actors: list[Any] = [
-            ray.remote(_Actor).options(name=name, **options).remote(build, threads, held, arguments)  # type: ignore[arg-type]
+            ray.remote(_Actor).options(name=name, **options).remote(build, threads, self._held, arguments)  # type: ignore[arg-type]
             for name in names
         ]
 

@@ -174,7 +174,7 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
         request = 0 if last else _request(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
         if checkpoints and not last and (stopped or request or checkpoints.due_after(epoch)):
             fitting.save()
-        if stopped:
+        if stopped or request == _STOP:
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
         if request == _END:
             raise KeyboardInterrupt

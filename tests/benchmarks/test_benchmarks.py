@@ -20,6 +20,7 @@ from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
 from benchmarks.sizes import SIZES, Size, made
 from benchmarks.subjects import Subject
 from m3dist.evaluation import ranking
+from m3dist.losses import Projection
 from m3dist.method import environments
 from m3dist.seeding import numpy_rng
 
@@ -37,7 +38,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 def plain(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
-    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.data.weights)
+    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.weights)
 
 
 def test_plain_backbone_computes_our_loss(subject: Subject) -> None:
@@ -56,13 +57,14 @@ def test_plain_backbone_computes_our_loss(subject: Subject) -> None:
 
 def test_plain_environments_compute_our_loss(subject: Subject) -> None:
     """Each environment's mean over its own interactions, weighted by its share of the batch."""
-    frozen, psi = subject.frozen, subject.representations[0]
+    frozen, psi = subject.trainer.frozen, subject.representations[0]
     E, D, c = 3, psi.shape[1], subject.config.backbone.content_dim
-    batch = subject.data.sampler(96, "t", 16)(0, 0)
-    environment_b = torch.arange(96) % E
-    models = [environments.fresh(subject.config, c, D, "t", e) for e in range(E)]
-    W, b = (torch.stack(parts) for parts in zip(*models, strict=True))
-    ours = float(environments.environment_loss(frozen, batch, 0, torch.ones(D), environment_b, range(E), W, b))
+    step = frozen.step(frozen.sampler("t"), 0, 0)
+    batch, environment_b = step.batch, torch.arange(96) % E
+    models = [environments.fresh(subject.config.seed, c, D, ("t", e)) for e in range(E)]
+    together = Projection(*(torch.stack(parts) for parts in zip(*models, strict=True)))
+    assigned = environments.Assigned(0, environment_b, range(E))
+    ours = float(environments.environment_loss(frozen, step, assigned, torch.ones(D), together))
     total = 0.0
     for e in range(E):
         model = PlainEnvironment(frozen.user_Uk, frozen.item_Id, psi, plain(subject, psi))
@@ -80,15 +82,16 @@ def test_plain_loop_ranks_as_ours(subject: Subject) -> None:
     score_UI = torch.randn(data.n_users, data.n_items, generator=generator)
     pairs = [subject.dataset.interactions(split) for split in ("train", "val")]
     sets = [[set(item[user == u].tolist()) for u in range(data.n_users)] for user, item in pairs]
-    seen, held = (ranking.Seen.of([pair], data.n_users) for pair in pairs)
-    everyone = torch.arange(data.n_users)
-    ours = ranking.evaluate(lambda u: score_UI[u].clone(), everyone, seen, held, data.n_items, (20,), 64)[0].means()
+    seen, held = (ranking.Seen.of(pair, data.n_users) for pair in pairs)
+    lists = ranking.Ranking(lambda u: (score_UI[u].clone(), None), [seen], 20, 64)
+    judged = ranking.Judged(held, data.n_items, (20,))
+    ours = ranking.evaluate(lists, torch.arange(data.n_users), judged)[0].means()
     assert ndcg(score_UI.numpy(), *sets, 20) == pytest.approx(ours["ndcg@20"], rel=1e-6)
 
 
 def test_made_data_has_its_size(subject: Subject) -> None:
-    assert (subject.data.n_users, subject.data.n_items, len(subject.data.user)) == (200, 300, 4000)
-    assert len(np.unique(subject.data.user.numpy() * 300 + subject.data.item.numpy())) == 4000
+    assert (subject.data.n_users, subject.data.n_items, len(subject.user)) == (200, 300, 4000)
+    assert len(np.unique(subject.user.numpy() * 300 + subject.item.numpy())) == 4000
 
 
 def test_cost_of_a_backbone_step_by_hand() -> None:

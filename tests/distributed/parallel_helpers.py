@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -21,15 +23,15 @@ from m3dist.config import Config
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
-from m3dist.distributed.tables import Spread
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
-from m3dist.method.backbone import Data
 from m3dist.method.merge import MergeTask
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.loop import fit
-from m3dist.training.tracking import Stopped, Tracker
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
+from m3dist.training.context import Context, Output
+from m3dist.training.loop import Plan, fit
+from m3dist.training.tracking import Tracker
 
 SMALL = [
     "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
@@ -44,6 +46,16 @@ def small(*extra: str) -> Config:
     return configs.load(None, [*SMALL, *extra])
 
 
+STEPS = 50
+RUNS = [
+    ("align", small()),
+    ("merge", small()),
+    ("align", small("backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity")),
+    ("merge", small("optimizer=dense", "backbone.nu=0")),
+    ("merge", small("backbone.groups=5", "backbone.negatives=8")),
+]
+
+
 def planted(root: Path, config: Config) -> Path:
     """A planted data set of which a third of the items lack modality 1."""
     synthetic.write(root, config.synthetic, config.seed)
@@ -56,42 +68,88 @@ def planted(root: Path, config: Config) -> Path:
     return root
 
 
-def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-    """What work(rank, world, *args) returns in `world` gloo processes; raises what one of them raised."""
-    with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(_child, (world, folder, work, args), world, join=False, start_method="spawn")
-        until = time.monotonic() + timeout
-        try:
-            while not context.join(timeout=1):
-                if time.monotonic() > until:
-                    raise TimeoutError(f"{world} workers of {work.__name__} still ran after {timeout} s")
-        finally:
-            for process in context.processes:
-                process.kill()
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
+class Gang:
+    """Processes that are joined by gloo and take one piece of work after another: starting them costs seconds."""
+
+    def __init__(self, world: int):
+        self.world = world
+        self.folder = tempfile.TemporaryDirectory()
+        context = mp.get_context("spawn")
+        self.pipes, others = zip(*(context.Pipe() for _ in range(world)), strict=True)
+        self.processes = [
+            context.Process(target=_serve, args=(rank, world, self.folder.name, pipe), daemon=True)
+            for rank, pipe in enumerate(others)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __call__(self, work: Callable[..., Any], args: tuple, timeout: float) -> list[Any]:
+        """Raises what one of them raised, and TimeoutError; the others may hang then, and the gang is of no use."""
+        until, pending = time.monotonic() + timeout, list(self.pipes)
+        for pipe in pending:
+            pipe.send((work, args))
+        while pending:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.world} workers of {work.__name__} still ran after {timeout} s")
+            for pipe in wait(pending, timeout=1):
+                try:
+                    failure = pipe.recv()
+                except EOFError:
+                    failure = "it died"
+                assert not failure, f"worker {self.pipes.index(pipe)} of {work.__name__}: {failure}"
+                pending.remove(pipe)
+        return [torch.load(Path(self.folder.name) / f"{rank}.pt", weights_only=False) for rank in range(self.world)]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.folder.cleanup()
 
 
-def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
+def _serve(rank: int, world: int, folder: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # which DeepSpeed asks for
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
-    result = work(rank, world, *args)
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # DeepSpeed keeps gloo's threads alive; an interpreter that ends over them aborts now and then
+    while True:
+        work, args = pipe.recv()
+        try:
+            torch.save(work(rank, world, *args), Path(folder) / f"{rank}.pt")
+            pipe.send("")
+        except BaseException:
+            pipe.send(traceback.format_exc())
+
+
+_gangs: dict[int, Gang] = {}
+
+
+def spawn(world: int, work: Callable[..., Any], *args: Any, timeout: float = 250) -> list[Any]:
+    """What work(rank, world, *args) returns in `world` gloo processes, which stay for the next call with as many."""
+    if world not in _gangs:
+        disband()
+        _gangs[world] = Gang(world)
+    try:
+        return _gangs[world](work, args, timeout)
+    except BaseException:
+        disband()
+        raise
+
+
+def disband() -> None:
+    """End the processes that `spawn` left."""
+    while _gangs:
+        _gangs.popitem()[1].close()
 
 
 def engine_of(config: Config, rank: int, world: int) -> Engine:
-    return Engine(rank, world, "cpu", config.strategy, config.zero_stage, config.deepspeed, "auto")
+    return Engine.of(config, rank, world, "cpu")
 
 
 def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
-    data = Data(Dataset(root), config, engine)
-    return AlignTask(data, config) if stage == "align" else MergeTask(data, config, [*data.features()], None)
+    context = Context(Dataset(root), config, engine)
+    return AlignTask(context) if stage == "align" else MergeTask(context, [*context.data.features])
 
 
 def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, steps: int) -> dict[str, Any]:
@@ -114,8 +172,7 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
 
 def whole(task: AlignTask | MergeTask, engine: Engine) -> dict[str, torch.Tensor]:
     """A task's state on every worker, of sharded tables all rows."""
-    state = task.state().items()
-    return {name: x.table.whole(engine) if isinstance(x, Spread) else x for name, x in state}
+    return task.dense.state() | {name: table.whole(engine) for name, table in task.tables.items()}
 
 
 def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
@@ -151,26 +208,43 @@ def fitted(
     task = task_of(stage, config, root, engine)
     saves = Checkpoints(Folder(folder), "key", config.checkpoint, engine)
 
-    def listener(stage: str, epoch: int, values: dict[str, float]) -> None:
-        if epoch == stop:
-            raise Stopped
+    class Stop(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            if epoch == stop:
+                raise Stopped
 
-    with Tracker(None, listener=listener) as tracker:
+    with Tracker(None, Callbacks([Stop()])) as tracker:
         try:
-            fit(task, getattr(config, stage), config.evaluation.metric, stage, tracker, saves)
+            fit(task, Plan(stage, getattr(config, stage), config.evaluation.metric), tracker, saves)
             assert stop is None
         except Stopped:
             assert stop is not None
     return whole(task, engine)
 
 
-def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[tuple[dict[str, torch.Tensor], dict]]:
+def aligned(dataset: Dataset, config: Config) -> dict[str, torch.Tensor]:
+    """What stage 1 leaves before its first step."""
+    start = AlignTask(Context(dataset, config))
+    return start.output({}).tensors
+
+
+def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[Output]:
     """Stage 2 on what stage 1 starts from."""
-    out = []
     dataset = Dataset(root)
-    start = AlignTask(Data(dataset, runs[0]), runs[0])
-    aligned = {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
-    for config in runs:
-        with Tracker(None) as tracker:
-            out.append(invariance.run(dataset, config, aligned, tracker, engine_of(config, rank, world)))
-    return out
+    start = aligned(dataset, runs[0])
+    return [invariance.train(Context(dataset, config, engine_of(config, rank, world)), start) for config in runs]
+
+
+def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Losses to 1e-5 relative, metrics to 1e-6."""
+    for name in theirs["losses"][0]:
+        ours_t, theirs_t = ([step[name] for step in run["losses"]] for run in (ours, theirs))
+        np.testing.assert_allclose(ours_t, theirs_t, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
+
+
+def same_everywhere(results: list[dict[str, Any]]) -> None:
+    for other in results[1:]:
+        assert other["metrics"] == results[0]["metrics"]
+        for name, value in results[0]["state"].items():
+            assert torch.equal(other["state"][name], value), name

@@ -5,48 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from parallel_helpers import planted, rounds, small, spawn, trajectories
+from parallel_helpers import RUNS, STEPS, agree, rounds, same_everywhere, small, spawn, trajectories
 
 from m3dist.cli.main import cli
 from m3dist.config import Config, load
-
-STEPS = 50
-RUNS = [
-    ("align", small()),
-    ("merge", small()),
-    ("align", small("backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity")),
-    ("merge", small("optimizer=dense", "backbone.nu=0")),
-    ("merge", small("backbone.groups=5", "backbone.negatives=8")),
-]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted(tmp_path_factory.mktemp("planted") / "data", small())
-
-
-@pytest.fixture(scope="module")
-def alone(root: Path) -> list[dict[str, Any]]:
-    return trajectories(0, 1, RUNS, root, STEPS)
-
-
-def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Losses to 1e-5 relative, metrics to 1e-6."""
-    for name in theirs["losses"][0]:
-        ours_t, theirs_t = ([step[name] for step in run["losses"]] for run in (ours, theirs))
-        np.testing.assert_allclose(ours_t, theirs_t, rtol=1e-5, atol=1e-7, err_msg=name)
-    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
-
-
-def same_everywhere(results: list[dict[str, Any]]) -> None:
-    for other in results[1:]:
-        assert other["metrics"] == results[0]["metrics"]
-        for name, value in results[0]["state"].items():
-            assert torch.equal(other["state"][name], value), name
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -71,18 +36,18 @@ def test_workers_find_the_same_environments_and_masks(world: int, root: Path) ->
     results = spawn(world, rounds, runs, root, timeout=240)
     for at, config in enumerate(runs):
         ours, theirs = results[0][at], alone[ROUNDS.index(config) if config in ROUNDS else 0]
-        for mine, other in zip(ours[1]["rounds"], theirs[1]["rounds"], strict=True):
+        for mine, other in zip(ours.meta["rounds"], theirs.meta["rounds"], strict=True):
             for name, value in other.items():
                 if name.split("/")[-1] in ("loss", "fit", "variance", "size", "mask"):
                     assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-        for name, x in theirs[0].items():
+        for name, x in theirs.tensors.items():
             if name.startswith("environment"):
-                assert float((ours[0][name] != x).double().mean()) < 1e-3, name  # where two score the same
+                assert float((ours.tensors[name] != x).double().mean()) < 1e-3, name  # where two score the same
             else:
-                torch.testing.assert_close(ours[0][name], x, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(ours.tensors[name], x, rtol=1e-4, atol=1e-5)
         for other in results[1:]:
-            for name, x in ours[0].items():
-                assert torch.equal(other[at][0][name], x), name
+            for name, x in ours.tensors.items():
+                assert torch.equal(other[at].tensors[name], x), name
 
 
 RAW = Path(__file__).parents[3] / "shared" / "data" / "ml100k"
@@ -142,12 +107,12 @@ def test_on_movielens_every_stage_and_strategy_has_the_numbers_of_one_worker(wor
     how = [load(None, [*few, *values]) for values in EVERY[:4]]
     single, many = rounds(0, 1, how[:1], movies)[0], spawn(world, rounds, how, movies, timeout=600)[0]
     for config, ours in zip(how, many, strict=True):
-        report, other = ours[1]["rounds"][0], single[1]["rounds"][0]
+        report, other = ours.meta["rounds"][0], single.meta["rounds"][0]
         terms = [name for name in other if name.split("/")[-1] in ("loss", "fit", "variance", "size", "mask")]
         differ = {name: abs(report[name] / other[name] - 1) for name in terms if other[name]}
         moved = {
-            name.removeprefix("environment."): float((ours[0][name] != x).double().mean())
-            for name, x in single[0].items()
+            name.removeprefix("environment."): float((ours.tensors[name] != x).double().mean())
+            for name, x in single.tensors.items()
             if name.startswith("environment.")
         }
         shown = f"{max(differ.values()):.1e}, environments {max(moved.values()):.1e}"

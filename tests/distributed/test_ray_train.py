@@ -15,7 +15,8 @@ from parallel_helpers import SMALL, small
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.distributed import ray_train as launch
-from m3dist.training.tracking import RunFailed, Stopped, Tracker
+from m3dist.training.callbacks import Callback, Stopped
+from m3dist.training.tracking import RunFailed, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
 
@@ -50,16 +51,17 @@ def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path:
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_a_listener_hears_workers_and_ends_them(tmp_path: Path) -> None:
+def test_a_callback_hears_workers_and_ends_them(tmp_path: Path) -> None:
     heard = []
 
-    def listener(stage: str, step: int, values: dict[str, float]) -> None:
-        heard.append((stage, step, values["loss"]))
-        if len(heard) == 2:
-            raise Stopped
+    class Stop(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            heard.append((stage, epoch, values["loss"]))
+            if len(heard) == 2:
+                raise Stopped
 
     with pytest.raises(Stopped):
-        trained(tmp_path, "workers=1", listener=listener)
+        trained(tmp_path, "workers=1", callbacks=[Stop()])
     assert [at for *at, _ in heard] == [["align", 0], ["align", 1]]
 
 

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_helpers import carried_over, planted, small, spawn
+from parallel_helpers import carried_over, small, spawn
 
 DDP = small()
 ZERO = [small("strategy=deepspeed", f"zero_stage={stage}") for stage in range(4)]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted(tmp_path_factory.mktemp("planted") / "data", DDP)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +21,11 @@ def straight(root: Path) -> dict[str, torch.Tensor]:
     ("first", "then"),
     [
         (2, 3),
-        pytest.param(None, 3, marks=pytest.mark.slow),
-        pytest.param(2, None, marks=pytest.mark.slow),
-        pytest.param(0, 1, marks=pytest.mark.slow),
-        pytest.param(1, 2, marks=pytest.mark.slow),
-        pytest.param(3, 0, marks=pytest.mark.slow),
+        (None, 3),
+        (2, None),
+        (0, 1),
+        (1, 2),
+        (3, 0),
     ],
 )
 def test_state_moves(first: int | None, then: int | None, root: Path, straight: dict[str, torch.Tensor]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from m3dist.evaluation import ranking
 
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # compiling takes minutes, and 60 users take none
 ranx = pytest.importorskip("ranx")
 
 
