@@ -66,12 +66,21 @@ class Engine:
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 where configured; with `auto`, on GPUs that have it. float32 elsewhere."""
-        precision = self.strategy.precision
-        auto = precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if auto or precision == "bf16":
+        """bf16 where it is configured, float32 elsewhere."""
+        if self.strategy.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def fast_products(self) -> Iterator[None]:
+        """Matrix products of steps by TF32 on GPUs that have it, unless the precision is float32; what is ranked or
+        written is computed outside."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.strategy.precision != "float32"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def share(self, n: int) -> tuple[int, int]:
         """This worker's contiguous part of 0..n-1."""

@@ -34,8 +34,7 @@ class Steps:
             self.sums.add(step(frozen.step(draws)))
             draws.advance()
 
-        why_not = "several workers train together" if self.engine.world > 1 else dense.why_not
-        self._stepper = Stepper(one, self.engine.device, why_not)
+        self._stepper = Stepper(one, self.engine, dense.why_not)
 
     def __call__(self) -> None:
         """The next step."""

@@ -199,10 +199,7 @@ def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:
         draws.advance()
 
     why_not = "" if task.fixed else "the shapes of a step depend on its data"
-    engine = task.dense.engine
-    if engine.world > 1:
-        why_not = why_not or "several workers train together"
-    return Stepper(one, engine.device, why_not or task.dense.why_not)
+    return Stepper(one, task.dense.engine, why_not or task.dense.why_not)
 
 
 def _epoch(task: Task, plan: Plan, fitting: Fitting, take: Stepper, tracker: Tracker) -> dict[str, float]:
