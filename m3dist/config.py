@@ -179,7 +179,7 @@ class Config(Section):
     stages: tuple[str, ...] | None = None  # the model's first stages; default: all of them
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
-    use_gpu: bool = False  # one for each worker
+    use_gpu: bool | Literal["auto"] = "auto"  # one for each worker; auto: where there are as many
     resources_per_worker: dict[str, PositiveFloat] = {}  # Ray's names, such as CPU; default: 1 CPU, and 1 GPU if used
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m3dist.config import Config
 from m3dist.data.parts import share
+from m3dist.distributed import devices
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ class Engine:
     def of(config: Config, rank: int = 0, world: int = 1, device: str | torch.device | None = None) -> Engine:
         """A worker as a config describes it; alone, on the GPU when the config uses one."""
         if device is None:
-            device = "cuda" if config.use_gpu else "cpu"
-            if config.use_gpu and not torch.cuda.is_available():
-                raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
+            device = devices.wanted(config.use_gpu)
         strategy = Strategy(config.strategy, config.zero_stage, config.deepspeed, config.precision)
         return Engine(rank, world, device, strategy)
 

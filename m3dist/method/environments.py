@@ -215,7 +215,7 @@ class Masks(nn.Module):
         self, fits: list[Fit], W: list[Tensor], mask_S: Tensor, part: Tensor
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Terms of every representation [R], and gradients of W, b and masks. S: all representations' D side by side."""
-        engine, E = self.frozen.engine, self.frozen.settings.environments
+        engine = self.frozen.engine
         count_RE, loss_RE = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("count_E", "loss_E"))
         gradient_EcS = torch.cat([fit.gradient_EcD for fit in fits], dim=2)
         second_ES = torch.cat([fit.second_ED for fit in fits if fit.second_ED is not None], dim=1)

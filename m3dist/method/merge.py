@@ -42,6 +42,7 @@ class Fused:
         if "gate.mean" in tensors:
             self.gate = fusion.AttentionGate(self.models)
             self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
+            self.gate.to(tensors["gate.mean"].device)
 
     def scores(self, user_u: Tensor) -> list[Tensor]:
         """Every member's, [u, I]; the next call overwrites them."""
@@ -49,7 +50,7 @@ class Fused:
 
     def weights(self, scores: list[Tensor]) -> Tensor:
         """omega [u, M] by the configured strategy."""
-        if self.models == 1 or self.strategy == "equal":
+        if self.strategy == "equal":
             return fusion.equal_weights(scores[0], self.models)
         if self.strategy == "loss":
             assert self.loss_weight is not None
@@ -63,8 +64,10 @@ class Fused:
     def __call__(self, user_u: Tensor, mask: ranking.Mask) -> tuple[Tensor, Tensor | None]:
         """Fused scores [u, I], which the next call overwrites, and weights [u, M]; no weights of a single member."""
         scores = self.scores(user_u)
+        if self.models == 1:
+            return scores[0], None
         weight_uM = self.weights(scores)
-        return fusion.fuse(weight_uM, scores), weight_uM if self.models > 1 else None
+        return fusion.fuse(weight_uM, scores), weight_uM
 
 
 def scorer(tensors: dict[str, Tensor], config: Config) -> Fused:
@@ -164,9 +167,10 @@ class ValidationPairs:
 
     def __init__(self, data: DeviceData, seed: int):
         self.data = data
-        self.user, self.item = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
+        pairs = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
+        self.user, self.item = (x.to(data.device) for x in pairs)
         generator = torch.Generator().manual_seed(derive(seed, "validation"))
-        self.negative = torch.randint(data.n_items, (len(self.user),), generator=generator)
+        self.negative = torch.randint(data.n_items, (len(self.user),), generator=generator).to(data.device)
 
     def scores(self, fused: Fused, items: Tensor) -> Tensor:
         """Every member's score of each pair's user with these items, [n, M]."""
@@ -188,9 +192,9 @@ def fit_fusion(context: Context, fused: Fused, strategy: str) -> dict[str, Tenso
         here = users[data.mine(users)].split(1024)
         blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in here]
         confidence = data.joined(torch.cat(blocks))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "gate"))
-            gate = fusion.AttentionGate(fused.models)
+            gate = fusion.AttentionGate(fused.models).to(data.device)
         gate.mean, gate.std = confidence.mean(0), confidence.std(0).clamp(min=1e-6)
         optimizer = torch.optim.Adam(gate.parameters(), lr=settings.attention_lr)
         at = torch.searchsorted(users, pairs.user)
@@ -235,7 +239,7 @@ def fused(context: Context) -> Output:
     """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
     aligned, masks = context.read("align"), context.read("invariance")
     M = len(context.dataset.modalities)
-    phi = [masks[f"mask.{r}"] * aligned[f"representation.{r}"] for r in range(M + 1)]
+    phi = [masks[f"mask.{r}"] * aligned[f"representation.{r}"].float() for r in range(M + 1)]
     contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
     return train(context, contents, _start(context, "align", "member"))
 

@@ -52,6 +52,7 @@ class Steps:
                     raise KeyboardInterrupt
                 self()
         totals = self.engine.totals(self.sums.read())
+        self._stepper.close()
         return {name: total / max(epochs * self.draws.steps, 1) for name, total in totals.items()}
 
 

@@ -178,6 +178,7 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
         if request == _END:
             raise KeyboardInterrupt
+    take.close()
     tracker.progress(stage, at.epoch, at.epoch, f"best {metric} {at.best.get(metric, math.nan):.4f}")
     fitting.restore(fitting.kept)
     return at.best

@@ -91,6 +91,13 @@ class Stepper:
         else:
             self._capture()
 
+    def close(self) -> None:
+        """Give a captured step's memory back."""
+        if self._graph is not None:
+            torch.cuda.synchronize()
+            self._graph.reset()
+            self._graph = None
+
     def _beside(self, step: Callable[[], None]) -> None:
         """On a stream of its own, as capturing asks of the steps before."""
         self._stream.wait_stream(torch.cuda.current_stream())
