@@ -16,7 +16,6 @@ from m3dist.config import Config
 from m3dist.evaluation import ranking
 from m3dist.method import fusion
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
-from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
@@ -88,7 +87,7 @@ class MergeModel(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Rows]:
         """Terms [M], their sum, and the gradients of the rows. contents: of the item slots, [R, w] of each member."""
         (tables,) = self._tables
-        projections = [backbone.project for backbone in self.backbones]
+        projections = [backbone.project for backbone in tables.models]
         projected = [None if p is None else p(x) for p, x in zip(projections, contents, strict=True)]
         terms, loss, grads = backbone_loss(tables, sampled, rows, projected)
         weights = [p.weight for p in projections if p is not None]
@@ -99,9 +98,7 @@ class MergeModel(nn.Module):
 
     def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
         """Whole rows of a member's items."""
-        backbone = self.backbones[m]
-        assert isinstance(backbone, UltraGCN)
-        return backbone.item_rows(id_Id, content_Iw)
+        return self._tables[0].models[m].item_rows(id_Id, content_Iw)
 
 
 class MergeTask:
