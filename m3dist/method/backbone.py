@@ -22,7 +22,8 @@ from m3dist.distributed.rows import RowTables, random_rows
 from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
 from m3dist.losses import logistic
 from m3dist.losses.known import known
-from m3dist.losses.logistic import Coefficients, Found, Samples
+from m3dist.losses.logistic import Coefficients, Samples
+from m3dist.losses.own import ultragcn_own
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import torch_rng
 from m3dist.training.data import DeviceData
@@ -46,8 +47,8 @@ def spared(x_Iw: Tensor) -> Tensor:
 class Sampled:
     """A step's batch, the rows of users and items that it touches, and what its samples weigh.
 
-    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives [P, N], and
-    whatever else the stage reads.
+    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives [P, N] or [X, n],
+    and whatever else the stage reads.
     """
 
     batch: Batch
@@ -124,7 +125,7 @@ class Backbones:
         base, scale_Pb = weights.negative(batch.user_Pb)
         samples = Samples(
             batch.valid_Pb / batch.size, weights.positive(batch.user_Pb, batch.item_Pb), base, scale_Pb,
-            weights.c_I[batch.negative], omega_sX,
+            weights.c_I[batch.negative].flatten(0, -2), omega_sX,
         )  # fmt: skip
         scored = sum(x.numel() for x in ids)
         ids += [] if more is None else [more]
@@ -164,11 +165,21 @@ def backbone_loss(
         user_slots, item_slots = sampled.user.slots, sampled.item.slots
         user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
         item_MLk = item_MRk.index_select(1, item_slots.slot_L[: sampled.scored])
-        found: Found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
+        at_own = None
+        if sampled.batch.negative.ndim == 3:
+            n = sampled.batch.negative.numel()
+            at_Xn = item_slots.slot_L[sampled.scored - n : sampled.scored].view(-1, sampled.batch.negative.shape[2])
+            found, at_own = ultragcn_own(
+                user_MPbk, item_MLk[:, :-n], (item_MRk, at_Xn), sampled.samples, backbones.coefficients
+            )
+        else:
+            found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
         user_grad = user_slots.sum(found.user_grad_MPbk.flatten(1, 2))
-        further = len(item_slots.slot_L) - sampled.scored  # items that the loss does not score
+        further = len(item_slots.slot_L) - found.item_grad_MLk.shape[1]  # items that the loss scores otherwise or not
         scored = F.pad(found.item_grad_MLk, (0, 0, 0, further)) if further else found.item_grad_MLk
         item_grad = item_slots.sum(scored)
+        if at_own is not None:
+            item_grad += at_own
         value = torch.stack([*found.terms.values()]).sum()
     grads = Rows(user_grad, item_grad[:, :, :d].contiguous())  # a fused Adam takes memory as it lies
     inputs = [x for x in contents if x is not None and x.requires_grad]

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from m3dist import losses
+from m3dist.losses import ranking
 from m3dist.models.sparse import Graph
 
 
@@ -167,7 +167,7 @@ def bpr(batch: Batch, user_bd: Tensor, item_bd: Tensor, negative: Tensor) -> Ten
         score = user_bd @ negative.T
     else:
         score = torch.bmm(negative, user_bd.unsqueeze(2)).squeeze(2)
-    return losses.bpr((user_bd * item_bd).sum(1), score) / batch.size
+    return ranking.bpr((user_bd * item_bd).sum(1), score) / batch.size
 
 
 def distinct_items(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
