@@ -68,7 +68,13 @@ def command() -> None:
 @_PRESENT
 @click.option("--split", type=click.Choice(["random", "leave-last-out", "temporal"]), help="For data without a split.")
 @click.option("--ratios", type=(float, float, float), default=(0.8, 0.1, 0.1), help="Shares of train, val and test.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of --split random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of --split random and --cold.")
+@click.option(
+    "--cold",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    help="With --split: hold out this share of the items, half of them new in val, half in test.",
+)
 @_OVERLAP
 def tables(src: Path, dst: Path, overlap: str, no_header: bool, **given: Any) -> None:
     """CSV, TSV or Parquet, a file or a folder.

@@ -122,6 +122,17 @@ def test_the_seed_changes_a_random_split(tmp_path):
     assert x == y != z
 
 
+def test_cold(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(text([(u, i) for u in range(5) for i in range(20)], "user,item", ","))
+    assert run("tables", tmp_path / "a.csv", tmp_path / "x", "--split", "random", "--cold", 0.2) == 0
+    meta = Dataset(tmp_path / "x").meta
+    assert meta["cold_items"] == {"all": 4, "val": 2, "test": 2}
+    assert meta["provenance"]["options"]["cold"] == 0.2
+    assert "4 (in val 2, in test 2)" in capsys.readouterr().out
+    assert run("tables", tmp_path / "a.csv", tmp_path / "y", "--cold", 0.2) == 2
+    assert "--cold chooses the items of val and test, so it needs --split" in capsys.readouterr().err
+
+
 def test_synthetic(tmp_path, capsys):
     pytest.importorskip("m3dist.data.synthetic")
     sizes = ["--users", 30, "--items", 60, "--interactions", 20, "--modalities", 2]

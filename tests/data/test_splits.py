@@ -13,10 +13,10 @@ from m3dist.data.importers.ids import Growing, IntegerIds, KnownIds, RowIds, Str
 EIGHT = (0.8, 0.1, 0.1)
 
 
-def run(rows, strategy, ratios=EIGHT, seed=0):
+def run(rows, strategy, ratios=EIGHT, seed=0, cold=0.0):
     user, item, time = (np.array(x) for x in zip(*rows, strict=True))
     data = sp.Interactions(user.astype(np.int32), item.astype(np.int32), time.astype(np.float64))
-    splits, duplicates = sp.split(data, strategy, ratios, seed, "f.tsv")
+    splits, duplicates = sp.split(data, sp.Plan(strategy, ratios, seed, cold), "f.tsv")
     return {s: sorted(zip(u.tolist(), i.tolist(), strict=True)) for s, (u, i) in splits.items()}, duplicates
 
 
@@ -102,7 +102,37 @@ def test_refusals():
     with pytest.raises(DataError, match="expected one of random"):
         run(rows, "by-moon")
     with pytest.raises(DataError, match=r"f.tsv: split 'temporal' needs times"):
-        sp.split(sp.Interactions(np.zeros(3, np.int32), np.arange(3, dtype=np.int32)), "temporal", EIGHT, 0, "f.tsv")
+        sp.split(sp.Interactions(np.zeros(3, np.int32), np.arange(3, dtype=np.int32)), sp.Plan("temporal"), "f.tsv")
+    for cold in (0.02, 0.99):  # one item, and all of them
+        with pytest.raises(DataError, match=r"f.tsv: --cold .* at least one for val, one for test and one for train"):
+            run(many(), "random", cold=cold)
+
+
+@pytest.mark.parametrize("strategy", sp.STRATEGIES)
+def test_cold_items_are_new_in_val_and_test(strategy):
+    """A fifth of the items has no training interactions, half of them in val alone, half in test alone."""
+    rows = many()
+    splits, _ = run(rows, strategy, cold=0.2)
+    assert sorted(p for s in splits.values() for p in s) == sorted({(int(u), int(i)) for u, i, _ in rows})
+    items = {s: {i for _, i in pairs} for s, pairs in splits.items()}
+    new = {s: items[s] - items["train"] for s in ("val", "test")}
+    assert (len(new["val"]), len(new["test"])) == (5, 5)
+    assert not new["val"] & items["test"]
+    assert not new["test"] & items["val"]
+    # the others are split as if the held-out items did not exist
+    out = new["val"] | new["test"]
+    rest, _ = run([row for row in rows if row[1] not in out], strategy)
+    assert {s: [p for p in pairs if p[1] not in out] for s, pairs in splits.items()} == rest
+    shuffled = [rows[i] for i in np.random.default_rng(2).permutation(len(rows))]
+    assert run(shuffled, strategy, cold=0.2)[0] == splits
+    assert run(rows, strategy, seed=1, cold=0.2)[0] != splits
+
+
+def test_a_split_may_be_cold_alone():
+    splits, _ = run(many(), "random", (1.0, 0.0, 0.0), cold=0.4)
+    items = {s: {i for _, i in pairs} for s, pairs in splits.items()}
+    assert [len(items[s]) for s in ("train", "val", "test")] == [30, 10, 10]
+    assert len(items["train"] | items["val"] | items["test"]) == 50
 
 
 @pytest.mark.parametrize("ids", [IntegerIds(), StringIds()])

@@ -30,51 +30,103 @@ class Interactions:
     time: np.ndarray | None = None
 
 
-def split(
-    data: Interactions, strategy: str, ratios: tuple[float, float, float], seed: int, source: str
-) -> tuple[Splits, int]:
+@dataclass(frozen=True)
+class Plan:
+    """How to split interactions that come without a split.
+
+    strategy: one of STRATEGIES; None: the data is split already.
+    ratios: shares of train, val and test; those of val and test may be 0 where `cold` fills them.
+    cold: share of the items whose interactions are all held out, half of these items in val, half in test.
+    """
+
+    strategy: str | None = None
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    cold: float = 0.0
+
+    def check(self) -> None:
+        """Raises DataError where the plan is none."""
+        if self.strategy not in (None, *STRATEGIES):
+            raise DataError(f"split strategy {self.strategy!r}: expected one of {', '.join(STRATEGIES)}")
+        least = 0 if self.cold else 1e-12
+        if self.ratios[0] <= 0 or min(self.ratios) < least or abs(sum(self.ratios) - 1) > 1e-6:
+            raise DataError(
+                f"split ratios {self.ratios}: expected three positive shares of train, val, test that add up to 1"
+            )
+        if not 0 <= self.cold < 1:
+            raise DataError(f"cold share {self.cold:g}: expected at least 0 and under 1 (--cold)")
+        if self.cold and self.strategy is None:
+            raise DataError("--cold chooses the items of val and test, so it needs --split for the other interactions")
+
+
+def split(data: Interactions, plan: Plan, source: str) -> tuple[Splits, int]:
     """The splits, and how many duplicates were dropped. `data` is emptied, so that its memory can go.
 
-    random          each user's interactions are shuffled and cut by `ratios` (a user too small for a share of
+    random          each user's interactions are shuffled and cut by the ratios (a user too small for a share of
                     val or test stays in train)
     leave-last-out  the last interaction of each user is test, the one before val; users with under three train
-    temporal        all interactions in order of time, cut by `ratios`
-    Of duplicates the earliest stays.
+    temporal        all interactions in order of time, cut by the ratios
+    Of duplicates the earliest stays. With plan.cold, items are held out first and the strategy splits the rest.
+    Raises DataError.
     """
-    if strategy not in STRATEGIES:
-        raise DataError(f"split strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
-    if min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise DataError(f"split ratios {ratios}: expected three positive shares of train, val, test that add up to 1")
+    plan.check()
+    strategy = plan.strategy or ""
     if strategy != "random" and data.time is None:
         raise DataError(f"{source}: split {strategy!r} needs times; name their column with --time-column")
     if strategy == "random":
         data.time = None
     n = len(data.user)
+    held_I = _held_out_items(data.item, plan, source) if plan.cold else None
     parts = {name: (Growing(), Growing()) for name in SPLITS}
     times = Growing(np.float64)
     for user, item, time in _user_blocks(data):
+        labels = np.zeros(len(user), dtype=np.int8) if held_I is None else held_I[item]
+        rest: slice | np.ndarray = slice(None) if held_I is None else np.flatnonzero(labels == 0)
+        user_r, item_r, time_r = user[rest], item[rest], time[rest]
         if strategy == "temporal":
-            labels = np.zeros(len(user), dtype=np.int8)
-            times.append(time)
+            times.append(time_r)
         else:
             # by user, then by time or at random, then by item
-            order_key = _shuffle_keys(user, item, derive(seed, "split")) if strategy == "random" else time
-            order = np.lexsort((item, order_key, user))
-            labels = np.empty(len(user), dtype=np.int8)
-            labels[order] = _within_users(user[order], strategy, ratios)
+            order_key = _shuffle_keys(user_r, item_r, derive(plan.seed, "split")) if strategy == "random" else time_r
+            order = np.lexsort((item_r, order_key, user_r))
+            chosen = np.empty(len(user_r), dtype=np.int8)
+            chosen[order] = _within_users(user_r[order], strategy, plan.ratios)
+            labels[rest] = chosen
         for code, name in enumerate(SPLITS):
-            chosen = labels == code
-            parts[name][0].append(user[chosen])
-            parts[name][1].append(item[chosen])
+            where = labels == code
+            parts[name][0].append(user[where])
+            parts[name][1].append(item[where])
     data.user = data.item = np.empty(0, dtype=np.int32)
     data.time = None
     splits = {name: (user.take(), item.take()) for name, (user, item) in parts.items()}
     kept = sum(len(user) for user, _ in splits.values())
     if strategy == "temporal":
-        labels = _by_time(times.take(), ratios)
+        labels = _by_time(times.take(), plan.ratios)
         user, item = splits["train"]
-        splits = {name: (user[labels == code], item[labels == code]) for code, name in enumerate(SPLITS)}
+        cut = {name: (user[labels == code], item[labels == code]) for code, name in enumerate(SPLITS)}
+        if held_I is not None:
+            for name in ("val", "test"):
+                (user, item), (cold_user, cold_item) = cut[name], splits[name]
+                cut[name] = np.concatenate([user, cold_user]), np.concatenate([item, cold_item])
+        splits = cut
     return splits, n - kept
+
+
+def _held_out_items(item: np.ndarray, plan: Plan, source: str) -> np.ndarray:
+    """int8 [I]: 1 for items that are held out in val, 2 in test, 0 for the others. Chosen by the seed and the item."""
+    seen = np.flatnonzero(np.bincount(item))
+    count = round(plan.cold * len(seen))
+    if not 2 <= count < len(seen):
+        raise DataError(
+            f"{source}: --cold {plan.cold:g} of {len(seen)} items is {count}; expected at least one for val, one for "
+            "test and one for train"
+        )
+    keys = _shuffle_keys(np.zeros(len(seen), dtype=np.int32), seen, derive(plan.seed, "cold"))
+    chosen = seen[np.argsort(keys)[:count]]
+    held_I = np.zeros(int(seen[-1]) + 1, dtype=np.int8)
+    held_I[chosen[: count // 2]] = 1
+    held_I[chosen[count // 2 :]] = 2
+    return held_I
 
 
 def _user_blocks(data: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -66,9 +66,14 @@ class Options:
     items: Path | None = None  # items table
     features: dict[str, Path] = field(default_factory=dict)  # modality: file
     present: dict[str, Path] = field(default_factory=dict)
-    split: str | None = None  # strategy, for data without a split
+    split: str | None = None  # strategy, for data without a split; see splits.Plan
     ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
+    cold: float = 0.0
+
+    @property
+    def plan(self) -> sp.Plan:
+        return sp.Plan(self.split, self.ratios, self.seed, self.cold)
 
 
 @dataclass
@@ -143,6 +148,7 @@ def _find_features(src: Path, taken: set[Path]) -> dict[str, Path]:
 
 def read_layout(layout: Layout, options: Options) -> Source:
     """Read with integer ids; start over with strings for users or items that turn out to be none."""
+    options.plan.check()
     strings: dict[str, NotIntegers] = {}
     while True:
         try:
@@ -328,7 +334,7 @@ class _Reader:
         del user, item, times  # so that split() can let them go
         data.clear()
         source = self.layout.interactions[UNSPLIT].name
-        return sp.split(interactions, self.options.split, self.options.ratios, self.options.seed, source)
+        return sp.split(interactions, self.options.plan, source)
 
 
 def _at(where: Where, kept: np.ndarray) -> Callable[[int], str]:
