@@ -13,7 +13,7 @@ import m3dist
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.cli.main import main
-from m3dist.data.dataset import Writer
+from m3dist.data.writer import Writer
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",

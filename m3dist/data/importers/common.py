@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from m3dist.data.dataset import DataError, Writer
+from m3dist.data.dataset import DataError
 from m3dist.data.importers.features import Feature
 from m3dist.data.importers.splits import Splits
+from m3dist.data.writer import Origin, Writer
 
 
 @dataclass
@@ -55,8 +56,7 @@ def write(source: Source, dst: str | Path, overlap: str = "error") -> dict[str, 
             source.n_items,
             splits,
             overlap=overlap,
-            files=source.files,
-            ids=(source.user_ids, item_names),
+            origin=Origin(source.files, source.user_ids, item_names),
         )
         del splits
         for feature in source.features:
