@@ -35,7 +35,7 @@ def test_report(folder, tmp_path, capsys):
         "val interactions": "2",
         "test interactions": "2",
         "sparsity": "33.3333 %",
-        "modality visual": "width 2, 1 items lack it",
+        "modality visual": "width 2, 3 of 4 items have it",
         "cold items": "1 (in val 1, in test 0)",
         "cold users": "0",
         "duplicates dropped": "1 (train 1)",
@@ -60,7 +60,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(folder, tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "error: val.tsv, line 3: item id 77 is out of range 0..3, the rows of visual_small.npy; "
-        "if ids are not row numbers, list them in an items table in the features' order\n"
+        "if ids are not row numbers, list them in an items table in the features' order (--items); "
+        "--on-bad-row drop leaves such rows out\n"
     )
     assert done.stdout == ""
     assert not dst.parent.exists()

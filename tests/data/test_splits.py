@@ -8,7 +8,7 @@ import pytest
 
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import splits as sp
-from m3dist.data.importers.ids import Growing, IntegerIds, KnownIds, RowIds, StringIds, UnknownId, renumber
+from m3dist.data.importers.ids import Growing, IntegerIds, KnownIds, RowIds, StringIds, renumber
 
 EIGHT = (0.8, 0.1, 0.1)
 
@@ -16,7 +16,7 @@ EIGHT = (0.8, 0.1, 0.1)
 def run(rows, strategy, ratios=EIGHT, seed=0, cold=0.0):
     user, item, time = (np.array(x) for x in zip(*rows, strict=True))
     data = sp.Interactions(user.astype(np.int32), item.astype(np.int32), time.astype(np.float64))
-    splits, duplicates = sp.split(data, sp.Plan(strategy, ratios, seed, cold), "f.tsv")
+    splits, duplicates, _ = sp.split(data, sp.Plan(strategy, ratios, seed, cold), "f.tsv")
     return {s: sorted(zip(u.tolist(), i.tolist(), strict=True)) for s, (u, i) in splits.items()}, duplicates
 
 
@@ -158,15 +158,20 @@ def test_dense_integers_stay():
 
 
 def test_known_ids():
-    assert KnownIds(pa.array([30, 10, 20]), "items.tsv").encode(pa.array([10, 30, 30])).tolist() == [1, 0, 0]
-    assert KnownIds(pa.array(["b", "a"]), "items.tsv").encode(pa.array(["a", "a", "b"])).tolist() == [1, 1, 0]
-    with pytest.raises(UnknownId, match=r"id 'c' is not among the 2 ids of items.tsv") as error:
-        KnownIds(pa.array(["b", "a"]), "items.tsv").encode(pa.array(["a", "c"]))
-    assert error.value.at == 1
-    with pytest.raises(UnknownId, match=r"id 40 is not among"):
-        KnownIds(pa.array([30, 10, 20]), "items.tsv").encode(pa.array([40]))
-    with pytest.raises(UnknownId, match=r"id -1 is out of range 0..4, the rows of v.npy"):
-        RowIds(5, "v.npy").encode(pa.array([4, -1]))
+    assert KnownIds(pa.array([30, 10, 20])).encode(pa.array([10, 30, 30, 40])).tolist() == [1, 0, 0, -1]
+    assert KnownIds(pa.array(["b", "a"])).encode(pa.array(["a", "c", "b"])).tolist() == [1, -1, 0]
+
+
+def test_row_ids():
+    """Ids behind the rows are items, too, up to the limit; the first row may have another number than 0."""
+    ids = RowIds(5, 8)
+    assert ids.encode(pa.array([4, -1, 0])).tolist() == [4, -1, 0]
+    assert ids.finish()[0].to_pylist() == [0, 1, 2, 3, 4]
+    assert ids.encode(pa.array([7, 8])).tolist() == [7, -1]
+    assert ids.finish()[0].to_pylist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    ids = RowIds(3, 3, first=1)
+    assert ids.encode(pa.array([1, 3, 0, 4])).tolist() == [0, 2, -1, -1]
+    assert ids.finish()[0].to_pylist() == [1, 2, 3]
 
 
 def test_growing():
