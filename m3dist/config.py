@@ -17,19 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-Stage = Literal["align", "invariance", "merge"]
-STAGES: tuple[Stage, ...] = ("align", "invariance", "merge")
-RECOMMENDERS = {  # the value of `model`: its class, imported when used
-    "vbpr": "m3dist.models.vbpr:VBPR",
-    "duif": "m3dist.models.duif:DUIF",
-    "cb2cf": "m3dist.models.cb2cf:CB2CF",
-    "ngcf": "m3dist.models.ngcf:NGCF",
-    "disengcn": "m3dist.models.disengcn:DisenGCN",
-    "macridvae": "m3dist.models.macridvae:MacridVAE",
-    "mmgcn": "m3dist.models.mmgcn:MMGCN",
-    "huign": "m3dist.models.huign:HUIGN",
-    "grcn": "m3dist.models.grcn:GRCN",
-}
+from m3dist.method import registry
 
 
 class ConfigError(ValueError):
@@ -134,14 +122,14 @@ class Merge(Fit):
 
 
 class Baseline(Fit):
-    """Every recommender of RECOMMENDERS."""
+    """Every recommender of one stage."""
 
     batch_size: PositiveInt = 4096  # interactions; where a sample is a user's history, so many users as hold them
     dim: PositiveInt = 64
     l2: NonNegativeFloat = 1e-3  # on the rows of a step, per sample
     sampling: Literal["shared", "per_positive"] = "shared"
     negatives: PositiveInt = 256  # per global batch when shared, per positive otherwise
-    options: dict[str, Any] = {}  # of one recommender: the keyword-only arguments of its class
+    options: dict[str, Any] = {}  # further settings of one recommender
 
 
 class Evaluation(Section):
@@ -187,8 +175,8 @@ class Config(Section):
     data: str = "synthetic"  # a prepared data set, or `synthetic`
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
-    model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; or a RECOMMENDERS
-    stages: tuple[Stage, ...] = STAGES
+    model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; or a recommender
+    stages: tuple[str, ...] | None = None  # the model's first stages; default: all of them
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
     use_gpu: bool = False  # one for each worker
@@ -201,6 +189,7 @@ class Config(Section):
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
     autoscaling: bool = False  # the cluster can grow: wait for workers instead of refusing
+    report_to: tuple[Literal["mlflow", "wandb"], ...] = ()  # experiment trackers, beside metrics.jsonl and TensorBoard
     max_failures: NonNegativeInt = 3  # of workers, per stage, before the run gives up
     checkpoint: Checkpoint = Checkpoint()
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
@@ -215,17 +204,15 @@ class Config(Section):
     @pydantic.field_validator("model")
     @classmethod
     def _known(cls, model: str) -> str:
-        names = ["m3-invrl", "ultragcn", "invrl", *RECOMMENDERS]
-        if model not in names:
-            near = difflib.get_close_matches(model, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"no such model; expected one of {', '.join(names)}{hint}")
+        registry.model(model)
         return model
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.stages != STAGES[: len(self.stages)] or not self.stages:
-            raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(STAGES)}")
+        spec = registry.model(self.model)
+        stages = tuple(stage.name for stage in spec.stages)
+        if self.stages is not None and (not self.stages or self.stages != stages[: len(self.stages)]):
+            raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(stages)}")
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ValueError(f"workers: expected [min, max] with min <= max, got {list(self.workers)}")
         for key, instead in _OURS_IN_DEEPSPEED.items():
@@ -235,7 +222,7 @@ class Config(Section):
             raise ValueError("deepspeed.zero_optimization.stage: is set by m3dist; use zero_stage")
         if self.deepspeed and self.strategy != "deepspeed":
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
-        if self.embeddings == "sharded" and self.model in RECOMMENDERS:
+        if self.embeddings == "sharded" and spec.members == "nodes":
             raise ValueError(
                 f"embeddings: {self.model} trains whole tables on every worker; use replicated, or strategy=deepspeed "
                 f"zero_stage=3, which shards them with all other parameters"
@@ -246,6 +233,11 @@ class Config(Section):
         if int(k) not in self.evaluation.k:
             raise ValueError(f"evaluation.metric is at {k}, which evaluation.k {list(self.evaluation.k)} lacks")
         return self
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages that a run trains, in order."""
+        return self.stages or tuple(stage.name for stage in registry.model(self.model).stages)
 
 
 METRICS = ("precision", "recall", "ndcg", "hit", "mrr", "ndcg_hits", "coverage")
@@ -319,6 +311,14 @@ def known_keys(model: type[Section] = Config, prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
     return keys
+
+
+def value(config: Config, key: str) -> Any:
+    """The plain value of a dotted key; of a section, all of its values."""
+    found: Any = config
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found.model_dump() if isinstance(found, Section) else found
 
 
 def to_yaml(config: Section) -> str:

@@ -1,4 +1,4 @@
-"""One Ray instance for all tests that need one."""
+"""One Ray instance, one planted data set and one finished run for all tests that need one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +24,40 @@ def ray_here() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def planted_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Planted data on which taste, not popularity, decides."""
+    from m3dist.config import Synthetic
+    from m3dist.data import synthetic
+
+    root = tmp_path_factory.mktemp("planted") / "data"
+    synthetic.write(root, Synthetic(users=300, items=150, interactions=40), seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run through all stages of M3-InvRL; tests only read it."""
+    from small_runs import trained
+
+    out = tmp_path_factory.mktemp("finished")
+    trained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A URI in an S3-like server of this process, in which NAME stands for a folder's name."""
+    from pyarrow import fs
+
+    server = pytest.importorskip("moto.server", reason="moto is not installed; pip install '.[test]'")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    _, port = running.get_host_and_port()
+    query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    filesystem, path = fs.FileSystem.from_uri(f"s3://key:secret@runs{query}")
+    filesystem.create_dir(path)
+    yield f"s3://key:secret@runs/NAME{query}"
+    running.stop()

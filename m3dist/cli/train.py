@@ -32,9 +32,10 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
         click.echo(configs.to_yaml(config), nl=False)
         return
     from m3dist import pipeline
+    from m3dist.training import memory
 
     if dry_run:
-        for name, size in pipeline.predict_memory(config, pipeline.open_data(config)).items():
+        for name, size in memory.predict(config, pipeline.open_data(config)).items():
             click.echo(f"{name:<13}{size / 2**20:10.1f} MiB")
         return
     try:

@@ -122,13 +122,14 @@ def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
     """Free memory of every node against the dry run's prediction."""
     from m3dist import pipeline
     from m3dist.distributed import ray_train as launch
+    from m3dist.training import memory
 
     if config.data == "synthetic":  # the same formula, on planted data made for the purpose
         with tempfile.TemporaryDirectory() as folder:
             trial = config.model_copy(update={"out": folder})
-            need = pipeline.predict_memory(trial, pipeline.open_data(trial))["total"]
+            need = memory.predict(trial, pipeline.open_data(trial))["total"]
     else:
-        need = pipeline.predict_memory(config, pipeline.open_data(config))["total"]
+        need = memory.predict(config, pipeline.open_data(config))["total"]
     least = min(facts, key=lambda node: facts[node]["free"])
     free = facts[least]["free"]
     together = max(1, math.ceil(launch.least_workers(config) / len(facts)))  # workers of a node, spread evenly

@@ -84,7 +84,7 @@ def plan(arguments: Sequence[str]) -> Job:
         words = [word for word in job.arguments[1:] if not word.startswith("-")]
         path = words[0] if words and "=" not in words[0] else None
         job.config = configs.load(path, words[1:] if path else words)
-        job.stages, job.dataset = ",".join(job.config.stages), job.config.data
+        job.stages, job.dataset = ",".join(job.config.stage_names), job.config.data
         job.places = {k: v for k in _PLACES if (v := getattr(job.config, k)) and v != "synthetic"}
     if job.verb == "tune":
         _search(job)
@@ -116,7 +116,7 @@ def _search(job: Job) -> None:
     if not words or "=" in words[0]:
         raise ValueError("tune: expected a search file, such as: -- tune search.yaml out=/mnt/shared/search")
     search, base = space.read(words[0], words[1:])
-    job.stages, job.dataset = ",".join(base.stages), base.data
+    job.stages, job.dataset = ",".join(base.stage_names), base.data
     given = {"data": base.data, "out": search.out or f"runs/search-{Path(words[0]).stem}", "artifacts": base.artifacts}
     job.places = {name: value for name, value in given.items() if value and value != "synthetic"}
 

@@ -180,7 +180,7 @@ def _job(config: Config, options: Options) -> dict[str, Any]:
     if config.data != "synthetic":
         entry += ["--place", f"data={config.data}"]
     entry += ["--version", m3dist.__version__, "--", "train", f"{_AT}/config.yaml"]
-    metadata = {"name": options.name, "stages": ",".join(config.stages), "dataset": config.data, "out": config.out}
+    metadata = {"name": options.name, "stages": ",".join(config.stage_names), "dataset": config.data, "out": config.out}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",

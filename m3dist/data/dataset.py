@@ -31,13 +31,13 @@ class DataError(ValueError):
 
 
 class Dataset:
-    """A prepared data set. Opening reads dataset.json only; arrays load when asked for, or are `held` by split.
+    """A prepared data set. Opening reads dataset.json only; a split is read once, when asked for, or is `held` already.
 
     Raises DataError when the folder is not a prepared data set of this schema version.
     """
 
     def __init__(self, root: str | Path, held: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None):
-        self.root, self.held = Path(root), held or {}
+        self.root, self.held = Path(root), dict(held or {})
         meta_path = self.root / "dataset.json"
         if not meta_path.is_file():
             raise DataError(f"{self.root}: not a prepared data set (no dataset.json); run `m3dist prepare` first")
@@ -66,12 +66,12 @@ class Dataset:
         """Users and items of one split, int32 [n] each, sorted by user and item."""
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; a data set has {', '.join(SPLITS)}")
-        if split in self.held:
-            return self.held[split]
-        table = pq.read_table(
-            self.root / "interactions.parquet", columns=["user", "item"], filters=[("split", "=", split)]
-        )
-        return table["user"].to_numpy(), table["item"].to_numpy()
+        if split not in self.held:
+            table = pq.read_table(
+                self.root / "interactions.parquet", columns=["user", "item"], filters=[("split", "=", split)]
+            )
+            self.held[split] = table["user"].to_numpy(), table["item"].to_numpy()
+        return self.held[split]
 
     def features(self, name: str) -> np.ndarray:
         """Features of one modality as they were given, [I, d], memory-mapped."""
@@ -98,6 +98,7 @@ class Dataset:
     def item_ids(self) -> pa.ChunkedArray:
         return pq.read_table(self.root / "items.parquet", columns=["id"])["id"]
 
+    @cached_property
     def degrees(self) -> tuple[np.ndarray, np.ndarray]:
         """Training interactions of each user and of each item, int64 [U] and [I]."""
         user, item = self.interactions("train")

@@ -11,22 +11,24 @@ import numpy as np
 import scipy.sparse as sp
 
 
-def user_item(user: np.ndarray, item: np.ndarray, n_users: int, n_items: int) -> sp.csr_matrix:
+def user_item(user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
     """The binary interaction matrix [U, I], float32."""
     data = np.ones(len(user), dtype=np.float32)
-    return sp.csr_matrix((data, (user, item)), shape=(n_users, n_items))
+    return sp.csr_matrix((data, (user, item)), shape=shape)
 
 
 def item_neighbours(
-    user: np.ndarray, item: np.ndarray, n_users: int, n_items: int, k: int, block: int = 1 << 20
+    user: np.ndarray, item: np.ndarray, shape: tuple[int, int], k: int, block: int = 1 << 20
 ) -> tuple[np.ndarray, np.ndarray]:
     """UltraGCN's item-item neighbours (Mao et al. 2021, eq. 12-14): int64 [I, k] and omega float32 [I, k].
 
+    shape: users and items of the data set, (U, I).
     G = A^T A; omega_ij = G_ij / (g_i - G_ii) sqrt(g_i / g_j) with g the row sums of G; the k largest omega of each
     item, itself left out, ties to the smaller id. Items with fewer neighbours are filled with themselves at omega 0.
     Rows of G are made in blocks of at most `block` non-zeros (or one row), so memory never grows as I x I.
     """
-    matrix = user_item(user, item, n_users, n_items).astype(np.float64)
+    n_items = shape[1]
+    matrix = user_item(user, item, shape).astype(np.float64)
     transposed = matrix.T.tocsr()
     g = transposed @ np.asarray(matrix.sum(axis=1)).ravel()
     rest = g - transposed.sum(axis=1).A1

@@ -87,31 +87,38 @@ def share(n: int, rank: int, world: int) -> tuple[int, int]:
     return n * rank // world, n * (rank + 1) // world
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How negatives are drawn.
+
+    count: negatives of every positive with `per_positive`, the paper's form; otherwise of each of `groups` equal parts
+    of the global batch, one from each of as many equal stretches of item ids.
+    """
+
+    count: int
+    per_positive: bool = False
+    groups: int = 1
+
+
 class Sampler:
     """Global steps over the training interactions.
 
-    user, item: int32/int64 tensors [n] of training pairs. With `per_positive`, every positive has its own
-    `negatives` draws (the paper's form); otherwise each of `groups` parts of the global batch shares as many,
-    stratified. Uniform over items.
+    pairs: int32 or int64 users and items [n]. Negatives are uniform over items. key: the run's seed and the purpose,
+    of which order and draws are functions.
     """
 
     def __init__(
         self,
-        user: torch.Tensor,
-        item: torch.Tensor,
+        pairs: tuple[torch.Tensor, torch.Tensor],
         n_items: int,
-        *,
         batch_size: int,
-        negatives: int,
-        per_positive: bool,
-        seed: int,
-        purpose: str,
-        groups: int = 1,
+        draws: Draws,
+        key: tuple[int, str],
     ):
-        self.user, self.item, self.n_items = user, item, n_items
-        self.batch_size = min(batch_size, len(user))
-        self.negatives, self.per_positive, self.groups = negatives, per_positive, groups
-        self.seed, self.purpose = seed, purpose
+        (self.user, self.item), self.n_items = pairs, n_items
+        self.batch_size = min(batch_size, len(self.user))
+        self.negatives, self.per_positive, self.groups = draws.count, draws.per_positive, draws.groups
+        self.seed, self.purpose = key
         self._order: tuple[int, Permutation] | None = None
 
     @property

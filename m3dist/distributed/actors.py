@@ -1,4 +1,4 @@
-"""Pure functions mapped over Ray actors that hold the same large inputs, or in series in this process.
+"""Pure functions mapped over Ray actors that hold the same large inputs.
 
 The inputs are put into the object store once and read there without a copy. Work depends on its arguments alone, so
 a dead actor is started again and its work repeated with the same result; results come in the order of the tasks.
@@ -6,85 +6,84 @@ a dead actor is started again and its work repeated with the same result; result
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor
 
+from m3dist.config import Config
 from m3dist.training.tracking import RunFailed
 
 Build = Callable[..., Any]  # (tensors by name, device, *arguments) -> the state that work reads
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """How many actors, and how they run; see Pool."""
+
+    count: int
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    failures: int = 3
+    autoscaling: bool = False
+
+
 _IN_FLIGHT = 2  # tasks given to an actor at once: one runs, one waits
 
 
 class Pool:
-    """`actors` Ray actors, or none and this process; a context manager that ends its actors.
+    """Ray actors that each hold build(tensors, device, *arguments); a context manager that ends them.
 
-    Every one holds build(tensors, device, *arguments). resources: Ray's, of each actor; 1 CPU unless said otherwise,
-    and fractions of a GPU are allowed. failures: deaths of one actor, and tries of one task, before giving up.
-    device: of this process, when it works itself. Raises ValueError when the cluster cannot hold the actors.
+    settings: how many, Ray's resources of each (1 CPU unless said otherwise; fractions of a GPU are allowed), how often
+    one may die and a task be tried again, and whether the cluster can grow. Raises ValueError when it cannot hold them.
     """
 
-    def __init__(
-        self,
-        build: Build,
-        tensors: dict[str, Tensor],
-        *arguments: Any,
-        actors: int = 0,
-        resources: dict[str, float] | None = None,
-        failures: int = 3,
-        autoscaling: bool = False,
-        device: str | torch.device = "cpu",
-    ):
-        self.actors: list[Any] = []
-        self.failures, self.remote = failures, actors > 0
-        if not actors:
-            self.state = build(tensors, device, *arguments)
-            return
-        import ray
-
+    def __init__(self, build: Build, tensors: dict[str, Tensor], settings: ActorSettings, *arguments: Any):
         from m3dist.distributed.ray_train import connect, require
 
+        self.failures = settings.failures
         connect()
-        wanted = {"CPU": 1.0} | (resources or {})
-        if not autoscaling:
-            require("actors", actors, wanted)
+        wanted = {"CPU": 1.0} | dict(settings.resources)
+        if not settings.autoscaling:
+            require("actors", settings.count, wanted)
         others = {name: n for name, n in wanted.items() if name not in ("CPU", "GPU")}
         options = {
             "num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "resources": others,
-            "scheduling_strategy": "SPREAD", "max_restarts": failures, "max_task_retries": failures,
+            "scheduling_strategy": "SPREAD", "max_restarts": self.failures, "max_task_retries": self.failures,
         }  # fmt: skip
-        self.held = {name: self.put(x) for name, x in tensors.items()}
+        held = {name: self.put(x) for name, x in tensors.items()}
         threads = max(1, int(wanted["CPU"]))
-        names = [f"m3dist-environments-{uuid.uuid4().hex[:8]}-{n}" for n in range(actors)]  # in Ray's dashboard
-        self.actors = [
-            ray.remote(_Actor).options(name=name, **options).remote(build, threads, self.held, arguments)  # type: ignore[arg-type]
+        names = [f"m3dist-environments-{uuid.uuid4().hex[:8]}-{n}" for n in range(settings.count)]  # for the dashboard
+        self.actors: list[Any] = [
+            ray.remote(_Actor).options(name=name, **options).remote(build, threads, held, arguments)  # type: ignore[arg-type]
             for name in names
         ]
+
+    @staticmethod
+    def of(config: Config, build: Build, tensors: dict[str, Tensor], *arguments: Any) -> Pool:
+        """A pool as a config describes it."""
+        resources = dict(config.actor_resources)
+        settings = ActorSettings(config.actors, resources, config.max_failures, config.autoscaling)
+        return Pool(build, tensors, settings, *arguments)
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.actors:
-            import ray
-
-            for actor in self.actors:
-                ray.kill(actor)
+        for actor in self.actors:
+            ray.kill(actor)
         self.actors = []
 
     def put(self, value: Tensor) -> Any:
         """A large argument of several tasks, given to `map` in place of the tensor."""
-        if not self.remote:
-            return value
-        import ray
-
         return ray.put(value.detach().cpu().numpy())
 
     def map(
@@ -94,15 +93,6 @@ class Pool:
 
         Raises what a task raised, KeyboardInterrupt when `stop` says so, and RunFailed when an actor kept dying.
         """
-        if not self.actors:
-            out = []
-            for task in tasks:
-                if stop is not None and stop():
-                    raise KeyboardInterrupt
-                out.append(work(self.state, *task))
-            return out
-        import ray
-
         results: list[Any] = [None] * len(tasks)
         waiting = deque(range(len(tasks)))
         running: dict[Any, tuple[int, int]] = {}  # reference -> (task, actor)
@@ -130,8 +120,6 @@ class Pool:
 
     def processes(self) -> list[int]:
         """Process ids of the actors."""
-        import ray
-
         return ray.get([actor.process.remote() for actor in self.actors])
 
 
@@ -139,8 +127,6 @@ class _Actor:
     """One worker of a pool."""
 
     def __init__(self, build: Build, threads: int, held: dict[str, Any], arguments: tuple):
-        import ray
-
         torch.set_num_threads(threads)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         values = ray.get([*held.values()])
@@ -164,16 +150,27 @@ def _tensor(value: np.ndarray) -> Tensor:
 
 def _packed(value: Any) -> Any:
     """Tensors as arrays, whose bytes Ray stores beside the pickle."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, tuple):
-        return tuple(map(_packed, value))
-    return value
+    return _mapped(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else x, value)
 
 
 def _unpacked(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _tensor(value)
+    """Arrays, also those that stand in the object store, as tensors."""
+
+    def one(x: Any) -> Any:
+        x = ray.get(x) if isinstance(x, ray.ObjectRef) else x
+        return _tensor(x) if isinstance(x, np.ndarray) else x
+
+    return _mapped(one, value)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """`change` of everything inside tuples, dictionaries and dataclasses."""
+    if isinstance(value, dict):
+        return {key: _mapped(change, x) for key, x in value.items()}
     if isinstance(value, tuple):
-        return tuple(map(_unpacked, value))
-    return value
+        parts = [_mapped(change, x) for x in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _mapped(change, getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return change(value)

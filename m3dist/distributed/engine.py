@@ -9,8 +9,8 @@ Shapes: c rows of this worker, C rows of all workers, d width.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,17 @@ from torch import Tensor, nn
 
 from m3dist.config import Config
 from m3dist.data.sampling import share
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How dense parameters are trained: under `ddp` or `deepspeed` with a ZeRO stage and further values of its own
+    config, and in which precision."""
+
+    name: str = "ddp"
+    zero_stage: int = 1
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "auto"
 
 
 class Engine:
@@ -33,14 +44,10 @@ class Engine:
         rank: int = 0,
         world: int = 1,
         device: str | torch.device = "cpu",
-        strategy: str = "ddp",
-        zero_stage: int = 1,
-        deepspeed: dict[str, Any] | None = None,
-        precision: str = "auto",
+        strategy: Strategy | None = None,
     ):
         self.rank, self.world, self.device = rank, world, torch.device(device)
-        self.strategy, self.zero_stage, self.deepspeed = strategy, zero_stage, deepspeed or {}
-        self.precision = precision
+        self.strategy = strategy or Strategy()
         self.sent = 0
 
     @staticmethod
@@ -50,17 +57,19 @@ class Engine:
             device = "cuda" if config.use_gpu else "cpu"
             if config.use_gpu and not torch.cuda.is_available():
                 raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
-        return Engine(rank, world, device, config.strategy, config.zero_stage, config.deepspeed, config.precision)
+        strategy = Strategy(config.strategy, config.zero_stage, config.deepspeed, config.precision)
+        return Engine(rank, world, device, strategy)
 
     @property
-    def lead(self) -> bool:
+    def rank_zero(self) -> bool:
         """Whether this worker writes what all agree on."""
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bf16 where configured; with `auto`, on GPUs that have it. float32 elsewhere."""
-        auto = self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if auto or self.precision == "bf16":
+        precision = self.strategy.precision
+        auto = precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if auto or precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
@@ -116,26 +125,15 @@ class Engine:
         dist.all_to_all_single(out, x, receive, send)
         return out
 
-    def to_lead(self, x: Tensor | None, owner: int, shape: tuple[int, ...]) -> Tensor | None:
-        """Worker `owner`'s float32 tensor of this shape, on the lead; None elsewhere."""
-        if owner == 0 or self.world == 1:
-            return x if self.lead else None
-        if self.rank == owner:
-            assert x is not None
-            dist.send(x.contiguous(), 0)
-        if not self.lead:
-            return None
-        out = torch.empty(shape, device=self.device)
-        dist.recv(out, owner)
-        return out
-
     def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
         """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""
         module.to(self.device)
         groups = [g | {"params": kept} for g in groups if (kept := [p for p in g["params"] if p.requires_grad])]
         if not groups or not dist.is_initialized():
             return Dense(self, module, module, groups)
-        if self.strategy == "deepspeed":
+        if self.strategy.name == "deepspeed":
+            from m3dist.distributed.deepspeed import Zero
+
             return Zero(self, module, groups)
         if self.world == 1:
             return Dense(self, module, module, groups)
@@ -175,6 +173,12 @@ class Dense:
     def __call__(self, *args: Any) -> Any:
         with self.engine.autocast():
             return self.wrapped(*args)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Any]:
+        """The module with all its parameters in place, to compute something without gradients."""
+        with torch.no_grad(), self.engine.autocast():
+            yield self.module
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the sum of all workers' losses; those of leaves outside the module are `world` times theirs."""
@@ -219,121 +223,3 @@ class Dense:
             if self.optimizer is not None and f"{name}/step" in moments:
                 kept = {key: moments[f"{name}/{key}"].to(p.device).clone() for key in ("exp_avg", "exp_avg_sq", "step")}
                 self.optimizer.state[p] = kept
-
-
-class Zero(Dense):
-    """A module under DeepSpeed ZeRO 0 to 3, whose state goes in and out whole."""
-
-    def __init__(self, engine: Engine, module: nn.Module, groups: list[dict[str, Any]]):
-        if engine.device.type == "cpu":
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-        import deepspeed
-
-        # Not compiled: it takes a compiler, and a worker killed meanwhile leaves a lock that all others wait for.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False, verbose=False)
-        config = {
-            "steps_per_print": 1 << 62,
-            "gradient_clipping": 0.0,  # its own default clips to norm 1
-            **engine.deepspeed,
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": {**engine.deepspeed.get("zero_optimization", {}), "stage": engine.zero_stage},
-        }
-        Dense.__init__(self, engine, module, module, [])
-        adam = torch.optim.Adam(groups)
-        self.wrapped, self.zero, *_ = deepspeed.initialize(model=module, optimizer=adam, config=config)
-        self.inner = self.zero if engine.zero_stage == 0 else self.zero.optimizer
-        if engine.zero_stage == 3:  # it makes the moments by a step of its own on zeros, which must not count
-            self._count(0)
-
-    def backward(self, loss: Tensor) -> None:
-        self.wrapped.backward(loss * self.engine.world)
-
-    def step(self) -> None:
-        self.wrapped.step()
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.inner.param_groups
-
-    def _count(self, steps: float) -> None:
-        for kept in self.inner.state.values():
-            kept["step"].fill_(steps)
-
-    def state(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self.engine.zero_stage == 0:
-            return super().state()
-        return self.fixed | {name: safe_get_full_fp32_param(p).detach().clone() for name, p in self.named().items()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        stage = self.engine.zero_stage
-        if stage < 3:
-            super().load(state)  # the copy that forward reads
-        for name, p in self.named().items() if stage else ():  # the copy that Adam moves
-            value = state[name].to(self.engine.device)
-            if stage < 3:
-                safe_set_full_fp32_param(p, value)
-            else:
-                safe_set_local_fp32_param(p, self._slice(p, value))
-        if stage == 3:
-            parameters = self.named()
-            with deepspeed.zero.GatheredParameters(list(parameters.values()), modifier_rank=0), torch.no_grad():
-                for name, p in parameters.items():
-                    p.copy_(state[name])
-
-    def _slice(self, p: Any, value: Tensor) -> Tensor:
-        """This worker's part of a whole parameter under ZeRO-3, padded with zeros: its own setter cannot pad."""
-        n = p.ds_tensor.numel()
-        padded = value.new_zeros(n * self.engine.world)
-        padded[: value.numel()] = value.flatten()
-        return padded[n * self.engine.rank :][:n]
-
-    def moments(self) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        if not self.inner.state:
-            return {}
-        if self.engine.zero_stage == 0:
-            states = [(name, key, x) for name, p in self.named().items() for key, x in self.inner.state[p].items()]
-            return {f"{name}/{key}": x.detach().clone() for name, key, x in states}
-        self._link()
-        steps = max(float(kept["step"]) for kept in self.inner.state.values())
-        out = {}
-        for name, p in self.named().items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                out[f"{name}/{key}"] = safe_get_full_optimizer_state(p, key).detach().clone()
-            out[f"{name}/step"] = torch.tensor(steps)
-        return out
-
-    def _link(self) -> None:
-        """Point parameters at their moments: ZeRO 1 and 2 do so in the first group's step, too early for others."""
-        if self.engine.zero_stage in (1, 2):
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
-
-    def load_moments(self, moments: dict[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        if not moments:
-            return
-        flats = [flat for group in self.inner.param_groups for flat in group["params"]]
-        for flat in self.zero.fp32_partitioned_groups_flat if self.engine.zero_stage == 3 else flats:
-            if not self.inner.state[flat]:
-                zeros = {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-                self.inner.state[flat] = {"step": torch.zeros(()), **zeros}
-        self._link()
-        for name, p in self.named().items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                value = moments[f"{name}/{key}"].to(self.engine.device)
-                if self.engine.zero_stage == 0:
-                    self.inner.state[p][key].copy_(value)
-                elif self.engine.zero_stage == 3:
-                    safe_set_local_optimizer_state(p, self._slice(p, value), key)
-                else:
-                    safe_set_full_optimizer_state(p, value, key)
-        self._count(max(float(x) for name, x in moments.items() if name.endswith("/step")))

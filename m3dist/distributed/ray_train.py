@@ -1,6 +1,6 @@
 """Run a worker function as a Ray Train run, with progress, interrupts and plain errors in the process that asked.
 
-The driver polls one small actor, the relay, through which the lead worker sends what it shows and logs, and learns
+The driver polls one small actor, the relay, through which rank 0 sends what it shows and logs, and learns
 whether it should go on. Ray Train restarts dead workers; the function itself goes on from its checkpoints.
 """
 
@@ -28,7 +28,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from m3dist.config import Config
 from m3dist.distributed.engine import Engine
 from m3dist.storage.folders import Folder
-from m3dist.training.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker
+from m3dist.training.callbacks import Stopped
+from m3dist.training.tracking import Heard, Interrupts, RunFailed, Tracker
 
 Work = Callable[[Engine, Tracker, Any], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
@@ -130,7 +131,7 @@ def _here(actor: Any, name: str) -> Any:
 
 
 class _Relay:
-    """What the lead worker and the driver tell each other."""
+    """What rank 0 and the driver tell each other."""
 
     def __init__(self) -> None:
         self.events: list[tuple] = []
@@ -169,11 +170,11 @@ class _Relay:
 
 
 class _Remote:
-    """A display and a listener whose events appear in the driver."""
+    """A display and callbacks whose events appear in the driver."""
 
-    def __init__(self, relay: Any, listens: bool):
-        self.relay, self.listens = relay, listens
-        self._asked, self._wish = 0.0, ""
+    def __init__(self, relay: Any):
+        self.relay = relay
+        self._asked, self._wish, self._told = 0.0, "", 0.0
 
     def open(self) -> None:
         pass
@@ -189,9 +190,21 @@ class _Remote:
     def values(self, stage: str, step: int, values: dict[str, float]) -> None:
         self.relay.push.remote(("values", stage, step, values))
 
-    def heard(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Hand values to the driver's listener and wait for what it says."""
-        number = ray.get(self.relay.push.remote(("heard", stage, step, values)))
+    def begin(self, stage: str) -> None:
+        self._ask("begin", stage)
+
+    def step(self, stage: str, epoch: int, step: int) -> None:
+        """Told of about twice a second: a look at the driver takes longer than many a step."""
+        if time.monotonic() - self._told > 0.5:
+            self._told = time.monotonic()
+            self._ask("step", stage, epoch, step)
+
+    def __call__(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+        self._ask("epoch", stage, epoch, values)
+
+    def _ask(self, *event: Any) -> None:
+        """Hand an event to the driver's callbacks and wait for what they say."""
+        number = ray.get(self.relay.push.remote(("heard", *event)))
         while True:
             handled, wish = ray.get(self.relay.state.remote())
             if wish == "stop":
@@ -218,9 +231,9 @@ def _worker(loop: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(per_worker(config)["CPU"])))
     device = ray.train.torch.get_device() if config.use_gpu else "cpu"
     engine = Engine.of(config, rank, world, device)
-    remote = _Remote(relay, loop["listens"])
-    heard = remote.heard if loop["listens"] else None
-    mine = Tracker(Folder(config.out), False, heard, remote, remote.interrupted) if engine.lead else Tracker(None)
+    remote = _Remote(relay)
+    heard = remote if loop["listens"] else None
+    mine = Tracker(Folder(config.out), heard, remote, remote.interrupted) if engine.rank_zero else Tracker(None)
     try:
         with mine as tracker:
             work(engine, tracker, ray.get(loop["shared"]))
@@ -253,7 +266,7 @@ def _plain(error: Exception) -> tuple[str, str]:
 
 
 def run(
-    work: Work, config: Config, name: str, tracker: Tracker, listener: Listener | None = None, shared: Any = None
+    work: Work, config: Config, name: str, tracker: Tracker, callbacks: Heard | None = None, shared: Any = None
 ) -> None:
     """Call work(engine, tracker, shared) on config.workers workers of a Ray cluster; tracker: the driver's.
 
@@ -274,7 +287,7 @@ def run(
             "config": config,
             "relay": relay,
             "work": work,
-            "listens": listener is not None,
+            "listens": callbacks is not None,
             "shared": ray.put(shared),
         },
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
@@ -314,7 +327,7 @@ def run(
             for event in ray.get(relay.pull.remote(handled)):
                 handled += 1
                 try:
-                    _show(event, tracker, listener)
+                    _show(event, tracker, callbacks)
                 except Stopped:
                     ray.get(relay.want.remote("stop"))
             if not alive:
@@ -337,13 +350,13 @@ def run(
         raise _explained(failed[0], config)
 
 
-def _show(event: tuple, tracker: Tracker, listener: Listener | None) -> None:
+def _show(event: tuple, tracker: Tracker, callbacks: Heard | None) -> None:
     kind, *values = event
-    if kind == "heard":
-        if listener is not None:
-            listener(*values)
-    else:
+    if kind != "heard":
         getattr(tracker.display, kind)(*values)
+    elif callbacks is not None:
+        what, *told = values
+        (callbacks if what == "epoch" else getattr(callbacks, what))(*told)
 
 
 def _environment() -> dict[str, str]:

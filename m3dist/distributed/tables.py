@@ -15,7 +15,7 @@ owns, where it owns a part), A rows that workers ask of this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,19 +76,14 @@ class RowTable:
 
     @staticmethod
     def random(
-        n: int,
-        d: int,
-        std: float,
-        generator: torch.Generator,
-        dense: bool = False,
-        device: str | torch.device = "cpu",
-        bounds: tuple[int, int] | None = None,
+        shape: tuple[int, int], std: float, generator: torch.Generator, bounds: tuple[int, int] | None = None
     ) -> RowTable:
         """Normal rows from a CPU generator, the same on every device; of a sharded table, those within `bounds`.
 
         The generator gives the first block of rows and the root of seeds for the others, so that a worker makes its
         rows without all those before them.
         """
+        n, d = shape
         low, high = bounds or (0, n)
         weight = torch.empty(high - low, d)
         root = 0
@@ -102,7 +97,11 @@ class RowTable:
             weight[max(start - low, 0) :][: len(part)] = part
             if not start and n > _BLOCK:
                 root = int(torch.randint(1 << 62, (), generator=generator))
-        return RowTable(weight.mul_(std).to(device), dense, low, n if bounds else None)
+        return RowTable(weight.mul_(std), False, low, n if bounds else None)
+
+    def on(self, device: str | torch.device, dense: bool) -> RowTable:
+        """These rows on a device, under lazy or dense Adam."""
+        return RowTable(self.weight.to(device), dense, self.low, self.n if self.sharded else None)
 
     def parts(self) -> dict[str, Tensor]:
         """All that a checkpoint keeps of every row, alive."""
@@ -153,36 +152,6 @@ def _put(table_nd: Tensor, ids_R: Tensor, rows_Rd: Tensor) -> None:
         table_nd.numpy()[ids_R.numpy()] = rows_Rd.numpy()
     else:
         table_nd.index_put_((ids_R,), rows_Rd)
-
-
-class Spread:
-    """A sharded table as one value of an artifact: the lead reads it block by block while the owners send.
-
-    Every worker must use it up, the lead by `blocks` and the others by `send_rows`.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, table: RowTable, engine: Engine):
-        self.table, self.engine = table, engine
-        self.shape = (table.n, table.weight.shape[1])
-
-    def blocks(self) -> Iterator[Tensor]:
-        """All rows in order, on the CPU."""
-        for owner, (low, high) in enumerate(_bounds(self.table.n, self.engine.world)):
-            for start in range(low, high, _BLOCK):
-                end = min(start + _BLOCK, high)
-                mine = self.table.weight[start - low : end - low] if owner == self.engine.rank else None
-                block = self.engine.to_lead(mine, owner, (end - start, self.shape[1]))
-                if block is not None:
-                    yield block.cpu()
-
-
-def send_rows(values: Iterable[object]) -> None:
-    """On workers that are not the lead: use up the spread tables among these."""
-    for x in values:
-        if isinstance(x, Spread):
-            assert not list(x.blocks())
 
 
 def _bounds(n: int, world: int) -> list[tuple[int, int]]:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from m3dist.data.dataset import Dataset
+
+Read = Callable[[str], dict[str, Tensor]]  # the tensors of a finished stage
+Masks = tuple[dict[str, Tensor], dict[str, Tensor] | None]  # of representations, and of each modality's features
+
+
+def of_representations(dataset: Dataset, read: Read) -> Masks:
+    """The masks of a run whose first stage encodes each modality."""
+    masks = read("invariance")
+    return masks, input_masks(dataset, read("align"), masks)
+
+
+def of_features(dataset: Dataset, read: Read) -> Masks:
+    """The masks of a run with one mask over all features side by side."""
+    parts = read("invariance")["mask.0"].split(list(dataset.modalities.values()))
+    masks = {f"mask.{m}": part for m, part in enumerate(parts)}
+    return masks, input_masks(dataset, {}, masks)
 
 
 def input_masks(dataset: Dataset, aligned: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor] | None:

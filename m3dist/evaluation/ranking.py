@@ -7,8 +7,10 @@ Shapes: u users of a block, I items, K list length, n held-out pairs, G groups o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,14 +83,15 @@ class Seen:
     item: Tensor
 
     @staticmethod
-    def of(pairs: list[tuple[np.ndarray, np.ndarray]], n_users: int, device: str | torch.device = "cpu") -> Seen:
-        """The union of (user, item) pairs of several splits."""
-        user = np.concatenate([u for u, _ in pairs]) if pairs else np.zeros(0, np.int32)
-        item = np.concatenate([i for _, i in pairs]) if pairs else np.zeros(0, np.int32)
-        order = np.lexsort((item, user))
+    def of(pairs: tuple[np.ndarray, np.ndarray], n_users: int, device: str | torch.device = "cpu") -> Seen:
+        """Of (user, item) pairs; those of a prepared split are in order already and are not sorted again."""
+        user, item = pairs
+        if len(user) > 1 and bool((np.diff(user) < 0).any() or ((np.diff(user) == 0) & (np.diff(item) < 0)).any()):
+            order = np.lexsort((item, user))
+            user, item = user[order], item[order]
         bounds = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(user, minlength=n_users), out=bounds[1:])
-        return Seen(torch.from_numpy(bounds).to(device), torch.from_numpy(item[order].astype(np.int64)).to(device))
+        return Seen(torch.from_numpy(bounds).to(device), torch.from_numpy(item.astype(np.int64)).to(device))
 
     def only(self, kept_I: Tensor) -> Seen:
         """The same users, with the items that `kept_I`, bool [I], marks."""
@@ -115,11 +118,13 @@ def mask_seen(score_uI: Tensor, user_u: Tensor, seen: Seen) -> Tensor:
 
 _TOGETHER = 1 << 13  # users whose metrics are found at once
 
-Scorer = Callable[[Tensor], Tensor]  # users [u] -> scores [u, I], which may be overwritten, until the next call
+# users [u] -> scores [u, I], which may be overwritten until the next call, and where the scorer is a fusion of M
+# recommenders their weights [u, M]
+Scorer = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Product:
-    """The scores of users, u . v, as a Scorer. Memory that is new in every block costs more than the product itself."""
+    """The scores of users, u . v. Memory that is new in every block costs more than the product itself."""
 
     def __init__(self, user_Ud: Tensor, item_Id: Tensor):
         self.user_Ud, self.item_dI = user_Ud.detach(), item_Id.detach().T
@@ -132,11 +137,34 @@ class Product:
         return torch.mm(self.user_Ud.index_select(0, user_u), self.item_dI, out=self._score[: len(user_u)])
 
 
-def rank(score: Scorer, users: Tensor, seen: Seen, k: int, block: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Blocks of (users [u], top items [u, k], their scores [u, k]); a masked item has score -inf."""
-    for user_u in users.split(block):
-        score_uI = mask_seen(score(user_u), user_u, seen)
-        yield user_u, *top_k(score_uI, k)
+class Block(NamedTuple):
+    """Some users, their best items with scores, best first, and the fusion's weights where there is one.
+
+    An item that may not be listed has score -inf.
+    """
+
+    user_u: Tensor
+    item_uk: Tensor
+    score_uk: Tensor
+    weight_uM: Tensor | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How to rank: a scorer, the items that are left out, the length of a list and how many users go at once."""
+
+    score: Scorer
+    seen: list[Seen]
+    k: int
+    block: int
+
+    def blocks(self, users: Tensor) -> Iterator[Block]:
+        """Every user's list, block by block."""
+        for user_u in users.split(self.block):
+            score_uI, weight_uM = self.score(user_u)
+            for seen in self.seen:
+                mask_seen(score_uI, user_u, seen)
+            yield Block(user_u, *top_k(score_uI, self.k), weight_uM)
 
 
 def hits(item_uk: Tensor, user_u: Tensor, relevant: Seen) -> Tensor:
@@ -209,59 +237,71 @@ class Metrics:
         return out
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What lists are held against: relevant items, the K of the metrics and, bool [I], items without training data."""
+
+    relevant: Seen
+    n_items: int
+    ks: tuple[int, ...]
+    cold_I: Tensor | None = None
+
+    @functools.cached_property
+    def cold(self) -> Seen | None:
+        """The relevant items that are cold."""
+        return None if self.cold_I is None else self.relevant.only(self.cold_I)
+
+
 def evaluate(
-    score: Scorer,
-    users: Tensor,
-    seen: Seen,
-    relevant: Seen,
-    n_items: int,
-    ks: tuple[int, ...],
-    block: int,
-    keep: bool = False,
-    cold_I: Tensor | None = None,
+    ranking: Ranking, users: Tensor, judged: Judged, keep: bool = False
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Rank the catalogue for `users` and add up their metrics; users without a relevant item are left out.
 
-    With `keep` also returns every user's metrics: {"user": int64 [n], metric: float64 [n]}. With `cold_I`, bool [I],
-    also the metrics that count only the marked items as relevant; the ranking is the same, of the whole catalogue.
+    With `keep` also returns every user's metrics and fusion weights: {"user": int64 [n], name: float64 [n]}. `/cold`
+    metrics count only cold items as relevant; the ranking is the same, of the whole catalogue.
     """
+    relevant, cold, cold_I, k = judged.relevant, judged.cold, judged.cold_I, max(judged.ks)
     users = users[relevant.count(users) > 0]
-    k = max(ks)
-    listed = {k: torch.zeros(n_items, dtype=torch.int64, device=users.device) for k in ks}
+    listed = {k: torch.zeros(judged.n_items, dtype=torch.int64, device=users.device) for k in judged.ks}
     total = Metrics({}, 0, listed, cold_I)
-    cold = None if cold_I is None else relevant.only(cold_I)
     kept: list[dict[str, Tensor]] = []
-    for user_u, item_uk, hit_uk in _gathered(rank(score, users, seen, k, block), relevant):
-        values = per_user(hit_uk, relevant.count(user_u), ks)
+    for user_u, item_uk, hit_uk, weight_uM in _gathered(ranking.blocks(users), relevant):
+        values = per_user(hit_uk, relevant.count(user_u), judged.ks)
         for name, value_u in values.items():
             total.sums[name] = total.sums.get(name, 0.0) + float(value_u.sum())
         if cold is not None and cold_I is not None:
             count_u = cold.count(user_u)
             has_u = count_u > 0
-            for name, value_v in per_user((hit_uk & cold_I[item_uk])[has_u], count_u[has_u], ks).items():
+            for name, value_v in per_user((hit_uk & cold_I[item_uk])[has_u], count_u[has_u], judged.ks).items():
                 total.sums[f"{name}/cold"] = total.sums.get(f"{name}/cold", 0.0) + float(value_v.sum())
             total.cold_users += int(has_u.sum())
-        for at in ks:
-            total.listed[at] += torch.bincount(item_uk[:, :at].flatten(), minlength=n_items)
+        if weight_uM is not None:
+            weights = {f"fusion weight {m}": weight_u for m, weight_u in enumerate(weight_uM.double().T)}
+            for name, weight_u in weights.items():
+                total.sums[name] = total.sums.get(name, 0.0) + float(weight_u.sum())
+            values |= weights
+        for at in judged.ks:
+            total.listed[at] += torch.bincount(item_uk[:, :at].flatten(), minlength=judged.n_items)
         total.users += len(user_u)
         if keep:
             kept.append({"user": user_u, **values})
     if not total.sums:
-        names = list(per_user(torch.zeros(1, k), torch.ones(1, dtype=torch.int64), ks))
+        names = list(per_user(torch.zeros(1, k), torch.ones(1, dtype=torch.int64), judged.ks))
         total.sums = dict.fromkeys(names + [f"{name}/cold" for name in names if cold is not None], 0.0)
     table = {name: torch.cat([part[name] for part in kept]).cpu().numpy() for name in kept[0]} if kept else {}
     return total, table
 
 
-def _gathered(
-    blocks: Iterator[tuple[Tensor, Tensor, Tensor]], relevant: Seen
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Users [u], their items [u, k] and hits [u, k], of many blocks: metrics are many small operations."""
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+Hits = tuple[Tensor, Tensor, Tensor, Tensor | None]  # users [u], items [u, k], hits [u, k], fusion weights [u, M]
+
+
+def _gathered(blocks: Iterator[Block], relevant: Seen) -> Iterator[Hits]:
+    """Many blocks together, with their hits: metrics are many small operations."""
+    parts: list[Block] = []
     count = 0
-    for user_u, item_uk, score_uk in blocks:
-        parts.append((user_u, item_uk, score_uk > float("-inf")))
-        count += len(user_u)
+    for block in blocks:
+        parts.append(block)
+        count += len(block.user_u)
         if count >= _TOGETHER:
             yield _with_hits(parts, relevant)
             parts, count = [], 0
@@ -269,6 +309,9 @@ def _gathered(
         yield _with_hits(parts, relevant)
 
 
-def _with_hits(parts: list[tuple[Tensor, Tensor, Tensor]], relevant: Seen) -> tuple[Tensor, Tensor, Tensor]:
-    user_u, item_uk, there_uk = (torch.cat(column) for column in zip(*parts, strict=True))
-    return user_u, item_uk, hits(item_uk, user_u, relevant) & there_uk
+def _with_hits(parts: list[Block], relevant: Seen) -> Hits:
+    user_u, item_uk = torch.cat([part.user_u for part in parts]), torch.cat([part.item_uk for part in parts])
+    score_uk = torch.cat([part.score_uk for part in parts])
+    weights = [part.weight_uM for part in parts if part.weight_uM is not None]
+    hit_uk = hits(item_uk, user_u, relevant) & (score_uk > float("-inf"))
+    return user_u, item_uk, hit_uk, torch.cat(weights) if weights else None

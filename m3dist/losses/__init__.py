@@ -155,27 +155,28 @@ def bpr(positive_b: Tensor, negative_bn: Tensor) -> Tensor:
     return F.softplus(negative_bn - positive_b[:, None]).mean(1).sum()
 
 
-def contrastive(z_cd: Tensor, common_cd: Tensor, z_Cd: Tensor, common_Cd: Tensor, tau: Tensor, start: int) -> Tensor:
-    """Eq. 2-4 of the paper, summed over this worker's c anchors; the negatives are all C items.
+def contrastive(z_Cd: Tensor, common_Cd: Tensor, tau: Tensor, bounds: tuple[int, int]) -> Tensor:
+    """Eq. 2-4 of the paper, summed over this worker's anchors, which are the items within `bounds` of all C.
 
-    z, common: z_m and z_{M+1} of the anchors (c) and of all items (C); anchor i is item start + i. The sum of
-    eq. 3 leaves out j = i, as printed. With C = 1 there is no negative and the loss is 0.
+    z, common: z_m and z_{M+1}. The sum of eq. 3 leaves out j = i, as printed. With C = 1 there is no negative and the
+    loss is 0.
     """
+    low, high = bounds
+    z_cd, common_cd = (x if high - low == len(x) else x[low:high] for x in (z_Cd, common_Cd))
     if len(z_Cd) < 2:
         return z_cd.sum() * 0
     z_cd, common_cd, z_Cd, common_Cd = (F.normalize(x, dim=1) for x in (z_cd, common_cd, z_Cd, common_Cd))
     with torch.autocast(z_cd.device.type, enabled=False), torch.no_grad():
-        value, *gradients = _contrastive(z_cd, common_cd, z_Cd, common_Cd, tau, start)
+        value, *gradients = _contrastive((z_cd, common_cd), (z_Cd, common_Cd), tau, low)
     return known(value, [z_cd, common_cd, z_Cd, common_Cd, tau], gradients)
 
 
-def _contrastive(
-    z_cd: Tensor, common_cd: Tensor, z_Cd: Tensor, common_Cd: Tensor, tau: Tensor, start: int
-) -> list[Tensor]:
-    """Value of `contrastive` of rows of length 1, and its gradients of all tensors given.
+def _contrastive(anchors: tuple[Tensor, Tensor], items: tuple[Tensor, Tensor], tau: Tensor, start: int) -> list[Tensor]:
+    """Value of `contrastive` of rows of length 1, and its gradients of all tensors given; anchor i is item start + i.
 
     A row of logits meets three products; cosines are at most 1, so exp((s - 1) / tau) needs no maximum.
     """
+    (z_cd, common_cd), (z_Cd, common_Cd) = anchors, items
     z_grad, common_grad = torch.zeros_like(z_cd), torch.zeros_like(common_cd)
     z_GRAD, common_GRAD = torch.zeros_like(z_Cd), torch.zeros_like(common_Cd)
     pairs = ((z_cd, common_Cd, z_grad, common_GRAD), (z_cd, z_Cd, z_grad, z_GRAD),
@@ -216,6 +217,32 @@ def club(v_cd: Tensor, mean_cd: Tensor, logvar_cd: Tensor, v_Cd: Tensor) -> Tens
     return (0.5 * (others - own) * torch.exp(-logvar_cd)).sum()
 
 
+class Positives(NamedTuple):
+    """Rows b of G groups, which stand one after the other: the ids' part of their scores, contents and weights."""
+
+    score_bN: Tensor  # with the negatives; overwritten
+    own_b: Tensor
+    content_bc: Tensor
+    x_bD: Tensor
+    weight_b: Tensor
+    scale_b: Tensor  # of the negatives' weights: base + scale_b weight_N
+
+
+class Negatives(NamedTuple):
+    """The N negatives that all rows share."""
+
+    x_ND: Tensor
+    weight_N: Tensor
+    base: float
+
+
+class Projection(NamedTuple):
+    """W [G, c, D] and bias [G, c] of each group, or [1, c, D] and [1, c] of all."""
+
+    W: Tensor
+    bias: Tensor
+
+
 class Fits(NamedTuple):
     """What `projection_fits` finds of each of G groups of rows: sums of losses, gradients and, on demand, moments."""
 
@@ -228,17 +255,17 @@ class Fits(NamedTuple):
 
 @torch.no_grad()
 def projection_fits(
-    score_bN: Tensor, own_b: Tensor, content_bc: Tensor, x_bD: Tensor, weight_b: Tensor, x_ND: Tensor, base: float,
-    scale_b: Tensor, weight_N: Tensor, rows: list[int], W: Tensor, bias: Tensor, moments: bool = False,
-) -> Fits:  # fmt: skip
-    """The backbone loss of b positives and N shared negatives where only content projections (W, bias) are free.
+    positives: Positives, negatives: Negatives, rows: list[int], projection: Projection, moments: bool = False
+) -> Fits:
+    """The backbone loss of b positives and N shared negatives where only content projections are free.
 
-    score(u, i) = u_id . v_id + u_c . (W x_i + bias). score_bN and own_b hold the part of the ids, of negatives and of
-    positives; the first is overwritten. Rows come in G groups, the first rows[0] of them in the first; W [G, c, D] and
-    bias [G, c] have a projection for each, or [1, c, D] and [1, c] one for all. W' u_c is taken once a row and meets x
-    there, so what is left to each group are products of its own rows, and its numbers do not depend on the others. A
-    sample's gradient with respect to W is the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no autograd.
+    score(u, i) = u_id . v_id + u_c . (W x_i + bias). rows: how many are in each group. W' u_c is taken once a row and
+    meets x there, so what is left to each group are products of its own rows, and its numbers do not depend on the
+    others. A sample's gradient with respect to W is the outer product of u_c and `pull` = sum_i dl/ds_i x_i: no
+    autograd.
     """
+    score_bN, own_b, content_bc, x_bD, weight_b, scale_b = positives
+    (x_ND, weight_N, base), (W, bias) = negatives, projection
     x_DN, own = x_ND.T, rows if len(W) > 1 else [len(x_bD)]
     query_bD = pull_bD = torch.empty_like(x_bD)  # the second takes the place of the first
     of_own, content_of_own, score_of_own = (x.split(own) for x in (query_bD, content_bc, score_bN))

@@ -15,20 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from m3dist import losses
-from m3dist.config import Align, Config
-from m3dist.data.dataset import Dataset
-from m3dist.data.sampling import Batch, share
-from m3dist.distributed.engine import Engine
+from m3dist.data.sampling import Batch, Distinct, share
 from m3dist.distributed.tables import pull_rows, push_rows
 from m3dist.evaluation import ranking
-from m3dist.method.backbone import Data, Member, Rows, backbone_loss
+from m3dist.method.backbone import BackboneLoss, Leaves, Member, Rows, draws
 from m3dist.models.alignment import Aligner, Club
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
-from m3dist.storage.checkpoints import Checkpoints
-from m3dist.storage.folders import Stored
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 from m3dist.training.loop import fit
-from m3dist.training.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -48,41 +44,38 @@ class Contrast:
 class AlignModel(nn.Module):
     """All that stage 1 trains apart from tables; its forward computes a worker's share of the loss."""
 
-    def __init__(self, data: Data, config: Align, aligner: Aligner, club: nn.ModuleList, backbone: UltraGCN):
+    def __init__(self, context: Context, aligner: Aligner, club: nn.ModuleList, backbone: UltraGCN):
         super().__init__()
-        self.data, self.config = data, config
+        self.engine, self.config = context.engine, context.config.align
+        self.recommendation = BackboneLoss(context.data, context.config.backbone)
         self.aligner, self.club, self.backbone = aligner, club, backbone
 
-    def forward(self, what: str, *args: Any) -> Any:
-        return getattr(self, what)(*args)
-
-    def loss(
-        self, batch: Batch, contrast: Contrast, rows: Rows, user_Rd: Tensor, item_id_Rd: Tensor, x_R: list[Tensor]
+    def forward(
+        self, rows: Rows, contrast: Contrast, user_Rd: Tensor, item_id_Rd: Tensor, x_R: list[Tensor]
     ) -> dict[str, Tensor]:
         align = self.config
         v, z, common, tau = self.aligner(x_R)
-        content_Rw = torch.cat([*v, common], dim=1)
-        out = backbone_loss(self.data, batch, rows, user_Rd, item_id_Rd, content_Rw, self.backbone)
+        out = self.recommendation(rows, Leaves(user_Rd, item_id_Rd, torch.cat([*v, common], dim=1)), self.backbone)
         out["recommendation"] = out.pop("loss")
-        com, nll = (torch.zeros((), device=self.data.device) for _ in range(2))
+        com, nll = (torch.zeros((), device=self.engine.device) for _ in range(2))
         bounds = []
         gathered = self._gathered(v, z, common, rows, contrast)
         for (v_C, z_C, common_C), q, present in zip(gathered, self.club, contrast.present, strict=True):
             n = int(present.sum())
             low, high = (int(present[:at].sum()) if n > 1 else 0 for at in contrast.bounds)
             v_H, z_H, common_H = (x if n == len(x) else x[present] for x in (v_C, z_C, common_C))
-            v_h, z_h, common_h = (x if high - low == n else x[low:high] for x in (v_H, z_H, common_H))
-            com = com + losses.contrastive(z_h, common_h, z_H, common_H, tau, low) / max(n, 1)
+            com = com + losses.contrastive(z_H, common_H, tau, (low, high)) / max(n, 1)
+            v_h, z_h = (x if high - low == n else x[low:high] for x in (v_H, z_H))
             mean_h, logvar_h = q(z_h, fixed=True)
             bounds.append(losses.club(v_h, mean_h, logvar_h, v_H) / max(n, 1))
             nll = nll + losses.gaussian_nll(v_h.detach(), *q(z_h.detach())) / max(n, 1)
         # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
         bound_m = torch.stack(bounds)
         total_m = bound_m.detach().clone()
-        self.data.engine.add_up([total_m])
+        self.engine.add_up([total_m])
         mi = (bound_m * (total_m > 0)).sum()
         loss = out["recommendation"] + align.lambda_com * com + align.lambda_mi * mi
-        out |= {"contrastive": com, "club": mi, "club_nll": nll, "tau": tau * batch.part, "loss": loss}
+        out |= {"contrastive": com, "club": mi, "club_nll": nll, "tau": tau * rows.batch.part, "loss": loss}
         return out
 
     def _gathered(
@@ -91,13 +84,13 @@ class AlignModel(nn.Module):
         """v_m, z_m and z_{M+1} of the items under contrast [C, D], from the workers whose anchors they are."""
         at_c = rows.more_at
         assert at_c is not None
-        if self.data.engine.world == 1:
+        if self.engine.world == 1:
             common_C = common.index_select(0, at_c)
             return [
                 (v_m.index_select(0, at_c), z_m.index_select(0, at_c), common_C) for v_m, z_m in zip(v, z, strict=True)
             ]
         anchors = torch.cat([part[at_c] for part in (*v, *z, common)], dim=1)
-        *vz, common_C = self.data.engine.gather(anchors, contrast.counts).split(
+        *vz, common_C = self.engine.gather(anchors, contrast.counts).split(
             [part.shape[1] for part in (*v, *z, common)], dim=1
         )
         return [(v_C, z_C, common_C) for v_C, z_C in zip(vz[: len(v)], vz[len(v) :], strict=True)]
@@ -113,21 +106,25 @@ class AlignModel(nn.Module):
 
 
 class AlignTask:
-    def __init__(self, data: Data, config: Config):
-        self.data, self.config = data, config
-        self.x = data.features()
-        align = config.align
-        self.present = [torch.from_numpy(data.dataset.present(m)).to(data.device) for m in data.dataset.modalities]
+    """Stage 1 under training."""
+
+    def __init__(self, context: Context):
+        config, data = context.config, context.data
+        self.config, self.data, self.backbone = config.align, data, config.backbone
+        self.x, self.evaluator = data.features, context.evaluator
+        align, dataset = config.align, context.dataset
+        self.present = [torch.from_numpy(dataset.present(m)).to(data.device) for m in dataset.modalities]
         with torch.random.fork_rng():
             torch.manual_seed(derive(config.seed, "align", "init"))
-            aligner = Aligner([x.shape[1] for x in self.x], align.dim, align.encoder, align.tau, align.tau_fixed)
+            widths = [x.shape[1] for x in self.x]
+            aligner = Aligner(widths, align.dim, align.encoder, align.tau, align.tau_fixed)
             widths = aligner.out_widths
             club = nn.ModuleList(Club(align.dim, width, align.club_hidden) for width in widths[:-1])
-        self.member = Member(data, sum(widths), "align", "member")
+        self.member = Member(data, config, sum(widths), ("align", "member"))
         self.tables = {"user": self.member.user, "item": self.member.item}
-        self.sampler = data.sampler(align.batch_size, "align")
+        self.sampler = data.sampler(config.seed, "align", align.batch_size, draws(config.backbone))
         self.dense = data.engine.wrap(
-            AlignModel(data, align, aligner, club, self.member.model),
+            AlignModel(context, aligner, club, self.member.model),
             [
                 {"params": list(aligner.parameters()), "lr": align.encoder_lr},
                 {"params": list(self.member.model.parameters()), "lr": align.lr},
@@ -136,8 +133,8 @@ class AlignTask:
         )
 
     def contrast(self, batch: Batch) -> Contrast:
-        item_C, _ = self.data.distinct_item(batch.item_B)
-        limit, engine = self.config.align.contrastive_items, self.data.engine
+        item_C, _ = Distinct(self.data.n_items)(batch.item_B)
+        limit, engine = self.config.contrastive_items, self.data.engine
         if len(item_C) > limit:  # spread over the ids
             item_C = item_C[torch.arange(limit, device=item_C.device) * len(item_C) // limit]
         bounds = [share(len(item_C), rank, engine.world) for rank in range(engine.world)]
@@ -146,45 +143,39 @@ class AlignTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         contrast = self.contrast(batch)
-        rows = Rows(self.data, batch, contrast.anchor_c)
+        rows = Rows(self.data, self.backbone, batch, contrast.anchor_c)
         wanted = [(self.member.user, rows.user), (self.member.item, rows.item)]
         user_Rd, item_id_Rd = pull_rows(self.data.engine, wanted)
         x_R = [x.index_select(0, rows.item.ids_R) for x in self.x]
-        out = self.dense("loss", batch, contrast, rows, user_Rd, item_id_Rd, x_R)
+        out = self.dense(rows, contrast, user_Rd, item_id_Rd, x_R)
         self.dense.backward(out["loss"] + out["club_nll"])
         self.dense.step()
         pulled = [(*which, leaf) for which, leaf in zip(wanted, (user_Rd, item_id_Rd), strict=True)]
-        push_rows(self.data.engine, pulled, self.config.align.lr * self.dense.rate)
+        push_rows(self.data.engine, pulled, self.config.lr * self.dense.rate)
         return out
 
-    @torch.no_grad()
     def representations(self) -> list[Tensor]:
         """v_1..v_M and z_{M+1} of every item, [I, D] each."""
-        return self.dense("representations", self.x)
+        with self.dense.reading() as model:
+            return model.representations(self.x)
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        item_Id = self.dense("catalogue", self.x, self.member.item.whole(self.data.engine))
+        with self.dense.reading() as model:
+            item_Id = model.catalogue(self.x, self.member.item.whole(self.data.engine))
         product, low = ranking.Product(self.member.user.weight, item_Id), self.member.user.low
-        return self.data.evaluate(lambda user_u: product(user_u - low), "val")[0]
+        return self.evaluator.evaluate(lambda user_u: (product(user_u - low), None), "val")[0]
 
-    def state(self) -> dict[str, Stored]:
-        """What later stages read, by the names of the artifact."""
+    def output(self, meta: dict[str, Any]) -> Output:
+        """What later stages read."""
         dense = {name.replace("backbone.", "member.model."): x for name, x in self.dense.state().items()}
-        return {name: x for name, x in dense.items() if not name.startswith("club.")} | self.member.state("member.")
+        tensors = {name: x for name, x in dense.items() if not name.startswith("club.")}
+        tensors |= {f"representation.{r}": x for r, x in enumerate(self.representations())}
+        tables = self.member.tables("member.")
+        return Output(tensors, meta, tables) if self.data.sharded else Output(tensors | tables, meta)
 
 
-def run(
-    dataset: Dataset,
-    config: Config,
-    tracker: Tracker,
-    engine: Engine | None = None,
-    checkpoints: Checkpoints | None = None,
-) -> tuple[dict[str, Stored], dict]:
-    """Train stage 1. Returns its tensors (representation.r, member.*) and the best validation metrics."""
-    if not dataset.modalities:
-        raise ValueError(f"{dataset.root}: m3-invrl needs item features and this data set has none; use model=ultragcn")
-    task = AlignTask(Data(dataset, config, engine), config)
-    best = fit(task, config.align, config.evaluation.metric, "align", tracker, checkpoints)
-    named = {f"representation.{r}": x for r, x in enumerate(task.representations())}
-    return {**task.state(), **named}, {"validation": best}
+def run(context: Context) -> Output:
+    """Train stage 1. Its tensors are representation.r and member.*; beside them the best validation metrics."""
+    task = AlignTask(context)
+    best = fit(task, context.plan, context.tracker, context.checkpoints)
+    return task.output({"validation": best})

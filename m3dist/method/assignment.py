@@ -13,14 +13,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from m3dist.method.environments import Frozen
+from m3dist.losses import Projection
+from m3dist.method.environments import Frozen
 
 _PIECE = 256  # users of an item that are scored in one product
 _PIECES = 512  # pieces of a block at most
@@ -81,28 +80,34 @@ class Blocks:
         return self.order_n[torch.cat(found)] if found else self.order_n[:0]
 
 
-@torch.no_grad()
-def assign(
-    frozen: Frozen, r: int, scale_D: Tensor, W_gcD: Tensor, b_gc: Tensor, names: Sequence[int], at: int = 0,
-    parts: int = 1,
-) -> Tensor:  # fmt: skip
-    """The environment, of those named, that scores highest, int16, of `interactions(at, parts)` of frozen.blocks.
+@dataclass(frozen=True)
+class Models:
+    """The trained environments' projections of one representation, W [g, c, D] and b [g, c], by the numbers in `names`;
+    x_r is scaled by scale_D."""
 
-    W_gcD, b_gc: the named environments' projections of x_r scaled by scale_D. Ties go to the first.
-    """
-    device, c, blocks = frozen.engine.device, frozen.content, frozen.blocks
-    g, D = len(names), len(scale_D)
+    r: int
+    scale_D: Tensor
+    names: Sequence[int]
+    projections: Projection
+
+
+@torch.no_grad()
+def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
+    """The environment that scores highest, int16, of `blocks.interactions(*part)`. Ties go to the first."""
+    device, c = frozen.engine.device, frozen.content
+    g, D = len(models.names), len(models.scale_D)
     content_Uc = frozen.user_Uk[:, -c:].contiguous()
-    W_Dgc = (W_gcD.to(device) * scale_D.to(device)).view(g * c, D).T
+    W_gcD, b_gc = (x.to(device) for x in models.projections)
+    W_Dgc = (W_gcD * models.scale_D.to(device)).view(g * c, D).T
     # a column of ones takes the bias: addmm would write it over the result first
-    Wb = torch.cat([W_Dgc, b_gc.to(device).view(1, g * c)])
+    Wb = torch.cat([W_Dgc, b_gc.view(1, g * c)])
     user_n = frozen.user[blocks.order_n]
     found = []
-    for pieces, k in blocks.part(at, parts):
+    for pieces, k in blocks.part(*part):
         place_mk, there_mk = blocks.places(pieces, k)
         content_mkc = content_Uc.index_select(0, user_n[place_mk].flatten()).view(-1, k, c)
-        x_m = F.pad(frozen.x[r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
+        x_m = F.pad(frozen.x[models.r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
         item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
         found.append(torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)[there_mk])
-    name_g = torch.tensor(names, dtype=torch.int16, device=device)
+    name_g = torch.tensor(models.names, dtype=torch.int16, device=device)
     return name_g[torch.cat(found)].cpu() if found else name_g[:0].cpu()

@@ -22,8 +22,9 @@ def entropy_weights(entropy_uM: Tensor) -> Tensor:
     return torch.softmax(-entropy_uM, dim=1)
 
 
-def equal_weights(users: int, models: int) -> Tensor:
-    return torch.full((users, models), 1.0 / models)
+def equal_weights(score_uI: Tensor, models: int) -> Tensor:
+    """[u, M] for the users whose scores are given."""
+    return score_uI.new_full((len(score_uI), models), 1.0 / models)
 
 
 def loss_weights(loss_M: Tensor) -> Tensor:

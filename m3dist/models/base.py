@@ -1,8 +1,9 @@
 """What a recommender is to the rest of m3dist: a module with a loss and the tensors that its scores need.
 
-A new one is one file with a subclass of `Recommender` and one line in `config.RECOMMENDERS`. Its constructor takes
-`Given`, the common `dim` and `l2`, and keyword-only options with defaults, which `baseline.options` sets. It knows no
-ranks: a loss is a sum over the worker's share of the batch divided by the size of the global batch.
+A new one is one file with a subclass of `Recommender` and one line in `method/registry.py`, or a class of another
+package, known by the decorator or the entry point that are named there. Its constructor takes `Given` and its
+`Settings`, a frozen dataclass whose further fields `baseline.options` sets. It knows no ranks: a loss is a sum over the
+worker's share of the batch divided by the size of the global batch.
 
 Shapes: U users, I items, n training pairs, b positives of this worker, N shared or n own negatives, d width.
 """
@@ -10,7 +11,7 @@ Shapes: U users, I items, n training pairs, b positives of this worker, N shared
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,14 @@ class Given:
         return Graph(self.user.long(), self.item.long(), self.n_users, self.n_items)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What every recommender can be told: the width of its vectors, and the weight of L2 on the rows of a step."""
+
+    dim: int = 64
+    l2: float = 1e-3
+
+
 class Recommender(nn.Module):
     """Base: BPR on inner products of `vectors()`, with L2 on the step's rows of `ego()`.
 
@@ -53,18 +62,19 @@ class Recommender(nn.Module):
     """
 
     batches: ClassVar[Literal["pairs", "users"]] = "pairs"
+    Options: ClassVar[type[Settings]] = Settings
 
     feature: Tensor  # all modalities side by side, [I, w]
 
-    def __init__(self, given: Given, dim: int, l2: float):
+    def __init__(self, given: Given, settings: Settings):
         super().__init__()
-        self.n_users, self.n_items, self.dim, self.l2 = given.n_users, given.n_items, dim, l2
+        self.n_users, self.n_items, self.dim, self.l2 = given.n_users, given.n_items, settings.dim, settings.l2
         feature = torch.cat(given.features, dim=1) if given.features else torch.zeros(given.n_items, 0)
         self.register_buffer("feature", feature, persistent=False)
 
-    def forward(self, what: str, *args: Any) -> Any:
-        """DDP and ZeRO synchronise in forward, so everything that reads parameters is called through it."""
-        return getattr(self, what)(*args)
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of `loss`: DDP and ZeRO synchronise gradients of what was computed in forward."""
+        return self.loss(batch)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Whose inner products are the scores: [U, d] and [I, d]."""
@@ -113,8 +123,9 @@ class GraphRecommender(Recommender):
     content: whether an item's vector starts as v_i + W f_i instead of v_i.
     """
 
-    def __init__(self, given: Given, dim: int, l2: float, content: bool):
-        super().__init__(given, dim, l2)
+    def __init__(self, given: Given, settings: Settings, content: bool):
+        super().__init__(given, settings)
+        dim = settings.dim
         self.user, self.item = xavier(given.n_users, dim), xavier(given.n_items, dim)
         self.project = nn.Linear(given.width, dim) if content and given.width else None
         self.graph = given.graph()

@@ -12,24 +12,34 @@ Shapes: U users, I items, d width, w feature width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, need_features, xavier
+from m3dist.models.base import Given, Recommender, Settings, need_features, xavier
+
+
+@dataclass(frozen=True)
+class CB2CFSettings(Settings):
+    hidden: int = 256
+    warm: bool = False
 
 
 class CB2CF(Recommender):
     known_I: Tensor
+    Options = CB2CFSettings
 
-    def __init__(self, given: Given, dim: int, l2: float, *, hidden: int = 256, warm: bool = False):
+    def __init__(self, given: Given, settings: CB2CFSettings):
         need_features(given, "cb2cf")
-        super().__init__(given, dim, l2)
+        super().__init__(given, settings)
+        dim = settings.dim
         self.user, self.item = xavier(given.n_users, dim), xavier(given.n_items, dim)
-        self.first, self.second = nn.Linear(given.width, hidden), nn.Linear(hidden, dim)
+        self.first, self.second = nn.Linear(given.width, settings.hidden), nn.Linear(settings.hidden, dim)
         known_I = torch.bincount(given.item.long(), minlength=given.n_items) > 0
-        self.register_buffer("known_I", known_I & warm, persistent=False)
+        self.register_buffer("known_I", known_I & settings.warm, persistent=False)
 
     def content(self, feature_Rw: Tensor) -> Tensor:
         """f(x), [R, d]."""

@@ -13,32 +13,35 @@ Shapes: n = U + I nodes, E edges, K channels, d width (K divides d).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.base import Given, GraphRecommender
+from m3dist.models.base import Given, GraphRecommender, Settings
 from m3dist.models.sparse import dots, spread
 
 
+@dataclass(frozen=True)
+class DisenGCNSettings(Settings):
+    channels: int = 4
+    layers: int = 1
+    routing: int = 2
+    tau: float = 1.0
+    content: bool = True
+
+
 class DisenGCN(GraphRecommender):
-    def __init__(
-        self,
-        given: Given,
-        dim: int,
-        l2: float,
-        *,
-        channels: int = 4,
-        layers: int = 1,
-        routing: int = 2,
-        tau: float = 1.0,
-        content: bool = True,
-    ):
+    Options = DisenGCNSettings
+
+    def __init__(self, given: Given, settings: DisenGCNSettings):
+        dim, channels = settings.dim, settings.channels
         if dim % channels:
             raise ValueError(f"baseline.options.channels: {channels} channels do not divide baseline.dim {dim}")
-        super().__init__(given, dim, l2, content)
-        self.channels, self.routing, self.tau = channels, routing, tau
-        self.into = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
+        super().__init__(given, settings, settings.content)
+        self.channels, self.routing, self.tau = settings.channels, settings.routing, settings.tau
+        self.into = nn.ModuleList(nn.Linear(dim, dim) for _ in range(settings.layers))
         self.out = nn.Linear(dim, dim)
 
     def layer(self, x_nd: Tensor) -> Tensor:

@@ -11,19 +11,29 @@ Shapes: U users, I items, d width, w feature width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, distinct_items, need_features, xavier
+from m3dist.models.base import Given, Recommender, Settings, distinct_items, need_features, xavier
+
+
+@dataclass(frozen=True)
+class DUIFSettings(Settings):
+    hidden: int = 128
 
 
 class DUIF(Recommender):
-    def __init__(self, given: Given, dim: int, l2: float, *, hidden: int = 128):
+    Options = DUIFSettings
+
+    def __init__(self, given: Given, settings: DUIFSettings):
         need_features(given, "duif")
-        super().__init__(given, dim, l2)
+        super().__init__(given, settings)
+        dim = settings.dim
         self.user = xavier(given.n_users, dim)
-        self.first, self.second = nn.Linear(given.width, hidden), nn.Linear(hidden, dim, bias=False)
+        self.first, self.second = nn.Linear(given.width, settings.hidden), nn.Linear(settings.hidden, dim, bias=False)
 
     def seen(self, feature_Rw: Tensor) -> Tensor:
         """Items' vectors [R, d] of their features."""

@@ -15,19 +15,30 @@ Shapes: U users, I items, n = U + I nodes, E edges, M modalities, d width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.base import Given, GraphRecommender, need_features, xavier
+from m3dist.models.base import Given, GraphRecommender, Settings, need_features, xavier
 from m3dist.models.sparse import dots, softmax, spread
 
 
+@dataclass(frozen=True)
+class GRCNSettings(Settings):
+    routing: int = 2
+    layers: int = 2
+
+
 class GRCN(GraphRecommender):
-    def __init__(self, given: Given, dim: int, l2: float, *, routing: int = 2, layers: int = 2):
+    Options = GRCNSettings
+
+    def __init__(self, given: Given, settings: GRCNSettings):
         need_features(given, "grcn")
-        super().__init__(given, dim, l2, content=False)
-        self.routing, self.depth = routing, layers
+        super().__init__(given, settings, content=False)
+        dim = settings.dim
+        self.routing, self.depth = settings.routing, settings.layers
         self.widths = [x.shape[1] for x in given.features]
         self.to_users = given.to_users()
         self.prototype = nn.ParameterList(xavier(given.n_users, dim) for _ in self.widths)

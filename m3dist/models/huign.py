@@ -14,6 +14,8 @@ Shapes: U users, I items, k_l intents of level l, k their sum, d width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from m3dist.data.graphs import item_neighbours
 from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, need_features, xavier
+from m3dist.models.base import Given, Recommender, Settings, need_features, xavier
 from m3dist.models.sparse import Graph
 
 
@@ -55,27 +57,28 @@ class Intents(nn.Module):
         return torch.cat(levels, dim=1), penalty
 
 
+@dataclass(frozen=True)
+class HUIGNSettings(Settings):
+    levels: tuple[int, ...] = (32, 8)
+    neighbours: int = 20
+    weight: float = 0.01
+
+
 class HUIGN(Recommender):
     weight_E: Tensor
+    Options = HUIGNSettings
 
-    def __init__(
-        self,
-        given: Given,
-        dim: int,
-        l2: float,
-        *,
-        levels: tuple[int, ...] = (32, 8),
-        neighbours: int = 20,
-        weight: float = 0.01,
-    ):
+    def __init__(self, given: Given, settings: HUIGNSettings):
         need_features(given, "huign")
-        super().__init__(given, dim, l2)
-        self.widths, self.weight = [x.shape[1] for x in given.features], weight
+        super().__init__(given, settings)
+        dim = settings.dim
+        self.widths, self.weight = [x.shape[1] for x in given.features], settings.weight
         self.user, self.item = xavier(given.n_users, dim), xavier(given.n_items, dim)
-        self.preference = xavier(given.n_users, sum(levels))
-        self.intents = nn.ModuleList(Intents(width, dim, levels) for width in self.widths)
+        self.preference = xavier(given.n_users, sum(settings.levels))
+        self.intents = nn.ModuleList(Intents(width, dim, settings.levels) for width in self.widths)
         user, item = given.user.cpu().numpy(), given.item.cpu().numpy()
-        near, omega = item_neighbours(user, item, given.n_users, given.n_items, min(neighbours, given.n_items - 1))
+        most = min(settings.neighbours, given.n_items - 1)
+        near, omega = item_neighbours(user, item, (given.n_users, given.n_items), most)
         kept = omega > 0
         own = np.arange(given.n_items)
         destination = np.concatenate([np.broadcast_to(own[:, None], near.shape)[kept], own])

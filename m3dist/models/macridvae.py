@@ -12,37 +12,40 @@ Shapes: u users of a block, U users, I items, K concepts, d width, h hidden widt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, xavier
+from m3dist.models.base import Given, Recommender, Settings, xavier
 from m3dist.seeding import torch_rng
+
+
+@dataclass(frozen=True)
+class MacridVAESettings(Settings):
+    concepts: int = 4
+    hidden: int = 256
+    tau: float = 0.1
+    std: float = 0.075
+    dropout: float = 0.5
+    beta: float = 0.2
+    block: int = 1024
 
 
 class MacridVAE(Recommender):
     batches = "users"
+    Options = MacridVAESettings
 
-    def __init__(
-        self,
-        given: Given,
-        dim: int,
-        l2: float,
-        *,
-        concepts: int = 4,
-        hidden: int = 256,
-        tau: float = 0.1,
-        std: float = 0.075,
-        dropout: float = 0.5,
-        beta: float = 0.2,
-        block: int = 1024,
-    ):
-        super().__init__(given, dim, l2)
-        self.tau, self.std, self.dropout, self.beta, self.block = tau, std, dropout, beta, block
-        self.item, self.prototype = xavier(given.n_items, dim), xavier(concepts, dim)
-        self.table, self.bias = xavier(given.n_items, hidden), nn.Parameter(torch.zeros(hidden))
-        self.out = nn.Linear(hidden, 2 * dim)
+    def __init__(self, given: Given, settings: MacridVAESettings):
+        super().__init__(given, settings)
+        dim = settings.dim
+        self.tau, self.std, self.dropout = settings.tau, settings.std, settings.dropout
+        self.beta, self.block = settings.beta, settings.block
+        self.item, self.prototype = xavier(given.n_items, dim), xavier(settings.concepts, dim)
+        self.table, self.bias = xavier(given.n_items, settings.hidden), nn.Parameter(torch.zeros(settings.hidden))
+        self.out = nn.Linear(settings.hidden, 2 * dim)
         self.history = given.to_users()
 
     def concepts(self) -> tuple[Tensor, Tensor]:

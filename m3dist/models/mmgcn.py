@@ -13,11 +13,13 @@ Shapes: n = U + I nodes, d width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.base import Given, GraphRecommender, need_features, xavier
+from m3dist.models.base import Given, GraphRecommender, Settings, need_features, xavier
 from m3dist.models.sparse import Graph
 
 
@@ -34,18 +36,25 @@ class Convolution(nn.Module):
         return F.leaky_relu(self.merge(h_nd) + own_nd)
 
 
+@dataclass(frozen=True)
+class MMGCNSettings(Settings):
+    layers: int = 2
+
+
 class MMGCN(GraphRecommender):
     weight_E: Tensor
+    Options = MMGCNSettings
 
-    def __init__(self, given: Given, dim: int, l2: float, *, layers: int = 2):
+    def __init__(self, given: Given, settings: MMGCNSettings):
         need_features(given, "mmgcn")
-        super().__init__(given, dim, l2, content=False)
+        super().__init__(given, settings, content=False)
+        dim = settings.dim
         self.widths = [x.shape[1] for x in given.features]
         self.register_buffer("weight_E", self.graph.mean(), persistent=False)
         self.preference = nn.ParameterList(xavier(given.n_users, dim) for _ in self.widths)
         self.projects = nn.ModuleList(nn.Linear(width, dim) for width in self.widths)
-        self.depth = layers
-        self.layers = nn.ModuleList(Convolution(dim) for _ in range(layers * len(self.widths)))
+        self.depth = settings.layers
+        self.layers = nn.ModuleList(Convolution(dim) for _ in range(settings.layers * len(self.widths)))
 
     def modality(self, m: int, feature_Iw: Tensor, id_nd: Tensor) -> Tensor:
         """Nodes after the convolutions of modality m, [n, d]."""

@@ -11,21 +11,31 @@ Shapes: n = U + I nodes, d width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.models.base import Given, GraphRecommender
+from m3dist.models.base import Given, GraphRecommender, Settings
+
+
+@dataclass(frozen=True)
+class NGCFSettings(Settings):
+    layers: int = 2
+    content: bool = True
 
 
 class NGCF(GraphRecommender):
     weight_E: Tensor
+    Options = NGCFSettings
 
-    def __init__(self, given: Given, dim: int, l2: float, *, layers: int = 2, content: bool = True):
-        super().__init__(given, dim, l2, content)
+    def __init__(self, given: Given, settings: NGCFSettings):
+        super().__init__(given, settings, settings.content)
+        dim = settings.dim
         self.register_buffer("weight_E", self.graph.symmetric(), persistent=False)
-        self.first = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
-        self.second = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
+        self.first = nn.ModuleList(nn.Linear(dim, dim) for _ in range(settings.layers))
+        self.second = nn.ModuleList(nn.Linear(dim, dim) for _ in range(settings.layers))
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         node_nd = self.nodes()

@@ -37,7 +37,8 @@ class UltraGCN(nn.Module):
 class Weights(nn.Module):
     """UltraGCN's constants: beta_ui = a_u c_i (eq. 9) and the item-item neighbours (eq. 12-14).
 
-    user_degree [U], item_degree [I]: training interactions. neighbour_Ik, omega_Ik: from `graph.item_neighbours`.
+    degrees: training interactions of users [U] and items [I]; one of 0 counts as 1 for users. w: w1 to w4.
+    neighbours: neighbour_Ik and omega_Ik of `graphs.item_neighbours`.
     """
 
     a_U: Tensor
@@ -47,20 +48,18 @@ class Weights(nn.Module):
 
     def __init__(
         self,
-        user_degree: Tensor,
-        item_degree: Tensor,
+        degrees: tuple[Tensor, Tensor],
         w: tuple[float, float, float, float],
         kappa: float,
-        neighbour_Ik: Tensor | None = None,
-        omega_Ik: Tensor | None = None,
+        neighbours: tuple[Tensor, Tensor] | None = None,
     ):
         super().__init__()
         self.w, self.kappa = w, kappa
-        user_degree = user_degree.double().clamp(min=1)  # a user without interactions is never drawn
+        user_degree, item_degree = degrees[0].double().clamp(min=1), degrees[1].double()  # such a user is never drawn
         self.register_buffer("a_U", ((user_degree + 1).sqrt() / user_degree).float())
-        self.register_buffer("c_I", (1 / (item_degree.double() + 1).sqrt()).float())
-        self.register_buffer("neighbour_Ik", neighbour_Ik)
-        self.register_buffer("omega_Ik", omega_Ik)
+        self.register_buffer("c_I", (1 / (item_degree + 1).sqrt()).float())
+        self.register_buffer("neighbour_Ik", neighbours[0] if neighbours else None)
+        self.register_buffer("omega_Ik", neighbours[1] if neighbours else None)
 
     def positive(self, user_b: Tensor, item_b: Tensor) -> Tensor:
         """w1 + kappa w2 beta_ui, [b]."""
@@ -71,29 +70,22 @@ class Weights(nn.Module):
         return self.w[2], self.kappa * self.w[3] * self.a_U[user_b]
 
 
+Ids = tuple[Tensor, Tensor, Tensor]  # users [b], items [b] and negatives [b, n]
+
+
 def interaction_loss(
-    user_bd: Tensor,
-    item_Rd: Tensor,
-    at_b: Tensor,
-    at_bn: Tensor,
-    weights: Weights,
-    user_b: Tensor,
-    item_b: Tensor,
-    negative_bn: Tensor,
-    size: int,
-    negative_weight: float,
+    user_bd: Tensor, item_Rd: Tensor, places: tuple[Tensor, Tensor], ids: Ids, weights: Weights
 ) -> tuple[Tensor, Tensor]:
-    """L_O and kappa L_C together (eq. 8, 10): the positives' and the negatives' part, each a mean over its samples.
+    """L_O and kappa L_C together (eq. 8, 10): the positives' and the negatives' part, each a sum over its samples.
 
     Every positive has negatives of its own; `losses.ultragcn` is for those that a batch shares. user_bd: rows of the
-    batch's users; item_Rd: distinct item rows; at_b, at_bn: where positives and negatives stand among them; size: B of
-    the global batch.
+    batch's users; item_Rd: distinct item rows; places: where positives [b] and negatives [b, n] stand among them.
     """
-    positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b)) / size
+    (at_b, at_bn), (user_b, item_b, negative_bn) = places, ids
+    positive = losses.positives((user_bd * item_Rd[at_b]).sum(1), weights.positive(user_b, item_b))
     base, scale_b = weights.negative(user_b)
     if len(item_Rd) < _SPARSE * at_bn.shape[1]:  # rows of items copied once a negative cost more than all the scores
         score_bn = (user_bd @ item_Rd.T).gather(1, at_bn)
     else:
         score_bn = torch.bmm(item_Rd[at_bn], user_bd.unsqueeze(2)).squeeze(2)
-    total = losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative_bn])
-    return positive, negative_weight * total / (size * negative_bn.shape[-1])
+    return positive, losses.own_negatives(score_bn, base + scale_b[:, None] * weights.c_I[negative_bn])

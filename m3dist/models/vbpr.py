@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from m3dist.data.sampling import Batch
-from m3dist.models.base import Given, Recommender, distinct_items, xavier
+from m3dist.models.base import Given, Recommender, Settings, distinct_items, xavier
 
 
 class VBPR(Recommender):
-    def __init__(self, given: Given, dim: int, l2: float):
-        super().__init__(given, dim, l2)
+    def __init__(self, given: Given, settings: Settings):
+        super().__init__(given, settings)
+        dim = settings.dim
         wide = given.width > 0
         self.user = xavier(given.n_users, 2 * dim if wide else dim)  # [gamma_u, theta_u]
         self.item = xavier(given.n_items, dim)

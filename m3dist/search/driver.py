@@ -31,6 +31,7 @@ from m3dist.search.space import Plan
 from m3dist.search.table import Table
 from m3dist.storage.artifacts import Store
 from m3dist.storage.folders import Folder
+from m3dist.training import memory
 
 _HEAD = {"memory": float(64 << 20)}  # of a trial that leads workers: it waits for them and takes no core
 
@@ -68,7 +69,7 @@ def concurrency(plan: Plan) -> int:
 
 
 def _memory(plan: Plan) -> float:
-    return float(max(pipeline.predict_memory(config, plan.dataset)["total"] for config in plan.extremes()))
+    return float(max(memory.predict(config, plan.dataset)["total"] for config in plan.extremes()))
 
 
 class Search:

@@ -16,18 +16,18 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from m3dist import pipeline
 from m3dist.config import Config
-
-REPORTS = ("align", "merge", "baseline")  # they evaluate on validation data; stage 2 has no ranking to measure
+from m3dist.method import registry
 
 
 def epochs_per_step(config: Config, stage: str) -> int:
     """Passes over the interactions behind one logged step: a round of stage 2 trains environments and masks."""
-    two = config.invariance
-    return two.environment_epochs + two.mask_epochs if stage == "invariance" else 1
+    spec = registry.model(config.model).stage(stage)
+    return spec.passes_per_step(getattr(config, spec.section))
 
 
 def _steps(config: Config, stage: str) -> int:
-    return config.invariance.rounds if stage == "invariance" else getattr(config, stage).epochs
+    spec = registry.model(config.model).stage(stage)
+    return getattr(getattr(config, spec.section), spec.steps)
 
 
 class Clock:
@@ -39,6 +39,8 @@ class Clock:
         self.per_step = {stage: max(epochs_per_step(c, stage) for c in configs) for stage in stages}
         self.length = {stage: max(_steps(c, stage) for c in configs) * self.per_step[stage] for stage in stages}
         self.total = sum(self.length.values())
+        spec = registry.model(configs[0].model)
+        self.reports = [stage for stage in stages if spec.stage(stage).validates]  # others have no ranking to measure
 
     def epoch(self, stage: str, step: int) -> int:
         """Epochs of the stage behind a trial that logged its step `step` (from 0)."""
@@ -61,7 +63,7 @@ class Rungs:
         self.stages: dict[str, AsyncHyperBandScheduler] = {}
         self.milestones: dict[str, list[int]] = {}
         for stage, length in clock.length.items():
-            if stage not in REPORTS or not length:
+            if stage not in clock.reports or not length:
                 continue
             least = min(grace, length)
             self.stages[stage] = AsyncHyperBandScheduler(

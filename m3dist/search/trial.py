@@ -20,12 +20,12 @@ from m3dist.config import Config
 from m3dist.search.claims import Claims
 from m3dist.search.rungs import epochs_per_step
 from m3dist.storage.artifacts import Store
-from m3dist.training.tracking import Stopped
+from m3dist.training.callbacks import Callback, Stopped
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class Watch:
+class Watch(Callback):
     """Listens to a run: counts epochs, keeps the best value, reports, and asks whether to go on.
 
     before: epochs, seconds, and the stage with its best value of former sittings.
@@ -49,7 +49,7 @@ class Watch:
         if Path(self.config.out, "stop").exists():
             raise Stopped(self.trial)
 
-    def __call__(self, stage: str, step: int, values: dict[str, float]) -> None:
+    def on_epoch(self, stage: str, step: int, values: dict[str, float]) -> None:
         if stage not in pipeline.planned(self.config, test=False):
             return
         if stage != self.stage:
@@ -131,7 +131,7 @@ def run(job: dict[str, Any], report: Report) -> dict[str, Any]:
     try:
         with own.hold("trial", waiting=watch.wanted):  # the process of a former sitting may still be about
             watch.wanted()
-            result = pipeline.run(config, quiet=True, listener=watch, test=False, claim=shared)
+            result = pipeline.run(config, [watch], quiet=True, test=False, lease=shared)
         watch.best = result["validation"][job["metric"]]
         end |= {"metric": watch.best, "stage": list(result["stages"])[-1]}
     except Stopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from m3dist.config import RECOMMENDERS
+from m3dist.method import registry
 
 LEARNING_RATES = (2e-2, 5e-3, 1e-3, 5e-2)  # every method's tuning grid, in the order of the trials
 
@@ -22,7 +22,7 @@ class Method:
     def rate(self) -> str:
         """The key of its final stage's learning rate."""
         model = self.overrides[0].removeprefix("model=")
-        return "baseline.lr" if model in RECOMMENDERS else "merge.lr"
+        return f"{registry.model(model).final.section}.lr"
 
 
 NAIVE = Method("Naive-UltraGCN", "UltraGCN", ("model=ultragcn",), needs_features=False)

@@ -15,20 +15,16 @@ import torch
 
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.config import Config, digest
+from m3dist.config import Config, Evaluation, digest
 from m3dist.data.dataset import Dataset
 from m3dist.evaluation import ranking
-from m3dist.method.backbone import Data
+from m3dist.evaluation.evaluator import Evaluator
+from m3dist.method import registry
 from m3dist.method.merge import Fused, fit_fusion
 from m3dist.study.methods import LEARNING_RATES, Method
+from m3dist.training.context import Context
 
 K = (5, 10, 20, 30, 40, 50)
-_EPOCHS = {
-    "align": ("epochs",),
-    "merge": ("epochs",),
-    "baseline": ("epochs",),
-    "invariance": ("environment_epochs", "mask_epochs"),
-}
 
 
 @dataclass
@@ -104,45 +100,40 @@ class Study:
             self.run(config)
             key = pipeline.keys(config, self.dataset)["merge"]
             tensors = pipeline.artifact_store(config).load("merge", key)[0]
-            data = Data(self.dataset, config)
-            merge = config.merge.model_copy(update={"fusion": "attention"})
-            with torch.no_grad():
-                equal = Fused(tensors, "equal")
-            tensors |= fit_fusion(data, config.model_copy(update={"merge": merge}), equal)
+            context = Context(self.dataset, config)
+            tensors |= fit_fusion(context, Fused(tensors, "equal"), "attention")
             for strategy in names:
-                tables[strategy].append(data.evaluate(Fused(tensors, strategy), "test", keep=True)[1])
+                tables[strategy].append(context.evaluator.evaluate(Fused(tensors, strategy), "test", keep=True)[1])
         return [Scores.of(row, "fusion", tables[strategy], []) for strategy, row in names.items()]
 
     def popularity(self) -> Scores:
         """Ranking by training interactions: no method of the paper, but what each must beat."""
-        config = self.config(Method("", "", ("model=ultragcn",)), 0)
-        data = Data(self.dataset, config.model_copy(update={"backbone": config.backbone.model_copy(update={"nu": 0})}))
-        table = data.evaluate(by_popularity(self.dataset), "test", keep=True)[1]
+        evaluator = Evaluator(self.dataset, self.config(Method("", "", ("model=ultragcn",)), 0).evaluation)
+        table = evaluator.evaluate(by_popularity(self.dataset), "test", keep=True)[1]
         return Scores.of("Popularity", "reference", [table], [])
 
 
 def by_popularity(dataset: Dataset) -> ranking.Scorer:
-    degree_I = torch.from_numpy(dataset.degrees()[1]).float()
-    return lambda user_u: degree_I.expand(len(user_u), -1).clone()
+    """Every user gets the items with the most training interactions."""
+    degree_I = torch.from_numpy(dataset.degrees[1]).float()
+    return lambda user_u: (degree_I.expand(len(user_u), -1).clone(), None)
 
 
 def against(dataset: Dataset, score: ranking.Scorer, user: np.ndarray, item: np.ndarray) -> dict[str, np.ndarray]:
     """Every user's metrics on held-out pairs of one's own; training and validation items are masked."""
-    seen = ranking.Seen.of([dataset.interactions("train"), dataset.interactions("val")], dataset.n_users)
-    relevant = ranking.Seen.of([(user, item)], dataset.n_users)
-    with torch.no_grad():
-        return ranking.evaluate(
-            score, torch.arange(dataset.n_users), seen, relevant, dataset.n_items, K, 256, keep=True
-        )[1]
+    relevant = ranking.Seen.of((user, item), dataset.n_users)
+    return Evaluator(dataset, Evaluation(k=K)).evaluate(score, "test", keep=True, relevant=relevant)[1]
 
 
 def _scaled(config: Config, budget: float) -> Config:
     """Every number of epochs times `budget`, at least 1."""
     update = {}
-    for section, names in _EPOCHS.items():
-        values = getattr(config, section)
-        scaled = {name: max(1, round(getattr(values, name) * budget)) for name in names if getattr(values, name)}
-        update[section] = values.model_copy(update=scaled)
+    for stage in registry.model(config.model).stages:
+        values = getattr(config, stage.section)
+        scaled = {
+            name: max(1, round(getattr(values, name) * budget)) for name in stage.lengths if getattr(values, name)
+        }
+        update[stage.section] = values.model_copy(update=scaled)
     return config.model_copy(update=update)
 
 

@@ -15,11 +15,21 @@ from m3dist.config import Fit
 from m3dist.data.sampling import Batch, Sampler
 from m3dist.distributed.engine import Dense, Engine
 from m3dist.distributed.tables import RowTable
-from m3dist.storage.checkpoints import Checkpoints, Saved
-from m3dist.training.tracking import Stopped, Tracker
+from m3dist.storage.checkpoints import Checkpoints, Rows, Saved
+from m3dist.training.callbacks import Stopped
+from m3dist.training.tracking import Tracker
 
 _CHECK = 16  # steps between workers' agreeing on whether to save or stop; a worker alone looks after every step
-_SAVE, _END = 1, 2  # what the lead may want between steps
+_SAVE, _END, _STOP = 1, 2, 3  # what rank 0 may ask for between steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which stage is trained, how, and the validation metric that selects."""
+
+    stage: str
+    settings: Fit
+    metric: str
 
 
 class Task(Protocol):
@@ -93,14 +103,14 @@ class Fitting:
         best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
         if best and best != self._saved_best:
             dense = {name: x for name, x in self.kept.items() if name not in tables}
-            self.checkpoints.save(best, {}, dense, {name: self.kept[name] for name in tables}, sharded)
+            self.checkpoints.save(best, {}, dense, Rows({name: self.kept[name] for name in tables}, sharded))
             self._saved_best = best
         tensors = {f"model/{name}": x for name, x in self.task.dense.state().items()}
         tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
         rows = {f"{name}/{key}": x for name, table in tables.items() for key, x in table.parts().items()}
         name = f"{self.at.epoch:05d}-{self.at.step:07d}"
         meta = {"progress": dataclasses.asdict(self.at), "steps": {name: x.steps for name, x in tables.items()}}
-        self.checkpoints.save(name, meta, tensors, rows, sharded, needs=[best] if best else [])
+        self.checkpoints.save(name, meta, tensors, Rows(rows, sharded), [best] if best else [])
 
     def _load(self, saved: Saved) -> None:
         tensors = saved.tensors()
@@ -116,22 +126,21 @@ class Fitting:
             table.steps = saved.meta["steps"][name]
 
 
-def fit(
-    task: Task, config: Fit, metric: str, stage: str, tracker: Tracker, checkpoints: Checkpoints | None = None
-) -> dict[str, float]:
-    """Train for at most config.epochs and leave the task at its best validation epoch, whose metrics are returned.
+def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | None = None) -> dict[str, float]:
+    """Train for at most the plan's epochs and leave the task at its best validation epoch, whose metrics are returned.
 
     Goes on from the latest of `checkpoints`, in the middle of an epoch too, with the numbers that an uninterrupted
-    run has. Raises FloatingPointError when the loss stops being finite, Stopped when a listener ends the run, and
+    run has. Raises FloatingPointError when the loss stops being finite, Stopped when a callback ends the run, and
     KeyboardInterrupt, after saving, when the tracker is interrupted.
     """
+    stage, config, metric = plan.stage, plan.settings, plan.metric
     fitting = Fitting(task, checkpoints)
     at, engine = fitting.at, fitting.engine
     if config.epochs == 0:
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
     while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
-        report = _epoch(task, config, fitting, tracker)
+        report = _epoch(task, plan, fitting, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
         epoch, last = at.epoch, at.epoch == config.epochs - 1
@@ -147,22 +156,22 @@ def fit(
         note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"
         tracker.progress(stage, config.epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
         stopped = log_epoch(tracker, engine, stage, epoch, report)
-        wish = 0 if last else _wish(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
-        if checkpoints and not last and (stopped or wish or checkpoints.due_after(epoch)):
+        request = 0 if last else _request(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
+        if checkpoints and not last and (stopped or request or checkpoints.due_after(epoch)):
             fitting.save({})
         if stopped:
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
-        if wish == _END:
+        if request == _END:
             raise KeyboardInterrupt
     tracker.progress(stage, at.epoch, at.epoch, f"best {metric} {at.best.get(metric, math.nan):.4f}")
     fitting.restore(fitting.kept)
     return at.best
 
 
-def _epoch(task: Task, config: Fit, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
+def _epoch(task: Task, plan: Plan, fitting: Fitting, tracker: Tracker) -> dict[str, float]:
     """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
-    at, engine, sampler = fitting.at, fitting.engine, task.sampler
-    sums = {name: torch.tensor(total if engine.lead else 0.0) for name, total in at.sums.items()}
+    at, engine, sampler, config = fitting.at, fitting.engine, task.sampler, plan.settings
+    sums = {name: torch.tensor(total if engine.rank_zero else 0.0) for name, total in at.sums.items()}
     started, first = time.perf_counter(), at.step
     while at.step < sampler.steps:
         if config.decay == "linear":  # from where the fit stands, so that a resumed run has the same
@@ -170,12 +179,15 @@ def _epoch(task: Task, config: Fit, fitting: Fitting, tracker: Tracker) -> dict[
         for name, value in task.step(sampler(at.epoch, at.step, engine.rank, engine.world)).items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         at.step += 1
+        tracker.step(plan.stage, at.epoch, at.step)
         if at.step < sampler.steps and (engine.world == 1 or at.step % _CHECK == 0):
-            wish = _wish(tracker, fitting.checkpoints, engine)
-            if wish:
+            request = _request(tracker, fitting.checkpoints, engine)
+            if request:
                 fitting.save(sums)
-            if wish == _END:
+            if request == _END:
                 raise KeyboardInterrupt
+            if request == _STOP:
+                raise Stopped(f"{plan.stage}: stopped in epoch {at.epoch}")
     seconds = time.perf_counter() - started
     totals = engine.totals({name: float(x) for name, x in sums.items()})
     at.sums = {}
@@ -185,16 +197,17 @@ def _epoch(task: Task, config: Fit, fitting: Fitting, tracker: Tracker) -> dict[
     return report | {"interactions/s": share * len(sampler.user) / seconds if seconds else 0.0}
 
 
-def _wish(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> int:
-    """What the lead wants now, on every worker."""
-    wish = 0
-    if engine.lead:
-        wish = _END if tracker.interrupted() else _SAVE if checkpoints is not None and checkpoints.overdue() else 0
-    return engine.largest(wish)
+def _request(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> int:
+    """What rank 0 asks for now, on every worker."""
+    request = 0
+    if engine.rank_zero:
+        overdue = checkpoints is not None and checkpoints.overdue()
+        request = _STOP if tracker.stopped else _END if tracker.interrupted() else _SAVE if overdue else 0
+    return engine.largest(request)
 
 
 def log_epoch(tracker: Tracker, engine: Engine, stage: str, epoch: int, report: dict[str, float]) -> bool:
-    """Log an epoch; whether the lead's listener ended the run."""
+    """Log an epoch; whether a callback of rank 0 ended the run."""
     stopped = False
     try:
         tracker.log(stage, epoch, report)

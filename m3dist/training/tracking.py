@@ -1,4 +1,4 @@
-"""Progress, metrics.jsonl and TensorBoard behind one interface; only the lead worker's tracker has a folder."""
+"""Progress, metrics.jsonl and TensorBoard behind one interface; only rank 0's tracker has a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,12 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from m3dist.storage.folders import Folder
-
-Listener = Callable[[str, int, dict[str, float]], None]
-
-
-class Stopped(Exception):
-    """Raised by a listener to end a run early; what was reported stays."""
+from m3dist.training.callbacks import Stopped
 
 
 class RunFailed(Exception):
@@ -63,25 +58,34 @@ class Display:
             self.say(f"{stage} {step}: " + " ".join(f"{name} {value:.4g}" for name, value in short.items()))
 
 
+class Heard(Protocol):
+    """What a tracker tells callbacks, here or in another process; see callbacks.Callbacks."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def step(self, stage: str, epoch: int, step: int) -> None: ...
+
+    def __call__(self, stage: str, epoch: int, values: dict[str, float]) -> None: ...
+
+
 class Tracker:
     """Writes what a run reports; a context manager that closes its files and bars.
 
-    folder: where metrics.jsonl and tb/ go; None writes nothing, for workers that are not the lead. listener: called
-    with (stage, step, values) after every `log`; may raise Stopped. stop: whether somebody wants the run to end.
-    visible: show progress without a folder too, as the driver of other workers does.
+    folder: where metrics.jsonl and tb/ go; None writes nothing, for workers other than rank 0. callbacks: told of
+    stages, steps and epochs; may raise Stopped. display: by default a terminal's where there is a folder. stop: whether
+    somebody asks the run to end.
     """
 
     def __init__(
         self,
         folder: Folder | Path | None,
-        quiet: bool = False,
-        listener: Listener | None = None,
+        callbacks: Heard | None = None,
         display: Any = None,
         stop: Callable[[], bool] | None = None,
-        visible: bool = False,
     ):
-        self.display = display or Display(quiet or (folder is None and not visible))
-        self._listener, self._stop = listener, stop
+        self.display = display or Display(quiet=folder is None)
+        self._callbacks, self._stop = callbacks, stop
+        self.stopped = False  # by a callback, between steps
         self._key: dict[str, str] = {}
         self._board: SummaryWriter | None = None
         self._folder: Folder | None = None
@@ -117,6 +121,8 @@ class Tracker:
     def begin(self, stage: str, key: str, step: int = 0) -> None:
         """A stage starts at `step`; lines that an interrupted try with the same key wrote from there on are dropped."""
         self._key[stage] = key
+        if self._callbacks is not None:
+            self._callbacks.begin(stage)
         if self._board is None:
             return
         self._lines.close()
@@ -137,6 +143,14 @@ class Tracker:
     def say(self, text: str) -> None:
         self.display.say(text)
 
+    def step(self, stage: str, epoch: int, step: int) -> None:
+        """An optimiser step was taken."""
+        if self._callbacks is not None:
+            try:
+                self._callbacks.step(stage, epoch, step)
+            except Stopped:
+                self.stopped = True
+
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, flushed, and one TensorBoard scalar per value."""
         if self._board is not None:
@@ -147,8 +161,8 @@ class Tracker:
                 self._board.add_scalar(f"{stage}/{name}", value, step)
             self._copy()
         self.display.values(stage, step, values)
-        if self._listener is not None:
-            self._listener(stage, step, values)
+        if self._callbacks is not None:
+            self._callbacks(stage, step, values)
 
     def histogram(self, stage: str, name: str, step: int, values: Tensor) -> None:
         if self._board is not None:
@@ -163,7 +177,7 @@ class Tracker:
 
 
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a wish that a loop asks for between steps; the second ends at once.
+    """Turns the first SIGINT or SIGTERM into a request that a loop looks for between steps; the second ends at once.
 
     A context manager; does nothing outside the main thread, where Python takes no signals.
     """

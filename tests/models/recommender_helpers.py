@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_runs import popularity
 from torch import Tensor
 
 from m3dist.config import validate
 from m3dist.data.dataset import Dataset
 from m3dist.data.sampling import Batch
-from m3dist.method.backbone import Data
 from m3dist.method.recommender import BaselineTask
 from m3dist.models.base import Given, Recommender
+from m3dist.training.context import Context
 
 PAIRS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 4)]  # 4 users, 5 items
 
@@ -23,6 +24,11 @@ def tiny(widths: tuple[int, ...] = (3, 2), seed: int = 0) -> Given:
     rng = torch.Generator().manual_seed(seed)
     user, item = torch.tensor(PAIRS).T
     return Given(4, 5, [torch.randn(5, w, generator=rng) for w in widths], user, item)
+
+
+def made(kind: type[Recommender], given: Given, **values: Any) -> Recommender:
+    """A recommender with these values of its settings."""
+    return kind(given, kind.Options(**values))
 
 
 def adjacency() -> np.ndarray:
@@ -72,22 +78,16 @@ def batch_of(users: list[int], items: list[int], negatives: Any, parts: tuple[in
 def scores(model: Recommender) -> Tensor:
     """Of all users and items, [U, I]."""
     with torch.no_grad():
-        return model.score(model("tensors"), torch.arange(model.n_users))
-
-
-def popularity(data: Data) -> dict[str, float]:
-    """Validation metrics of ranking by training interactions."""
-    degree = torch.from_numpy(data.dataset.degrees()[1]).float()
-    return data.evaluate(lambda user_u: degree.expand(len(user_u), -1).clone(), "val")[0]
+        return model.score(model.tensors(), torch.arange(model.n_users))
 
 
 def trained(root: Path, model: str, epochs: int, **baseline: Any) -> tuple[dict[str, float], dict[str, float]]:
     """Validation metrics of `model` after some epochs on a data set, and popularity's."""
     section = {"dim": 16, "batch_size": 512, "lr": 0.02, "negatives": 64, "l2": 1e-3, **baseline}
     config = validate({"model": model, "data": str(root), "baseline": section})
-    data = Data(Dataset(root), config)
-    task = BaselineTask(data, config)
+    context = Context(Dataset(root), config)
+    task = BaselineTask(context)
     for epoch in range(epochs):
         for step in range(task.sampler.steps):
             task.step(task.sampler(epoch, step))
-    return task.evaluate(), popularity(data)
+    return task.evaluate(), popularity(context.dataset, config)

@@ -11,6 +11,7 @@ from recommender_helpers import (
     batch_of,
     leaky,
     linear,
+    made,
     randomise,
     scores,
     softmax,
@@ -39,7 +40,7 @@ def features() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("content", [True, False])
 def test_ngcf(content: bool) -> None:
-    model = NGCF(tiny(), dim=3, l2=0.1, layers=2, content=content)
+    model = made(NGCF, tiny(), dim=3, l2=0.1, layers=2, content=content)
     p = randomise(model)
     item = p["item"] + (linear(p, "project", np.concatenate(features(), 1)) if content else 0)
     e = np.concatenate([p["user"], item])
@@ -56,7 +57,7 @@ def test_ngcf(content: bool) -> None:
 
 def test_disengcn() -> None:
     K, tau = 2, 0.7
-    model = DisenGCN(tiny(), dim=4, l2=0.1, channels=K, layers=2, routing=3, tau=tau)
+    model = made(DisenGCN, tiny(), dim=4, l2=0.1, channels=K, layers=2, routing=3, tau=tau)
     p = randomise(model)
     x = np.concatenate([p["user"], p["item"] + linear(p, "project", np.concatenate(features(), 1))])
     A = adjacency()
@@ -75,7 +76,7 @@ def test_disengcn() -> None:
 
 
 def test_mmgcn() -> None:
-    model = MMGCN(tiny(), dim=3, l2=0.1, layers=2)
+    model = made(MMGCN, tiny(), dim=3, l2=0.1, layers=2)
     p = randomise(model)
     A = adjacency()
     mean = A / A.sum(1, keepdims=True)
@@ -92,7 +93,7 @@ def test_mmgcn() -> None:
 
 
 def test_grcn() -> None:
-    model = GRCN(tiny(), dim=3, l2=0.1, routing=2, layers=2)
+    model = made(GRCN, tiny(), dim=3, l2=0.1, routing=2, layers=2)
     p = randomise(model)
     A = adjacency()
     contents, weights = [], []
@@ -116,7 +117,7 @@ def test_grcn() -> None:
 
 
 def test_huign() -> None:
-    model = HUIGN(tiny(), dim=3, l2=0.0, levels=(3, 2), neighbours=4, weight=0.5)
+    model = made(HUIGN, tiny(), dim=3, l2=0.0, levels=(3, 2), neighbours=4, weight=0.5)
     p = randomise(model)
     B = adjacency()[:U, U:]
     near = ((B.T @ B) > 0).astype(float)  # every co-occurring item, and each item itself
@@ -135,13 +136,15 @@ def test_huign() -> None:
             penalty += -(S * np.log(S)).sum(1).mean() / 2 + np.linalg.norm(C.T @ C - np.eye(k)) / k**2 / 2
     want = p["user"] @ p["item"].T + p["preference"] @ intents.T
     np.testing.assert_allclose(scores(model), want, rtol=2e-5, atol=2e-6)
-    terms = model("loss", batch_of([0, 1], [1, 2], [3, 4]))
+    terms = model(batch_of([0, 1], [1, 2], [3, 4]))
     assert float(terms["intents"]) == pytest.approx(0.5 * penalty, rel=1e-5)
 
 
 def test_macridvae_scores_and_loss() -> None:
     K, tau = 2, 0.5
-    model = MacridVAE(tiny(), dim=3, l2=0.0, concepts=K, hidden=4, tau=tau, std=0.0, dropout=0.0, beta=0.3, block=3)
+    model = made(
+        MacridVAE, tiny(), dim=3, l2=0.0, concepts=K, hidden=4, tau=tau, std=0.0, dropout=0.0, beta=0.3, block=3
+    )
     p = randomise(model)
     B = adjacency()[:U, U:]
     h = unit(p["item"])
@@ -155,17 +158,17 @@ def test_macridvae_scores_and_loss() -> None:
         kl += 0.5 * (np.exp(lnvar) - lnvar - 1).sum(1)
     np.testing.assert_allclose(scores(model), np.log(mix), rtol=2e-5, atol=2e-6)
     log_p = np.log(mix / mix.sum(1, keepdims=True))
-    terms = model("loss", batch_of([0, 2], [0, 0], [3, 4]))
+    terms = model(batch_of([0, 2], [0, 0], [3, 4]))
     assert float(terms["reconstruction"]) == pytest.approx(-(B * log_p).sum(1)[[0, 2]].mean(), rel=1e-5)
     assert float(terms["kl"]) == pytest.approx(0.3 * kl[[0, 2]].mean(), rel=1e-5)
 
 
 def test_macridvae_noise_and_dropout_matter_in_training_only() -> None:
-    model = MacridVAE(tiny(), dim=3, l2=0.0, concepts=2, hidden=4, std=1.0, dropout=0.5)
+    model = made(MacridVAE, tiny(), dim=3, l2=0.0, concepts=2, hidden=4, std=1.0, dropout=0.5)
     randomise(model)
     batch = batch_of([0, 2], [0, 0], [3, 4])
-    once, again = (float(model("loss", batch)["loss"].detach()) for _ in range(2))
+    once, again = (float(model(batch)["loss"].detach()) for _ in range(2))
     assert once == again  # keyed by the step
     model.std = 0.0
-    assert float(model("loss", batch)["loss"].detach()) != once
+    assert float(model(batch)["loss"].detach()) != once
     assert torch.equal(scores(model), scores(model))

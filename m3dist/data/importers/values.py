@@ -156,6 +156,17 @@ def label_column(array: pa.Array, rows: Rows) -> np.ndarray:
     return codes
 
 
+def as_id(value: object, integers: bool) -> int | str | None:
+    """One id as a data set has it, whose ids are integers or text; None for what is no integer among integers."""
+    if isinstance(value, float):
+        value = repr(value)
+    text = str(value).strip()
+    if not integers:
+        return text
+    whole = _WHOLE.fullmatch(text)
+    return int(whole[1]) if whole else int(text) if _INTEGER.fullmatch(text) else None
+
+
 def id_notes(kind: IdKind, ids: pa.Array) -> list[str]:
     """What a person should know of how ids were taken. Raises DataError where two spellings mean one id."""
     if kind.mode != TEXT:

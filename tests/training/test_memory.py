@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-RAW = Path(__file__).parents[2] / "shared" / "data" / "ml1m"
+RAW = Path(__file__).parents[3] / "shared" / "data" / "ml1m"
 TRAIN = "from m3dist.cli.main import main; main()"
 
 

@@ -18,17 +18,12 @@ def test_metrics_equal_ranx() -> None:
     held = rng.random((users, items)) < 0.05
     seen = (rng.random((users, items)) < 0.1) & ~held
     held[0] = False
-    pair = lambda matrix: tuple(x.astype(np.int32) for x in np.nonzero(matrix))  # noqa: E731
-    total, table = ranking.evaluate(
-        lambda u: score[u].clone(),
-        torch.arange(users),
-        ranking.Seen.of([pair(seen)], users),
-        ranking.Seen.of([pair(held)], users),
-        items,
-        (5, k),
-        16,
-        keep=True,
+    masked, relevant = (
+        ranking.Seen.of(tuple(x.astype(np.int32) for x in np.nonzero(matrix)), users) for matrix in (seen, held)
     )
+    lists = ranking.Ranking(lambda u: (score[u].clone(), None), [masked], k, 16)
+    judged = ranking.Judged(relevant, items, (5, k))
+    total, table = ranking.evaluate(lists, torch.arange(users), judged, keep=True)
     qrels = {f"u{u}": {f"i{i}": 1 for i in np.flatnonzero(held[u])} for u in range(users) if held[u].any()}
     run = {
         f"u{u}": {f"i{i}": float(score[u, i]) for i in np.flatnonzero(~seen[u])} for u in range(users) if held[u].any()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from m3dist.distributed.engine import Engine
-from m3dist.method.assignment import Blocks, assign
+from m3dist.losses import Projection
+from m3dist.method.assignment import Blocks, Models, assign
 
 USERS, ITEMS, E, c, D = 40, 30, 7, 4, 6
 
@@ -24,7 +25,7 @@ def made(item: torch.Tensor) -> SimpleNamespace:
     user = torch.randint(USERS, item.shape, generator=generator, dtype=torch.int32)
     return SimpleNamespace(
         user=user, item=item, user_Uk=torch.randn(USERS, 3 + c, generator=generator), content=c, engine=Engine(),
-        x=[torch.randn(ITEMS, D, generator=generator)], blocks=Blocks.of(item),
+        x=[torch.randn(ITEMS, D, generator=generator)],
     )  # fmt: skip
 
 
@@ -46,23 +47,25 @@ def test_shares_are_disjoint_and_complete(parts: int) -> None:
 
 
 def test_the_highest_score_wins() -> None:
-    frozen = made(skewed())
+    frozen, blocks = made(skewed()), Blocks.of(skewed())
     generator = torch.Generator().manual_seed(2)
     W, b, scale = (torch.randn(shape, generator=generator) for shape in ((E, c, D), (E, c), (D,)))
     names = [0, 2, 3, 5, 6, 8, 9]
-    got = assign(frozen, 0, scale, W, b, names)
+    models = Models(0, scale, names, Projection(W, b))
+    got = assign(frozen, blocks, models)
     psi = frozen.x[0][frozen.item.long()] * scale
     score = torch.einsum("nc,enc->ne", frozen.user_Uk[frozen.user.long(), 3:], psi @ W.transpose(1, 2) + b[:, None])
-    assert got.tolist() == [names[e] for e in score.argmax(1)[frozen.blocks.interactions(0, 1)].tolist()]
-    parts = torch.cat([assign(frozen, 0, scale, W, b, names, at, 3) for at in range(3)])
+    assert got.tolist() == [names[e] for e in score.argmax(1)[blocks.interactions(0, 1)].tolist()]
+    parts = torch.cat([assign(frozen, blocks, models, (at, 3)) for at in range(3)])
     assert torch.equal(parts, got)
 
 
 def test_ties_go_to_the_first() -> None:
-    frozen = made(skewed())
-    assert set(assign(frozen, 0, torch.ones(D), torch.zeros(3, c, D), torch.zeros(3, c), [1, 4, 5]).tolist()) == {1}
+    models = Models(0, torch.ones(D), [1, 4, 5], Projection(torch.zeros(3, c, D), torch.zeros(3, c)))
+    assert set(assign(made(skewed()), Blocks.of(skewed()), models).tolist()) == {1}
 
 
 def test_no_interactions() -> None:
-    frozen = made(torch.zeros(0, dtype=torch.int32))
-    assert not len(assign(frozen, 0, torch.ones(D), torch.zeros(3, c, D), torch.zeros(3, c), [0, 1, 2]))
+    none = torch.zeros(0, dtype=torch.int32)
+    models = Models(0, torch.ones(D), [0, 1, 2], Projection(torch.zeros(3, c, D), torch.zeros(3, c)))
+    assert not len(assign(made(none), Blocks.of(none), models))

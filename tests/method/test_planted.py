@@ -12,8 +12,8 @@ from m3dist import pipeline
 from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
-from m3dist.method.backbone import Data
 from m3dist.method.merge import MergeTask
+from m3dist.training.context import Context
 
 
 @pytest.mark.slow
@@ -41,8 +41,8 @@ def test_the_projection_pays_for_its_square(tmp_path: Path) -> None:
     loss, W = [], torch.empty(0)
     for weight in (0.0, 0.5):
         config = load(None, [*small, f"backbone.projection_l2={weight}"])
-        data = Data(Dataset(tmp_path / "data"), config)
-        task = MergeTask(data, config, [data.features()[0]], None)
+        context = Context(Dataset(tmp_path / "data"), config)
+        task = MergeTask(context, [context.data.features[0]])
         W = task.members[0].model.project.weight.detach().clone()  # type: ignore[union-attr]
         loss.append(float(task.step(task.sampler(0, 0))["0/l2"]))
     assert loss[1] - loss[0] == pytest.approx(0.5 * float(W.square().sum()), rel=1e-5)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from m3dist.config import Checkpoint, Fit
-from m3dist.data.sampling import Batch, Sampler
+from m3dist.data.sampling import Batch, Draws, Sampler
 from m3dist.distributed.engine import Engine
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.loop import fit
-from m3dist.training.tracking import Tracker
+from m3dist.training.loop import Plan, fit
+from m3dist.training.tracking import Display, Tracker
 
 
 class OneNumber:
@@ -24,7 +24,7 @@ class OneNumber:
         self.dense = Engine().wrap(self.layer, [{"params": list(self.layer.parameters()), "lr": lr}])
         self.tables: dict = {}
         ids = torch.arange(8)
-        self.sampler = Sampler(ids, ids, 8, batch_size=4, negatives=1, per_positive=False, seed=0, purpose="t")
+        self.sampler = Sampler((ids, ids), 8, 4, Draws(1), (0, "t"))
         self.seen: list[tuple[float, float]] = []
 
     def step(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -42,8 +42,9 @@ class OneNumber:
 @pytest.mark.parametrize(("decay", "rates"), [("linear", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]), ("none", [1] * 6)])
 def test_the_learning_rate_falls_to_nothing_over_all_steps(decay: str, rates: list[float], tmp_path: Path) -> None:
     task = OneNumber(lr=0.5)
-    with Tracker(tmp_path, quiet=True) as tracker:
-        fit(task, Fit(epochs=3, decay=decay, lr=0.5), "ndcg@10", "merge", tracker)  # type: ignore[arg-type]
+    settings = Fit(epochs=3, decay=decay, lr=0.5)  # type: ignore[arg-type]
+    with Tracker(tmp_path, display=Display(quiet=True)) as tracker:
+        fit(task, Plan("merge", settings, "ndcg@10"), tracker)
     assert [rate for rate, _ in task.seen] == pytest.approx(rates)
     assert [lr for _, lr in task.seen] == pytest.approx([0.5 * rate for rate in rates])
 
@@ -51,10 +52,11 @@ def test_the_learning_rate_falls_to_nothing_over_all_steps(decay: str, rates: li
 def test_an_interrupt_is_heard_after_an_epoch_of_one_step(tmp_path: Path) -> None:
     task, folder = OneNumber(lr=0.5), Folder(str(tmp_path / "checkpoints"))
     ids = task.sampler.user
-    task.sampler = Sampler(ids, ids, 8, batch_size=8, negatives=1, per_positive=False, seed=0, purpose="t")
+    task.sampler = Sampler((ids, ids), 8, 8, Draws(1), (0, "t"))
     checkpoints = Checkpoints(folder, "key", Checkpoint(), Engine())
-    with Tracker(tmp_path, quiet=True, stop=lambda: len(task.seen) == 2) as tracker, pytest.raises(KeyboardInterrupt):
-        fit(task, Fit(epochs=9), "ndcg@10", "merge", tracker, checkpoints)
+    after_two = Tracker(tmp_path, display=Display(quiet=True), stop=lambda: len(task.seen) == 2)
+    with after_two as tracker, pytest.raises(KeyboardInterrupt):
+        fit(task, Plan("merge", Fit(epochs=9), "ndcg@10"), tracker, checkpoints)
     saved = checkpoints.latest()
     assert saved is not None
     assert saved.meta["progress"]["epoch"] == 2

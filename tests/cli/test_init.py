@@ -13,7 +13,7 @@ import pytest
 from m3dist import config, examples
 from m3dist.cli import main as cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: object) -> int:

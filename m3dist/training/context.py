@@ -1,0 +1,65 @@
+"""What travels through a run: the data set, the config, the worker, its tracker, and what earlier stages left."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from m3dist.config import Config
+from m3dist.data.dataset import Dataset
+from m3dist.distributed.engine import Engine
+from m3dist.evaluation.evaluator import Evaluator
+from m3dist.method.registry import StageSpec
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.training.data import DeviceData
+from m3dist.training.loop import Plan
+from m3dist.training.tracking import Tracker
+
+
+def _nothing(stage: str) -> dict[str, Tensor]:
+    raise KeyError(stage)
+
+
+class Context:
+    """A run as one worker sees it. Without an engine it is the only worker; without a tracker it reports nothing.
+
+    read: the tensors of an earlier stage by its name.
+    """
+
+    stage: StageSpec | None = None
+    checkpoints: Checkpoints | None = None
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Config,
+        engine: Engine | None = None,
+        tracker: Tracker | None = None,
+        read: Callable[[str], dict[str, Tensor]] | None = None,
+    ):
+        self.dataset, self.config = dataset, config
+        self.read = read or _nothing
+        self.engine = engine or Engine()
+        self.tracker = tracker or Tracker(None)
+        self.data = DeviceData(dataset, self.engine, config.embeddings == "sharded")
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.dataset, self.config.evaluation, self.engine, self.data.sharded)
+
+    def at(self, stage: StageSpec, checkpoints: Checkpoints | None = None) -> Context:
+        """The same run at one of its stages. What was read is shared."""
+        _ = self.evaluator
+        here = copy.copy(self)
+        here.stage, here.checkpoints = stage, checkpoints
+        return here
+
+    @property
+    def plan(self) -> Plan:
+        """How the stage's fit runs."""
+        assert self.stage is not None
+        section = getattr(self.config, self.stage.section)
+        return Plan(self.stage.name, section, self.config.evaluation.metric)

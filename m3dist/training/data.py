@@ -1,0 +1,105 @@
+"""A data set on the device of one worker: what every stage reads of it, made once and shared by all stages.
+
+Shapes: n training interactions, U users, I items, d_m width of modality m.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3dist.config import Backbone
+from m3dist.data.dataset import Dataset
+from m3dist.data.graphs import item_neighbours
+from m3dist.data.sampling import Draws, Sampler
+from m3dist.distributed.engine import Engine
+from m3dist.models.ultragcn import Weights
+
+
+class DeviceData:
+    """Training interactions, features and the backbone's constants.
+
+    sharded: each worker holds a contiguous part of the users' and items' rows.
+    """
+
+    def __init__(self, dataset: Dataset, engine: Engine, sharded: bool = False):
+        self.dataset, self.engine = dataset, engine
+        self.device = engine.device
+        self.n_users, self.n_items = dataset.n_users, dataset.n_items
+        self.sharded = sharded and engine.world > 1
+        self._weights: dict[Backbone, Weights] = {}
+
+    @functools.cached_property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Users and items of the training interactions, int32 [n] each."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
+            user, item = (torch.from_numpy(x).to(self.device) for x in self.dataset.interactions("train"))
+        return user, item
+
+    @functools.cached_property
+    def features(self) -> list[Tensor]:
+        """Every modality [I, d_m]: standardised per column over the items that have it, then rows of length 1.
+
+        An item that lacks the modality has a row of zeros, and a column that is constant is one of zeros.
+        """
+        out = []
+        for name in self.dataset.modalities:
+            x = torch.from_numpy(np.array(self.dataset.features(name), dtype=np.float32))
+            present = torch.from_numpy(self.dataset.present(name))
+            x = standardised(x, x[present])
+            out.append((F.normalize(x, dim=1) * present[:, None]).to(self.device))
+        return out
+
+    @property
+    def all_features(self) -> Tensor | None:
+        """All modalities side by side, [I, sum of d_m]; None for a data set without features."""
+        return torch.cat(self.features, dim=1) if self.features else None
+
+    def weights(self, backbone: Backbone) -> Weights:
+        """UltraGCN's constants; the item-item graph behind them is made when a loss first asks."""
+        if backbone not in self._weights:
+            neighbours = None
+            if backbone.nu:
+                user, item = self.dataset.interactions("train")
+                shape = (self.n_users, self.n_items)
+                neighbour, omega = item_neighbours(user, item, shape, backbone.neighbours)
+                neighbours = torch.from_numpy(neighbour), torch.from_numpy(omega)
+            degrees = [torch.from_numpy(x) for x in self.dataset.degrees]
+            w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
+            made = Weights((degrees[0], degrees[1]), w, backbone.kappa, neighbours)
+            self._weights[backbone] = made.to(self.device)
+        return self._weights[backbone]
+
+    def sampler(self, seed: int, purpose: str, batch_size: int, draws: Draws) -> Sampler:
+        """Global steps over the training interactions."""
+        return Sampler(self.pairs, self.n_items, batch_size, draws, (seed, purpose))
+
+    def mine(self, user_n: Tensor) -> Tensor:
+        """bool [n]: the users whose rows this worker holds; all of them where tables are replicated."""
+        low, high = self.engine.share(self.n_users) if self.sharded else (0, self.n_users)
+        return (user_n >= low) & (user_n < high)
+
+    def joined(self, x_nd: Tensor) -> Tensor:
+        """What every worker found for its own users, in ascending order of users: all of it, on every worker."""
+        if not self.sharded:
+            return x_nd
+        return self.engine.gather(x_nd, self.engine.collect(len(x_nd)))
+
+
+def standardised(x_Id: Tensor, have_nd: Tensor) -> Tensor:
+    """Columns of mean 0 and variance 1 over the n rows of `have_nd`; sums in float64.
+
+    A column whose spread is no more than float32's rounding of its mean is constant and becomes 0: scaled up, the
+    rounding errors would outweigh every other column.
+    """
+    mean_d = have_nd.mean(0, dtype=torch.float64)
+    shift_d = mean_d.float()
+    spread_d = torch.linalg.vector_norm(have_nd - shift_d, dim=0, dtype=torch.float64) / max(1, len(have_nd)) ** 0.5
+    constant_d = spread_d <= 1e-6 * mean_d.abs()
+    return ((x_Id - shift_d) / spread_d.clamp(min=1e-6).float()).masked_fill(constant_d, 0.0)

@@ -1,0 +1,30 @@
+"""Bytes that a worker needs, by formula, before anything is trained."""
+
+from __future__ import annotations
+
+from m3dist.config import Config
+from m3dist.data.dataset import Dataset
+from m3dist.method import registry
+
+
+def predict(config: Config, dataset: Dataset) -> dict[str, int]:
+    """Of each worker: tables with Adam's moments and the best copy, features, and one step's scores."""
+    backbone, M = config.backbone, max(len(dataset.modalities), 1)
+    spec = registry.model(config.model)
+    members = M if spec.members == "modalities" else 1
+    table = dataset.n_users * (backbone.dim + backbone.content_dim) + dataset.n_items * backbone.dim
+    batch, negatives = config.merge.batch_size, backbone.negatives
+    if spec.members == "nodes":  # the widest have a table of nodes per modality
+        table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
+        batch, negatives = config.baseline.batch_size, config.baseline.negatives
+    workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
+    owners = max(workers, 1) if config.embeddings == "sharded" else 1
+    out = {
+        "tables": members * table * 4 * 4 // owners,
+        "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
+        "interactions": sum(dataset.size(s) for s in ("train", "val", "test")) * 24,
+        "step": 4 * batch * negatives * 4,
+        "ranking": 3 * members * config.evaluation.block * dataset.n_items * 4,
+        "libraries": 400 << 20,
+    }
+    return {**out, "total": sum(out.values())}

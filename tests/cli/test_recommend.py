@@ -1,0 +1,59 @@
+"""`m3dist evaluate` and `m3dist recommend` on a finished run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from cli_helpers import call
+
+from m3dist.storage.folders import Folder
+
+
+def test_evaluate_prints_what_training_measured(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", finished_run) == 0
+    printed = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in capsys.readouterr().out.splitlines()}
+    measured = json.loads((finished_run / "result.json").read_text())["test"]
+    assert printed == pytest.approx(measured, abs=1e-6)
+
+
+def test_recommend_to_the_users_of_a_file(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "users.txt").write_text("7\n\n3\n")
+    out = tmp_path / "top.parquet"
+    assert call("recommend", finished_run, "--users", tmp_path / "users.txt", "--k", 2, "--out", out) == 0
+    assert pq.read_table(out)["user"].to_pylist() == [7, 7, 3, 3]
+    (tmp_path / "users.txt").write_text("\n")
+    for bad in ("users.txt", "nowhere.txt"):
+        assert call("recommend", finished_run, "--users", tmp_path / bad, "--out", tmp_path / "no.parquet") == 2
+        assert bad in capsys.readouterr().err
+    assert not (tmp_path / "no.parquet").exists()
+
+
+def test_by_a_file_uri(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", finished_run) == 0
+    local = capsys.readouterr().out
+    assert call("evaluate", f"file://{finished_run}") == 0
+    assert capsys.readouterr().out == local
+    assert call("recommend", f"file://{finished_run}", "--k", 3, "--out", f"file://{tmp_path}/top.parquet") == 0
+    assert pq.read_table(tmp_path / "top.parquet").num_rows == 360
+    assert call("recommend", finished_run, "--out", tmp_path / "none/top.parquet") == 2
+    assert call("recommend", finished_run, "--out", "nowhere://top.parquet") == 2
+    assert call("evaluate", f"file://{tmp_path}") == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert f"file://{tmp_path}: not a finished run" in said
+
+
+def test_in_a_store(finished_run: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    there, lists, none = (bucket.replace("NAME", name) for name in ("one", "lists/top.parquet", "none"))
+    Folder(there).upload(finished_run)
+    assert call("evaluate", there) == 0
+    assert call("recommend", there, "--k", 3, "--out", lists) == 0
+    with Folder(bucket.replace("NAME", "lists")).local("top.parquet") as copy:
+        assert pq.read_table(copy).num_rows == 360
+    assert call("evaluate", none) == 2
+    assert "not a finished run" in capsys.readouterr().err

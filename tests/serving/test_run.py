@@ -1,0 +1,28 @@
+"""A finished run, opened from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import m3dist
+
+
+def test_recommend(finished_run: Path) -> None:
+    opened = m3dist.load(str(finished_run))
+    table = opened.recommend(k=3)
+    assert table.num_rows == 120 * 3
+    row = table.to_pylist()[0]
+    assert sum(row[f"weight_modality{m}"] for m in range(3)) == pytest.approx(1, rel=1e-5)
+    top = opened.recommend([7], 3).to_pylist()
+    assert [(row["user"], row["rank"]) for row in top] == [(7, 1), (7, 2), (7, 3)]
+    score_I = opened.score(torch.tensor([7]))[0][0].clone()
+    for split in ("train", "val", "test"):
+        user, item = opened.dataset.interactions(split)
+        score_I[item[user == 7].astype(int)] = float("-inf")
+    assert [row["item"] for row in top] == torch.topk(score_I, 3).indices.tolist()
+    assert [row["score"] for row in top] == pytest.approx(torch.topk(score_I, 3).values.tolist())
+    with pytest.raises(ValueError, match="user 9999"):
+        opened.recommend([9999], 3)

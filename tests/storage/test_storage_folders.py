@@ -1,0 +1,53 @@
+"""Whole files on the local disk and in an S3-like store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m3dist.storage.folders import Folder
+
+
+def test_files_come_back(folder: Folder) -> None:
+    assert folder.names() == []
+    folder.write_json("a/b.json", {"x": 1})
+    folder.write_tensors("t.safetensors", {"w": torch.arange(3.0)})
+    assert (folder / "a").read_json("b.json") == {"x": 1}
+    assert folder.read_tensors("t.safetensors")["w"].tolist() == [0, 1, 2]
+    assert folder.names() == ["a", "t.safetensors"]
+    folder.remove("a")
+    folder.remove("nothing")
+    assert not folder.exists("a/b.json")
+
+
+def test_a_failed_write_leaves_what_was_there(folder: Folder) -> None:
+    def write() -> None:
+        with folder.writing("x") as path:
+            path.write_text("half")
+            raise RuntimeError
+
+    folder.write_text("x", "old")
+    with pytest.raises(RuntimeError):
+        write()
+    assert folder.read_text("x") == "old"
+    assert folder.names() == ["x"]
+
+
+def test_unknown_addresses_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"ftp://x.*expected a path or a URI like s3"):
+        Folder("ftp://x/y")
+
+
+def test_data_that_was_prepared_again_is_fetched_again(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Folder(bucket.replace("NAME", "mine"))
+    folder.write_text("dataset.json", "1")
+    first = folder.here()
+    assert (first.name, folder.here()) == ("mine", first)
+    folder.write_text("dataset.json", "2")
+    assert folder.here() != first
+    assert (folder.here() / "dataset.json").read_text() == "2"

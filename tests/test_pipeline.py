@@ -1,0 +1,99 @@
+"""Whole runs: what a run folder holds, what is trained again, and every choice that a config offers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_runs import SMALL, trained
+
+import m3dist
+from m3dist import config as configs
+from m3dist import pipeline
+from m3dist.data.writer import Writer
+from m3dist.storage.folders import Folder
+from m3dist.training.callbacks import Callback, Stopped
+
+
+def test_run_folder(finished_run: Path) -> None:
+    result = json.loads((finished_run / "result.json").read_text())
+    assert set(result["stages"]) == {"align", "invariance", "merge"}
+    assert set(result["mask_auc"]) == set(result["mask_mean"]) == {"modality0", "modality1", "modality2"}
+    masks = pq.read_table(finished_run / "masks.parquet").to_pylist()
+    assert [row["representation"] for row in masks[7:9]] == ["modality0", "modality1"]
+    planted = [row["mask"] for row in masks[:8] if row["planted"]]
+    assert sum(planted) / len(planted) == pytest.approx(result["mask_mean"]["modality0"]["planted"], rel=1e-5)
+    users = pq.read_table(finished_run / "test_users.parquet")
+    assert users["user"].to_pylist() == list(range(120))
+    assert sum(users["ndcg@10"].to_pylist()) / users.num_rows == pytest.approx(result["test"]["ndcg@10"], rel=1e-9)
+    stages = {json.loads(line)["stage"] for line in (finished_run / "metrics.jsonl").read_text().splitlines()}
+    assert stages == {"align", "invariance", "merge", "test"}
+
+
+def test_the_same_seed_gives_the_same_numbers(finished_run: Path, tmp_path: Path) -> None:
+    again = trained(tmp_path)
+    assert again["test"] == json.loads((finished_run / "result.json").read_text())["test"]
+    assert trained(tmp_path / "other", "seed=1")["test"] != again["test"]
+
+
+def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
+    def renewed(*extra: str) -> set[str]:
+        before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "artifacts").glob("*")}
+        trained(tmp_path, *extra)
+        now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "artifacts").glob("*")}
+        return {name.split("-")[0] for name, when in now.items() if before.get(name) != when}
+
+    assert renewed() == {"align", "invariance", "merge", "test"}
+    assert renewed() == set()
+    assert renewed("workers=2", "strategy=deepspeed", "max_failures=1") == set()
+    assert renewed("merge.fusion=equal") == {"merge", "test"}
+    assert renewed("invariance.gamma=0.5") == {"invariance", "merge", "test"}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["merge.fusion=attention", "invariance.gate=softmax"],
+        ["merge.fusion=loss", "invariance.gate=hard_sigmoid", "merge.init=align"],
+        ["backbone.sampling=per_positive", "backbone.negatives=4", "optimizer=dense", "align.encoder=linear"],
+        ["model=ultragcn"],
+        ["model=invrl", "merge.init=align"],
+        ["backbone.nu=0", "align.encoder=mlp", "invariance.empty=drop", "invariance.rounds=0"],
+    ],
+)
+def test_every_choice_trains(extra: list[str], tmp_path: Path) -> None:
+    result = trained(tmp_path, *extra)
+    assert result["test"]["recall@10"] > 0
+
+
+@pytest.mark.parametrize("model", ["ultragcn", "vbpr", "ngcf", "disengcn", "macridvae"])
+def test_ids_alone(model: str, tmp_path: Path) -> None:
+    user, item = np.divmod(np.random.default_rng(0).permutation(40 * 30)[:400].astype(np.int32), 30)
+    with Writer(tmp_path / "ids") as out:
+        cuts = {"train": slice(300), "val": slice(300, 350), "test": slice(350, 400)}
+        out.interactions(40, 30, {split: (user[cut], item[cut]) for split, cut in cuts.items()})
+        out.finish()
+    values = [*SMALL, "baseline.epochs=2", f"data={tmp_path / 'ids'}", f"out={tmp_path / 'run'}", f"model={model}"]
+    result = pipeline.run(configs.load(None, values), quiet=True)
+    assert m3dist.load(str(tmp_path / "run")).evaluate("test") == pytest.approx(result["test"])
+
+
+def test_a_run_in_a_store_stops_goes_on_and_equals_a_local_one(bucket: str, finished_run: Path, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            if (stage, epoch) == ("merge", 0):
+                raise Stopped
+
+    out = bucket.replace("NAME", "run")
+    remote = configs.load(None, SMALL).model_copy(update={"out": out})
+    with pytest.raises(Stopped):
+        pipeline.run(remote, [Stop()], quiet=True)
+    assert Folder(out).exists("checkpoints")
+    again = pipeline.run(remote, quiet=True)
+    assert again["test"] == json.loads((finished_run / "result.json").read_text())["test"]
+    lines = [json.loads(line) for line in Folder(out).read_text("metrics.jsonl").splitlines()]
+    assert [x["step"] for x in lines if x["stage"] == "merge"] == [0, 1]
+    assert any("events" in name for name in (Folder(out) / "tb").names())
