@@ -29,7 +29,7 @@ WORDS = st.text(
     min_size=1,
     max_size=6,
 ).filter(lambda word: word.lower() not in ("nan", "null", "none", "na", "nat", "user", "item") and word[0] not in "#%")
-TITLES = st.text(st.sampled_from('ab ,;|\t"\'\n\\:é語{}[]'), max_size=12)
+TITLES = st.text(st.sampled_from("ab ,;|\t\"'\n\\:é語{}[]"), max_size=12)
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 UNSIGNED = st.integers(0, (1 << 64) - 1)
 IDS = st.one_of(*(st.lists(kind, min_size=2, max_size=8, unique=True) for kind in (WORDS, INTEGERS, UNSIGNED)))
@@ -43,13 +43,11 @@ def rows(draw: st.DrawFn) -> list[dict[str, Any]]:
         st.lists(st.tuples(st.sampled_from(users), st.sampled_from(items)), min_size=3, max_size=25, unique=True)
     )
     assume(len(pairs) >= 3)
-    splits = ["train", "val", "test"] + draw(
-        st.lists(st.sampled_from(["train", "val", "test"]), min_size=len(pairs) - 3, max_size=len(pairs) - 3)
-    )
+    more = len(pairs) - 3
+    names = ["train", "val", "test"]
+    splits = [*names, *draw(st.lists(st.sampled_from(names), min_size=more, max_size=more))]
     titles = draw(st.lists(TITLES, min_size=len(pairs), max_size=len(pairs)))
-    return [
-        {"user": u, "item": i, "split": s, "title": t} for (u, i), s, t in zip(pairs, splits, titles, strict=True)
-    ]
+    return [{"user": u, "item": i, "split": s, "title": t} for (u, i), s, t in zip(pairs, splits, titles, strict=True)]
 
 
 def delimited(path: Path, table: list[dict[str, Any]], delimiter: str) -> None:

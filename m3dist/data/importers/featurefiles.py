@@ -33,6 +33,7 @@ from m3dist.data.importers.values import Reread
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5", ".pkl", ".pickle")
 SUFFIXES = (*ARRAY_SUFFIXES, *TABLE_SUFFIXES)
 _BATCH = 1 << 14
+_SPARSE = "{}: a sparse matrix, expected dense features; --feature NAME=FILE chooses files"
 
 
 def open_feature(
@@ -47,7 +48,10 @@ def open_feature(
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
         return _npy(name, path)
     if suffix == ".npz":
-        return _bundle(name, path, read_npz(path), key)
+        arrays = read_npz(path)
+        if {"format", "shape", "data"} <= arrays.keys():
+            raise DataError(_SPARSE.format(path.name))
+        return _bundle(name, path, arrays, key)
     if suffix in (".pt", ".pth"):
         from m3dist.data.importers.tensors import load_pt
 
@@ -111,7 +115,7 @@ def _content(name: str, path: Path, content: Any) -> Feature | Vectors:
     if isinstance(content, Array):
         return feat.array_feature(name, path, content.value)
     if isinstance(content, Sparse):
-        raise DataError(f"{path.name}: a sparse matrix, expected dense features; --feature NAME=FILE chooses files")
+        raise DataError(_SPARSE.format(path.name))
     if isinstance(content, dict):
         return _bundle(name, path, {key: _plain(value) for key, value in content.items()}, "")
     raise DataError(f"{path.name}: expected an array or {{item: vector}}, got {type(content).__name__}")

@@ -16,7 +16,7 @@ RATING = ("rating", "score", "stars", "overall", "ratingvalue", "weight", "playc
 TIME = ("timestamp", "unixreviewtime", "time", "datetime", "date", "ts", "createdat", "ratedat", "reviewtime")
 SPLIT = ("xlabel", "split", "fold")
 TITLE = ("title", "name", "itemname", "movietitle", "producttitle")
-IDS = (*ITEM, "id", "ids", "key", "keys", "names", "index")  # of what belongs to items: tables, features
+IDS = (*ITEM, "id", "ids", "itemids", "asins", "key", "keys", "names", "index")  # of what belongs to items: tables, features
 
 
 def plain(column: str) -> str:

@@ -52,8 +52,9 @@ def sniff(path: Path, text: Text) -> Dialect:
         raise DataError(f"{path.name}: is empty; expected a table")
     body = lines[start : start + _LINES]
     delimiter = delimiter or _vote(body, files.suffix(path))
-    rows = cells(body, delimiter, _quoted(delimiter, text))
-    width = Counter(len(row) for row in rows[1:] or rows).most_common(1)[0][0]
+    quote = _quoted(body, delimiter, text)
+    rows = cells(body, delimiter, quote)
+    width, _ = _common(rows)
     found = Dialect(delimiter, (), False, encoding, _bytes(raw[:start]), start, comments)
     first = [cell.strip() for cell in rows[0]]
     commented = _commented_header(lines[:start], delimiter, width)
@@ -66,7 +67,7 @@ def sniff(path: Path, text: Text) -> Dialect:
             f"{path.name}: the first line holds only numbers, expected column names; add a header line, "
             "or use --no-header with columns named 1, 2, ..."
         )
-    end = start + _height(body, delimiter, _quoted(delimiter, text))
+    end = start + _height(body, delimiter, quote)
     columns = _fit(first, width, rows[1:], f"{path.name}, line {end + 1}")
     return replace(found, header=True, columns=columns, skip=_bytes(raw[:end]), line=end)
 
@@ -176,8 +177,7 @@ def _vote(lines: list[str], suffix: str) -> str:
         best: tuple[float, list[list[str]], int] = (-1.0, [], 0)
         for quote in ("none",) if mark in ("::", " ") else ("double", "none"):
             rows = cells(lines, mark, quote)
-            width, same = Counter(len(row) for row in rows[1:] or rows).most_common(1)[0]
-            share = same / max(1, len(rows) - 1)
+            width, share = _common(rows)
             if share > best[0]:
                 best = (share, rows, width)
         share, rows, width = best
@@ -199,8 +199,23 @@ def _vote(lines: list[str], suffix: str) -> str:
     return mark
 
 
-def _quoted(delimiter: str, text: Text) -> str:
-    return text.quote or ("none" if delimiter in ("::", " ") else "double")
+def _common(rows: list[list[str]]) -> tuple[int, float]:
+    """The number of cells that most rows behind the first have, and the share of these rows."""
+    width, same = Counter(len(row) for row in rows[1:] or rows).most_common(1)[0]
+    return width, same / max(1, len(rows) - 1)
+
+
+def _quoted(lines: list[str], delimiter: str, text: Text) -> str:
+    """The quoting that makes these lines alike, their first one too; the parser finds out about the others."""
+    if text.quote or len(delimiter) > 1 or delimiter == " ":
+        return text.quote or "none"
+
+    def alike(quote: str) -> float:
+        rows = cells(lines, delimiter, quote)
+        width, share = _common(rows)
+        return share + (len(rows[0]) == width)
+
+    return max(("double", "backslash", "none"), key=alike)
 
 
 def _names_columns(first: list[str]) -> bool:

@@ -40,11 +40,13 @@ TITLE = Role("title", known.TITLE, "", required=False)
 class Table:
     """A table on disk: its columns by name, read in batches.
 
-    name: how messages call it; numbered: its columns have no names, so they are called 1, 2, ...; index: columns
-    that pandas added to keep its row labels; reading: how the file is read, for people.
+    name: how messages call it; numbered: its columns have no names, so they are called 1, 2, ...; headed: its names
+    stand in a first line; index: columns that pandas added to keep its row labels; reading: how the file is read, for
+    people.
     """
 
     numbered = False
+    headed = False
     index: tuple[str, ...] = ()
     reading = ""
 
@@ -75,17 +77,15 @@ class Table:
                 return found[0]
         if not role.required:
             return ""
+        hint = "; if the first line is a row, say --no-header" if self.headed and not self.holds(USER) else ""
         raise DataError(
             f"{self.name}: no {role.what} column among {', '.join(self.columns)} "
-            f"(known names: {', '.join(role.names)}); give {role.option}{self._if_no_header()}"
+            f"(known names: {', '.join(role.names[:12])}); give {role.option}{hint}"
         )
 
     def holds(self, *roles: Role) -> bool:
         """Whether it has columns of known names for all these roles."""
         return all(known.known(self.columns, role.names) for role in roles)
-
-    def _if_no_header(self) -> str:
-        return ""
 
 
 class Parts(Table):

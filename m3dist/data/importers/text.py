@@ -33,7 +33,7 @@ class TextTable(Table):
     def __init__(self, path: Path, text: Text, quoting: Quoting | None = None):
         d = sniff(path, text)
         super().__init__(path, unambiguous(path.name, d.columns))
-        self.dialect, self.numbered = d, not d.header
+        self.dialect, self.headed, self.numbered = d, d.header, not d.header
         if quoting is None:
             quoting = Quoting()
         if text.quote:
@@ -214,9 +214,6 @@ class TextTable(Table):
             f"{self.name}: is not text in {self.dialect.encoding} ({why}); if it is Western European text, say "
             "--encoding latin-1"
         )
-
-    def _if_no_header(self) -> str:
-        return "" if self.numbered else "; if the first line is a row, say --no-header"
 
 
 def _line(data: bytes, first: int, at: int) -> str:

@@ -84,7 +84,7 @@ def id_column(array: pa.Array, kind: IdKind, rows: Rows) -> pa.Array:
         rows.refuse(
             lost,
             f"inexact {what}",
-            lambda at: f"{what} {number[at]!r} is a float beyond 2**53, which has lost digits; store ids as integers",
+            lambda at: f"{what} {number[at]} is a float beyond 2**53, which has lost digits; store ids as integers",
         )
         number = np.where(np.isfinite(number) & ~lost, number, 0.0)
         if not (kind.given and kind.mode == TEXT):
