@@ -130,6 +130,8 @@ class Writer:
         if zero_rows == "missing" and len(zero):
             present = np.ones(rows, dtype=bool) if present is None else present.copy()
             present[zero] = False
+        if present is not None and not present.any():
+            raise DataError(f"{source}: no item has the modality; leave it out")
         if present is not None and not present.all():
             (self.tmp / "present").mkdir(exist_ok=True)
             np.save(self.tmp / "present" / f"{name}.npy", present)

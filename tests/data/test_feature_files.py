@@ -94,7 +94,7 @@ BY_ID = {
     "spaces.csv": lambda p: lists().assign(vector=[" ".join(map(str, r)) for r in ROWS]).to_csv(p, index=False),
     "a.jsonl": lambda p: lists().assign(vector=ROWS.tolist()).to_json(p, orient="records", lines=True),
     "a.json": lambda p: frame().to_json(p, orient="records"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BY_POSITION)
@@ -167,7 +167,10 @@ def sparse_tensor() -> torch.Tensor:
 REFUSED = {
     "sparse.pt": (lambda p: torch.save(sparse_tensor(), p), r"it is a sparse tensor"),
     "csr.pt": (lambda p: torch.save(torch.eye(6).to_sparse_csr(), p), r"it is a sparse tensor"),
-    "quantised.pt": (lambda p: torch.save(torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.qint8), p), r"quantised.pt: "),
+    "quantised.pt": (
+        lambda p: torch.save(torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.qint8), p),
+        r"quantised.pt: ",
+    ),
     "float8.pt": (lambda p: torch.save(torch.eye(6).to(torch.float8_e4m3fn), p), r"it is of torch.float8_e4m3fn"),
     "meta.pt": (lambda p: torch.save(torch.eye(6, device="meta"), p), r"a meta tensor, without values"),
     "nested.pt": (lambda p: torch.save(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), p), r"nested.pt: "),
@@ -175,7 +178,10 @@ REFUSED = {
     "complex.pt": (lambda p: torch.save(torch.eye(6).to(torch.complex64), p), r"of torch.complex64"),
     "model.pt": (lambda p: torch.save(torch.nn.Linear(2, 2), p), r"not a plain tensor file"),
     "state.pt": (lambda p: torch.save(torch.nn.Linear(2, 2).state_dict(), p), r"rows of state.pt are items 0..1"),
-    "integers.pt": (lambda p: torch.save(torch.ones(6, 2, dtype=torch.int64), p), r"expected a tensor of floats, got int64"),
+    "integers.pt": (
+        lambda p: torch.save(torch.ones(6, 2, dtype=torch.int64), p),
+        r"expected a tensor of floats, got int64",
+    ),
     "list.pt": (lambda p: torch.save([torch.ones(2)], p), r"it is list"),
     "zip.npz": (lambda p: zip_of(p, {"a.txt": b"hello"}), r"a zip of something else than arrays \(a.txt\)"),
     "empty.npz": (lambda p: zip_of(p, {}), r"it is empty"),
@@ -183,12 +189,21 @@ REFUSED = {
     "objects.npz": (lambda p: np.savez(p, a=np.array([{}, {}], dtype=object)), r"a.npy holds object"),
     "short.npz": (lambda p: zip_of(p, {"a.npy": npy_claim((1 << 40, 4))}), r"a.npy is damaged: its bytes do not fit"),
     "text.npz": (lambda p: p.write_text("hello"), r"text.npz: not a .npz file"),
-    "sparse.npz": (lambda p: scipy.sparse.save_npz(p, scipy.sparse.eye(6)), r"sparse.npz: a sparse matrix, expected dense features"),
-    "vectors.npz": (lambda p: np.savez(p, a=np.ones(3), b=np.ones(2)), r"key 'b': 2 feature values, those before it have 3"),
+    "sparse.npz": (
+        lambda p: scipy.sparse.save_npz(p, scipy.sparse.eye(6)),
+        r"sparse.npz: a sparse matrix, expected dense features",
+    ),
+    "vectors.npz": (
+        lambda p: np.savez(p, a=np.ones(3), b=np.ones(2)),
+        r"key 'b': 2 feature values, those before it have 3",
+    ),
     "short.npy": (lambda p: p.write_bytes(npy_claim((1 << 40, 4))), r"short.npy: .*too short for its shape"),
     "structure.npy": (lambda p: np.save(p, np.zeros((6, 2), dtype=[("a", "f4")])), r"features must be numbers"),
     "complex.npy": (lambda p: np.save(p, np.ones((6, 2), complex)), r"features must be numbers, got complex128"),
-    "matrix.pkl": (lambda p: p.write_bytes(pickle.dumps(scipy.sparse.eye(6).tocsr())), r"a sparse matrix, expected dense"),
+    "matrix.pkl": (
+        lambda p: p.write_bytes(pickle.dumps(scipy.sparse.eye(6).tocsr())),
+        r"a sparse matrix, expected dense",
+    ),
     "frame.pkl": (lambda p: frame().to_pickle(p), r"refused to unpickle it \(it uses pandas"),
     "words.pkl": (lambda p: p.write_bytes(pickle.dumps({"B0": ["a", "b"]})), r"words.pkl.*must be numbers"),
     "nan.pkl": (lambda p: p.write_bytes(pickle.dumps({"B0": [1.0, float("nan")]})), r"key 'B0': a feature is NaN"),
@@ -198,7 +213,7 @@ REFUSED = {
     "unwritten.h5": (lambda p: unwritten(p), r"its arrays would take .* out of a file of"),
     "nothing.csv": (lambda p: p.write_text("item_id,x\n"), r"no feature rows"),
     "ids.csv": (lambda p: p.write_text("item_id\nB0\n"), r"no feature column beside 'item_id'"),
-}  # fmt: skip
+}
 
 
 def zip_of(path: Path, members: dict[str, bytes]) -> None:

@@ -172,9 +172,12 @@ def test_odd_times_are_refused_or_counted(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "moment"),
-    [("iso", "2014-08-23T09:18:00"), ("Z", "2014-08-23 09:18Z"), ("another offset", "2014-08-23T02:18:00-07:00")]
-    + [("seconds", "2014-08-23T09:18:00"), ("seconds", str(min(SECONDS) + 36 * 3600)), ("plain numbers", "36")]
-    + [("milliseconds since 1970", "2014-08-23T09:18:00"), ("nanoseconds since 1970", "2014-08-23T09:18:00")],
+    [
+        *(("iso", "2014-08-23T09:18:00"), ("Z", "2014-08-23 09:18Z")),
+        *(("another offset", "2014-08-23T02:18:00-07:00"), ("seconds", "2014-08-23T09:18:00")),
+        *(("seconds", str(min(SECONDS) + 36 * 3600)), ("plain numbers", "36")),
+        *(("milliseconds since 1970", "2014-08-23T09:18:00"), ("nanoseconds since 1970", "2014-08-23T09:18:00")),
+    ],
 )
 def test_test_begins_at_a_date(tmp_path: Path, kind: str, moment: str) -> None:
     path = write_csv(tmp_path / "a.csv", TEXTS[kind])

@@ -77,11 +77,11 @@ def test_integers_of_every_type_are_the_same_ids(tmp_path: Path, kind: str) -> N
 )
 def test_text_json_and_parquet_agree(tmp_path: Path, ids: list[Any]) -> None:
     found = [tables.read(text(tmp_path, ids))]
-    rows = [dict(user_id=u, item_id=i, split=s) for u, i, s in zip(USERS, ids, SPLIT, strict=True)]
+    rows = [{"user_id": u, "item_id": i, "split": s} for u, i, s in zip(USERS, ids, SPLIT, strict=True)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found.append(tables.read(tmp_path / "a.jsonl"))
     huge = isinstance(ids[0], int) and max(ids) >= 2**64
-    unsigned = isinstance(ids[0], int) and 2**63 <= max(ids) and not huge
+    unsigned = isinstance(ids[0], int) and max(ids) >= 2**63 and not huge
     typed = pa.array(list(map(str, ids)) if huge else ids, pa.uint64() if unsigned else None)
     found.append(tables.read(parquet(tmp_path, typed)))
     assert found[0].item_ids.to_pylist() == found[1].item_ids.to_pylist() == found[2].item_ids.to_pylist()

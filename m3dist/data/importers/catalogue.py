@@ -82,7 +82,7 @@ class Catalogue:
                 if name not in run.learnt.features:
                     text = Text(encoding=run.options.text.encoding)
                     feature = open_feature(name, path, run.options.columns, text, run.learnt.quotings)
-                    if by_chance and isinstance(feature, feat.Feature) and feature.whole:
+                    if by_chance and feature.whole:
                         raise DataError(
                             f"{path.name}: whole numbers; --feature {name}={path.name} takes them as features"
                         )

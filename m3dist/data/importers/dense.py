@@ -24,7 +24,7 @@ def open_features(found: dict[str, Path], options: Options, lenient: set[str]) -
         by_chance = not options.files.features and (name in lenient or is_ambiguous(path))
         try:
             feature = open_feature(name, path, options.columns)
-            if by_chance and isinstance(feature, feat.Feature) and feature.whole:
+            if by_chance and feature.whole:
                 raise DataError(f"{path.name}: whole numbers; --feature {name}={path.name} takes them as features")
             out[name] = feature
         except DataError as error:

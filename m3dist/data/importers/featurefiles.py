@@ -154,7 +154,9 @@ def _bundle(name: str, path: Path, arrays: Mapping[Any, Any], key: str) -> Featu
             f"{path.name}: expected a matrix, or one vector per id, but {odd!r} is neither; --feature NAME=FILE "
             "chooses files"
         )
-    return Vectors(name, path.name, _rows_of(path, _id_array(path, list(arrays)), list(arrays.values())))
+    rows = list(arrays.values())
+    whole = np.asarray(rows[0]).dtype.kind in "biu"
+    return Vectors(name, path.name, _rows_of(path, _id_array(path, list(arrays)), rows), whole=whole)
 
 
 def _id_array(path: Path, ids: Any) -> pa.Array:

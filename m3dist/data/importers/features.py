@@ -62,6 +62,7 @@ class Vectors:
     file: str
     batches: Callable[[BadRows], Iterator[tuple[Where, pa.Array, np.ndarray, np.ndarray]]]
     reading: str = "rows by id"
+    whole: bool = False
 
 
 @dataclass

@@ -24,7 +24,8 @@ _PLAIN = ("", ".txt", ".lst", ".list", ".ids")  # an id a line, unless a header 
 def read_ids(path: Path, column: str | None = None) -> list[Any]:
     """The user ids of a file: one a line, or a column of a table of any kind. Empty ones are left out.
 
-    column: its name; by default the one with a known name, or the only one. Raises DataError.
+    column: its name, or its number where no header names it; by default the one with a known name, or the only one.
+    Raises DataError.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; expected user ids, one a line or in a table")
@@ -60,7 +61,7 @@ def known_ids(given: Iterable[Any], everyone: pa.ChunkedArray, source: str, skip
 
 def _table(path: Path, column: str | None) -> Table | None:
     """The file as a table; None where its lines are the ids."""
-    written = Text(header=None) if column is None else Text()
+    written = Text(header=None) if column is None else Text(header=not column.isdigit())
     plain = files.suffix(path) in _PLAIN or files.suffix(path) not in SUFFIXES
     if path.is_dir() or column is not None or not plain or files.head(path, 4) == b"PAR1":
         return open_table(path, written)
@@ -75,8 +76,13 @@ _ROLE = Role("user", (*names.USER, "id"), "--users-column")
 
 
 def _column(table: Table, column: str | None) -> str:
-    if column is None and (len(table.columns) == 1 or table.numbered):
+    if column is None and len(table.columns) == 1:
         return table.columns[0]
+    if column is None and table.numbered:
+        raise DataError(
+            f"{table.name}: {len(table.columns)} columns, none with a known name; say which holds the users: "
+            "--users-column NAME, or 1, 2, ... without a header"
+        )
     return table.pick(column, _ROLE)
 
 

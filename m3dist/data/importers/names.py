@@ -9,14 +9,24 @@ USER = (
     *("useridx", "userindex"),
 )
 ITEM = (
-    *("itemid", "item", "iid", "movieid", "asin", "parentasin", "productid", "bookid", "artistid", "songid", "trackid"),
+    *("itemid", "item", "iid", "movieid", "parentasin", "asin", "productid", "bookid", "artistid", "songid", "trackid"),
     *("videoid", "newsid", "businessid", "gmapid", "recipeid", "gameid", "appid", "articleid", "itemidx", "itemindex"),
 )
 RATING = ("rating", "score", "stars", "overall", "ratingvalue", "weight", "playcount", "plays")
 TIME = ("timestamp", "unixreviewtime", "time", "datetime", "date", "ts", "createdat", "ratedat", "reviewtime")
 SPLIT = ("xlabel", "split", "fold")
 TITLE = ("title", "name", "itemname", "movietitle", "producttitle")
-IDS = (*ITEM, "id", "ids", "itemids", "asins", "key", "keys", "names", "index")  # of what belongs to items: tables, features
+IDS = (
+    *ITEM,
+    "id",
+    "ids",
+    "itemids",
+    "asins",
+    "key",
+    "keys",
+    "names",
+    "index",
+)  # of what belongs to items: tables, features
 
 
 def plain(column: str) -> str:
