@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
 from m3dist.cli import main as cli
+from m3dist.cli import prepare
 from m3dist.data.dataset import Dataset
 
 
@@ -157,3 +159,20 @@ def test_other_formats_through_the_command(tmp_path):
     assert run("mmrec", src, tmp_path / "n", "--feature", "picture=image_feat.npy") == 0
     assert list(Dataset(tmp_path / "n").modalities) == ["picture"]
     assert pairs(Dataset(tmp_path / "m")) == sorted_pairs(SMALL)
+
+
+def test_the_page_on_data_names_every_format_and_option():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    group = prepare.command
+    for name in group.list_commands(None):
+        assert f"`{name}`" in page or f"prepare {name}" in page
+        if name == "synthetic":
+            continue
+        for option in group.get_command(None, name).params:
+            assert option.param_type_name == "argument" or option.opts[0] in page, option.opts[0]
+
+
+def test_help_of_every_format(capsys):
+    for name in prepare.command.list_commands(None):
+        assert run(name, "--help") == 0
+        assert "Usage" in capsys.readouterr().out

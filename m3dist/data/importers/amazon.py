@@ -19,7 +19,7 @@ from m3dist.data.importers.options import ALL, Options
 from m3dist.data.importers.reader import read_layout
 from m3dist.data.importers.table import ITEM, TITLE, USER, Table
 
-TAKES = ALL - {"users", "split_column", "no_header", "delimiter", "quote"}
+TAKES = ALL - {"users", "split_column", "header", "delimiter", "quote"}
 
 
 def recognise(src: Path) -> str | None:

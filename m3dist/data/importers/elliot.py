@@ -16,7 +16,7 @@ from m3dist.data.importers.opening import open_table
 from m3dist.data.importers.options import ALL, Options, Text
 from m3dist.data.importers.reader import read_layout
 
-TAKES = ALL - {"users", "split_column", "no_header"}
+TAKES = ALL - {"users", "split_column", "header"}
 
 
 def recognise(src: Path) -> str | None:

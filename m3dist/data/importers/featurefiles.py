@@ -25,7 +25,7 @@ from m3dist.data.importers.npz import read_npz
 from m3dist.data.importers.opening import SUFFIXES as TABLE_SUFFIXES
 from m3dist.data.importers.opening import Quotings, open_table
 from m3dist.data.importers.options import Columns, Text
-from m3dist.data.importers.pickles import Array, Sparse, load_npy, load_pickle
+from m3dist.data.importers.pickles import Array, Sparse, flat_or_error, load_npy, load_pickle
 from m3dist.data.importers.rows import BadRows, Where
 from m3dist.data.importers.table import ITEMS_ID, Table
 from m3dist.data.importers.values import Reread
@@ -43,6 +43,8 @@ def open_feature(
     path, key = split_key(path)
     if not path.exists():
         raise DataError(f"{path.name}: no such feature file")
+    if not path.is_dir():
+        files.need_regular(path)
     suffix = files.suffix(path)
     magic = b"" if path.is_dir() else files.head(path)
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
@@ -117,12 +119,20 @@ def _content(name: str, path: Path, content: Any) -> Feature | Vectors:
     if isinstance(content, Sparse):
         raise DataError(_SPARSE.format(path.name))
     if isinstance(content, dict):
-        return _bundle(name, path, {key: _plain(value) for key, value in content.items()}, "")
+        return _bundle(name, path, {key: _plain(path, key, value) for key, value in content.items()}, "")
     raise DataError(f"{path.name}: expected an array or {{item: vector}}, got {type(content).__name__}")
 
 
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Array) else value
+def _plain(path: Path, key: Any, value: Any) -> Any:
+    """A vector of a pickle or of JSON as an array or a flat list."""
+    if isinstance(value, Array):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        try:
+            flat_or_error(value)
+        except TypeError as error:
+            raise DataError(f"{path.name}, key {key!r}: {error}, as one vector") from None
+    return value
 
 
 def _bundle(name: str, path: Path, arrays: Mapping[Any, Any], key: str) -> Feature | Vectors:

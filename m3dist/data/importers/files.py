@@ -34,6 +34,12 @@ _OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.ope
 COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 
 
+def need_regular(path: Path) -> None:
+    """Raise DataError for a pipe, a socket or a device, which may never end."""
+    if not path.is_file():
+        raise DataError(f"{path.name}: is no regular file; store its content in one")
+
+
 def need_backing(path: Path, size: int, what: str, held: int | None = None) -> None:
     """Raise DataError where `size` bytes are more than a file can honestly stand for.
 
@@ -64,7 +70,7 @@ def bounded(path: Path) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + 6 * FREE + RATIO * path.stat().st_size
+    limit = pages * resource.getpagesize() + 4 * FREE + RATIO * path.stat().st_size
     if soft != resource.RLIM_INFINITY and soft < limit:
         yield
         return

@@ -19,6 +19,7 @@ from m3dist.data.importers import features as feat
 from m3dist.data.importers.common import Source, need_dense
 from m3dist.data.importers.dense import open_features, placed
 from m3dist.data.importers.featurefiles import ARRAY_SUFFIXES
+from m3dist.data.importers.files import first_line
 from m3dist.data.importers.options import FILES, Options
 from m3dist.data.importers.pickles import as_array, load_npy
 from m3dist.seeding import numpy_rng
@@ -105,16 +106,16 @@ def _train(path: Path) -> Pairs:
     array = load_npy(path)
     content = array.item() if array.dtype == object and array.shape == () else array
     if isinstance(content, dict):
-        return _flatten(path, ((user, as_array(items)) for user, items in content.items()), "key")
+        return _flatten(path, ((user, _ids(path, items)) for user, items in content.items()), "key")
     if array.ndim == 1 and array.dtype == object:
-        rows = [as_array(row) for row in array]
+        rows = [_ids(path, row) for row in array]
         if any(row.shape != (2,) for row in rows):
             raise DataError(f"{path.name}: expected [user, item] pairs or {{user: items}}")
         array = np.array(rows)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iuO":
         raise DataError(f"{path.name}: expected [n, 2] pairs or {{user: items}}, got {array.dtype} {array.shape}")
     if array.dtype == object:
-        return _flatten(path, ((row[0], as_array(list(row[1:]))) for row in array), "row")
+        return _flatten(path, ((row[0], _ids(path, list(row[1:]))) for row in array), "row")
     return array[:, 0].astype(np.int64), array[:, 1].astype(np.int64)
 
 
@@ -129,11 +130,19 @@ def _held_out(src: Path, split: str) -> Pairs:
         raise DataError(f"{path.name}: expected rows [user, item, item, ...], got {array.dtype} {array.shape}")
     rows = []
     for i, row in enumerate(array):
-        ids = as_array(list(row) if array.ndim == 2 else row)
+        ids = _ids(path, list(row) if array.ndim == 2 else row)
         if ids.ndim != 1 or not len(ids):
             raise DataError(f"{path.name}, row {i}: expected [user, item, item, ...]")
         rows.append((ids[0], ids[1:] if len(ids) > 1 else np.empty(0, dtype=np.int64)))
     return _flatten(path, rows, "row")
+
+
+def _ids(path: Path, value: Any) -> np.ndarray:
+    """Ids of a row as an array. Raises DataError."""
+    try:
+        return as_array(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path.name}: expected integer ids in rows ({first_line(error)})") from None
 
 
 def _flatten(path: Path, rows: Any, what: str) -> Pairs:

@@ -16,11 +16,11 @@ from m3dist.data.importers.common import Source
 from m3dist.data.importers.featurefiles import ARRAY_SUFFIXES
 from m3dist.data.importers.layout import UNSPLIT, Layout, modality
 from m3dist.data.importers.opening import open_table
-from m3dist.data.importers.options import ALL, Options
+from m3dist.data.importers.options import ALL, SPLITTING, Options
 from m3dist.data.importers.reader import read_layout
 from m3dist.data.importers.table import Role
 
-TAKES = ALL - {"users", "split_column", "time_column", "split", "ratios", "cold"}
+TAKES = ALL - SPLITTING - {"users", "split_column", "time_column", "time_format", "header", "delimiter"}
 _LABEL = Role("x_label", ("xlabel",), "", required=False)
 
 

@@ -65,6 +65,7 @@ GROUPS: dict[str, Any] = {"columns": Columns, "text": Text, "rows": RowRules, "p
 # the options that an importer may take, by name; the command line offers those that an importer says it TAKES
 ALL = frozenset(name for group in GROUPS.values() for name in group.__dataclass_fields__) | {"users", "preview"}
 FILES = frozenset({"features", "present", "preview"})
+SPLITTING = frozenset(Plan.__dataclass_fields__) - {"min_user", "min_item"}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,7 +104,19 @@ def as_array(value: Any) -> np.ndarray:
         return value.value
     if isinstance(value, np.ndarray):
         return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        flat_or_error(value)
     return np.array(sorted(value) if isinstance(value, (set, frozenset)) else value)
+
+
+def flat_or_error(values: Collection[Any]) -> None:
+    """Raise TypeError unless all values are numbers or text.
+
+    Lists that share their elements can stand for more values than any memory holds.
+    """
+    odd = next((v for v in values if not isinstance(v, (int, float, complex, str, bytes, np.generic))), None)
+    if odd is not None:
+        raise TypeError(f"expected numbers, got {type(odd).__name__}")
 
 
 def coordinates(matrix: Sparse, source: str) -> sparse.Entries:

@@ -18,8 +18,8 @@ from m3dist.data.importers.rows import Rows
 
 LABELS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "0": 0, "1": 1, "2": 2}
 _MISSING = pa.array(["null", "nan", "none", "n/a", "<na>", "\\n", "nat", "#n/a"])
-_INTEGER = re.compile(r"-?[1-9][0-9]*|0")
-_WHOLE = re.compile(r"(-?[1-9][0-9]*|0)\.0+")
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,99}|0")  # longer ones are text
+_WHOLE = re.compile(r"(-?[1-9][0-9]{0,99}|0)\.0+")
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 
