@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
+from m3dist.data.writer import Writer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from small_runs import SMALL, trained
 import m3dist
 from m3dist import config as configs
 from m3dist import pipeline
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
+from m3dist.data.writer import Writer
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Stopped
 

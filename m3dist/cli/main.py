@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 workers failed, 2 bad input (one clear error, no traceback
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
+import tempfile
 
 import click
 
@@ -41,7 +44,10 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ValueErrors are the user's and end with exit code 2, without a traceback."""
+    """Run the command line.
+
+    ValueErrors are the user's, and OSErrors the machine's: both end in one line and exit code 2, without a traceback.
+    """
     try:
         code = cli.main(arguments, standalone_mode=False)
     except click.ClickException as error:
@@ -50,8 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; the same command goes on from here", err=True)
         code = 130
-    except ValueError as error:
-        click.echo(f"error: {error}", err=True)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (ValueError, OSError) as error:
+        click.echo(f"error: {one_line(error)}", err=True)
         code = 2
     except Exception as error:
         if type(error).__name__ != "RunFailed":  # by name: reading its module costs a second that --help should not
@@ -59,3 +68,22 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong and what helps, in one line, for the errors that a machine causes."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, OSError):
+        return str(error)
+    if "AF_UNIX path" in text:
+        return (
+            f"Ray's sockets need a shorter path than those in {tempfile.gettempdir()}; set TMPDIR=/tmp, or RAY_TMPDIR"
+        )
+    if "AWS Error" in text or "curlCode" in text:
+        return f"the store cannot be reached or refuses: {text}; check the URI, its endpoint and the credentials"
+    what = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else text
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what += "; free some space, or choose a folder on another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what += "; choose a folder that you may write to"
+    return what

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import inspect
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, get_origin
 
 import click
 
 from m3dist import config
-from m3dist.data.dataset import SPLITS
+from m3dist.data import importers
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-_SRC = click.argument("src", type=click.Path(path_type=Path, resolve_path=True))
-_DST = click.argument("dst", type=click.Path(path_type=Path))
-_OVERLAP = click.option(
-    "--overlap",
-    type=click.Choice(["error", "drop"]),
-    default="error",
-    show_default=True,
-    help="A pair in two splits: refuse, or keep it in train before val before test.",
-)
+_NUMBERS = (float, float, float)
 
 
 def _named_paths(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Path]:
@@ -37,15 +27,145 @@ def _named_paths(ctx: click.Context, option: click.Parameter, values: tuple[str,
     return out
 
 
-def _named(flag: str, what: str) -> Callable[[_F], _F]:
-    return click.option(flag, multiple=True, callback=_named_paths, metavar="NAME=PATH", help=what)
+def _option(flag: str, what: str, **more: Any) -> click.Option:
+    return click.Option([flag], help=what, **more)
 
 
-_FEATURE = _named("--feature", "A modality's file, in place of those found in SRC (relative paths: here, then SRC).")
-_PRESENT = _named("--present", "A modality's .npy of booleans: which items have it.")
+def _named(flag: str, name: str, what: str) -> click.Option:
+    return click.Option([flag, name], multiple=True, callback=_named_paths, metavar="NAME=PATH", help=what)
 
 
-@click.group(context_settings={"show_default": True})
+def _column(flag: str, what: str) -> click.Option:
+    return click.Option([flag], metavar="NAME", help=what)
+
+
+def _options() -> dict[str, click.Option]:
+    """Every option of an importer by its name in importers.options."""
+    path = click.Path(path_type=Path)
+    count = click.IntRange(min=0)
+    made = [
+        _column("--user-column", "Default: user_id, userID, user, uid, reviewerID and their like."),
+        _column("--item-column", "Default: item_id, itemID, item, movieId, asin and their like."),
+        _column("--rating-column", "Used with --threshold.  Default: rating, score, stars, overall."),
+        _option("--threshold", "Keep interactions rated at least this.  Default: keep all.", type=float),
+        _column("--time-column", "For --split leave-last-out and temporal.  Default: timestamp, time, date."),
+        _option(
+            "--time-format", "Of times that are no ISO 8601 and no numbers, as strptime: %m/%d/%Y.", metavar="TEXT"
+        ),
+        _column("--split-column", "Holds train, val, test or 0, 1, 2.  Default: x_label or split."),
+        click.Option(["--no-header"], is_flag=True, help="Text tables without header; columns are named 1, 2, ..."),
+        _option(
+            "--delimiter", "Separator of text tables: tab, comma, space, '::', ...  Default: by a vote.", metavar="TEXT"
+        ),
+        _option(
+            "--quote",
+            "How text tables quote cells (inside: doubled, or behind a backslash).  Default: as the file shows.",
+            type=click.Choice(["double", "single", "backslash", "none"]),
+        ),
+        _option(
+            "--encoding", "Of text tables, such as latin-1.  Default: UTF-8, or UTF-16 by its mark.", metavar="NAME"
+        ),
+        _option(
+            "--ids",
+            "What ids are: integers must all be; text takes them as they are written.",
+            type=click.Choice(["auto", "integers", "text"]),
+            default="auto",
+        ),
+        _option(
+            "--on-bad-row",
+            "A row without an id, with an unreadable value, of another length: refuse it, or drop and count it.",
+            type=click.Choice(["error", "drop"]),
+            default="error",
+        ),
+        _option("--items", "Items table; its row i is row i of features by position.", type=path),
+        _column("--items-id", "The id column of the items table and of feature tables.  Default: item_id, id, ..."),
+        _option("--first-item", "Item id of row 0 of features by position.", type=int, default=0),
+        _named(
+            "--feature",
+            "features",
+            "A modality's file (or FILE#ARRAY), in place of those found in SRC (relative paths: here, then SRC).",
+        ),
+        _named("--present", "present", "A modality's .npy of booleans: which items have it."),
+        _option("--split", "For data without a split.", type=click.Choice(["random", "leave-last-out", "temporal"])),
+        _option("--ratios", "Shares of train, val and test.", type=_NUMBERS, default=(0.8, 0.1, 0.1)),
+        _option("--seed", "Of --split random and --cold.", type=count, default=0),
+        _option(
+            "--cold",
+            "With --split: hold out this share of the items, half of them new in val, half in test.",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+        ),
+        click.Option(
+            ["--at-least-one"],
+            is_flag=True,
+            help="With --split random: one in val and in test of users who have three.",
+        ),
+        _option("--test-from", "With --split temporal: where test begins, a date or a number.", metavar="DATE"),
+        _option("--val-from", "With --test-from: where val begins.  Default: by its share.", metavar="DATE"),
+        click.Option(["--file-order"], is_flag=True, help="Rows stand in order of time; no column says it."),
+        _option(
+            "--min-user", "Keep users with at least so many interactions (k-core, until stable).", type=count, default=0
+        ),
+        _option("--min-item", "Keep items with at least so many interactions.", type=count, default=0),
+        _option("--users", "Number of users.  Default: the highest user id and one.", type=click.IntRange(min=1)),
+    ]
+    return {str(option.name): option for option in made}
+
+
+def _written() -> list[click.Parameter]:
+    """What every format has: how the data set is written."""
+    return [
+        _option(
+            "--overlap",
+            "A pair in two splits: refuse, or keep it in train before val before test.",
+            type=click.Choice(["error", "drop"]),
+            default="error",
+        ),
+        _option(
+            "--zero-rows",
+            "A feature row of zeros: a value, an item that lacks the modality, or an error.",
+            type=click.Choice(["keep", "missing", "error"]),
+            default="keep",
+        ),
+        click.Option(["--dry-run"], is_flag=True, help="Show how the first rows are read, and write nothing."),
+    ]
+
+
+class _Formats(click.Group):
+    """One command per importer, made when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["auto", *importers.IMPORTERS, "synthetic"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "synthetic":
+            return _synthetic_command()
+        if name == "auto":
+            takes = frozenset(_options())
+            return _command(name, "Recognise the layout of SRC, say what was taken for what, and import it.", takes)
+        if name not in importers.IMPORTERS:
+            return None
+        module = importers.importer(name)
+        names = {"no_header" if option == "header" else option for option in module.TAKES}
+        return _command(name, inspect.getdoc(module) or "", frozenset(names))
+
+
+def _command(name: str, text: str, takes: frozenset[str]) -> click.Command:
+    offered = _options()
+    params: list[click.Parameter] = [
+        click.Argument(["src"], type=click.Path(path_type=Path, resolve_path=True)),
+        click.Argument(["dst"], type=click.Path(path_type=Path)),
+        *(option for key, option in offered.items() if key in takes),
+        *_written(),
+    ]
+
+    def run(**given: Any) -> None:
+        _prepare(name, **given)
+
+    return click.Command(name, callback=run, params=params, help=text, context_settings={"show_default": True})
+
+
+@click.group(cls=_Formats, context_settings={"show_default": True})
 def command() -> None:
     """Import a data set in one of these FORMATs: validate it, number its ids, write it as DST.
 
@@ -53,93 +173,68 @@ def command() -> None:
     """
 
 
-@command.command()
-@_SRC
-@_DST
-@click.option("--user-column", metavar="NAME", help="Default: userID, user_id, user or uid.")
-@click.option("--item-column", metavar="NAME", help="Default: itemID, item_id, item, iid, movieId or asin.")
-@click.option("--rating-column", metavar="NAME", help="Used with --threshold.  Default: rating, score or stars.")
-@click.option("--threshold", type=float, help="Keep interactions rated at least this.  Default: keep all.")
-@click.option("--time-column", metavar="NAME", help="For --split leave-last-out and temporal.  Default: timestamp.")
-@click.option("--split-column", metavar="NAME", help="Holds train, val, test or 0, 1, 2.  Default: x_label or split.")
-@click.option("--no-header", is_flag=True, help="Text tables without header; columns are named 1, 2, ...")
-@click.option("--items", type=click.Path(path_type=Path), help="Items table; its row i is row i of .npy features.")
-@_FEATURE
-@_PRESENT
-@click.option("--split", type=click.Choice(["random", "leave-last-out", "temporal"]), help="For data without a split.")
-@click.option("--ratios", type=(float, float, float), default=(0.8, 0.1, 0.1), help="Shares of train, val and test.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of --split random.")
-@_OVERLAP
-def tables(src: Path, dst: Path, overlap: str, no_header: bool, **given: Any) -> None:
-    """CSV, TSV or Parquet, a file or a folder.
-
-    A folder holds train, val and test tables or one table of interactions; optionally an items table, features
-    (visual_x.npy is modality `visual`) and has_visual.npy. Features are .npy matrices whose row i is item i, or
-    Parquet tables with an item id column.
-    """
+def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> None:
+    from m3dist.cli import prepare_report as report
     from m3dist.data.importers import common
-    from m3dist.data.importers import tables as importer
+    from m3dist.data.importers.options import Options
 
-    if given["items"]:
+    if name == "auto":
+        name, why = importers.recognise(src)
+        report.say(f"{src.name} is read as {name}: {why}")
+        given = _taken(name, given)
+    written = {key: given.pop(key) for key in ("overlap", "zero_rows")}
+    if given.pop("no_header", False):
+        given["header"] = False
+    for key in ("features", "present"):
+        given[key] = {modality: _beside(path, src) for modality, path in given.get(key, {}).items()}
+    if given.get("items"):
         given["items"] = _beside(given["items"], src)
-    options = importer.Options(header=not no_header, **_files(src, given), **given)
-    report(dst, common.write(importer.read(src, options), dst, overlap))
+    source = importers.importer(name).read(src, Options.of(preview=report.PREVIEW if dry_run else None, **given))
+    if dry_run:
+        report.preview(source)
+    else:
+        report.report(dst, common.write(source, dst, **written))
 
 
-@command.command()
-@_SRC
-@_DST
-@click.option("--users", type=click.IntRange(min=1), help="Number of users.  Default: the highest user id and one.")
-@_FEATURE
-@_PRESENT
-@_OVERLAP
-def invrl(src: Path, dst: Path, overlap: str, users: int | None, **given: Any) -> None:
-    """InvRL and MMGCN folders.
-
-    train.npy or user_item_train_dict.npy or user_item_dict.npy, val_full.npy, test_full.npy, and feat_v, feat_a,
-    feat_t (visual, acoustic, textual) as .npy or .pt.
-    """
-    from m3dist.data.importers import common
-    from m3dist.data.importers import invrl as importer
-
-    report(dst, common.write(importer.read(src, users=users, **_files(src, given)), dst, overlap))
+def _taken(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that an importer takes; refuses others that were given."""
+    takes = importers.importer(name).TAKES | {"overlap", "zero_rows"}
+    context = click.get_current_context()
+    out = {}
+    for key, value in given.items():
+        if ("header" if key == "no_header" else key) in takes:
+            out[key] = value
+        elif context.get_parameter_source(key) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{key.replace('_', '-')} does not belong to {name}, as which this source is read")
+    return out
 
 
-@command.command()
-@_SRC
-@_DST
-@_FEATURE
-@_PRESENT
-@_OVERLAP
-def mmrec(src: Path, dst: Path, overlap: str, **given: Any) -> None:
-    """MMRec folders: one .inter table with x_label, and image_feat.npy, text_feat.npy or other *_feat.npy."""
-    from m3dist.data.importers import common
-    from m3dist.data.importers import mmrec as importer
-
-    report(dst, common.write(importer.read(src, **_files(src, given)), dst, overlap))
-
-
-@command.command()
-@_SRC
-@_DST
-@_FEATURE
-@_PRESENT
-@_OVERLAP
-def scipy(src: Path, dst: Path, overlap: str, **given: Any) -> None:
-    """Sparse matrices, as LATTICE, MMSSL and LLMRec publish them.
-
-    train_mat, val_mat, test_mat (.npz, .pkl or no suffix; .json of {user: [items]}) and *_feat.npy.
-    """
-    from m3dist.data.importers import common, matrices
-
-    report(dst, common.write(matrices.read(src, **_files(src, given)), dst, overlap))
+def _beside(path: Path, src: Path) -> Path:
+    """A path given by the user: as it is, or inside the source folder; FILE#ARRAY likewise."""
+    file = path.with_name(path.name.partition("#")[0] or path.name)
+    exists = path.exists() or file.exists()
+    return src / path if not exists and ((src / path).exists() or (src / file).exists()) else path
 
 
 def _synthetic(dst: Path, seed: int, **given: Any) -> None:
     """Planted data: features with invariant and spurious dimensions, and interactions from known environments."""
+    from m3dist.cli.prepare_report import report
     from m3dist.data import synthetic as planted
 
     report(dst, planted.write(dst, config.validate(given, "synthetic", config.Synthetic), seed))
+
+
+def _synthetic_command() -> click.Command:
+    return click.Command(
+        "synthetic",
+        callback=_synthetic,
+        params=[
+            click.Argument(["dst"], type=click.Path(path_type=Path)),
+            *_section_options(config.Synthetic),
+            click.Option(["--seed"], type=click.IntRange(min=0), default=0, show_default=True),
+        ],
+        help=_synthetic.__doc__,
+    )
 
 
 def _section_options(section: type[config.Section]) -> list[click.Option]:
@@ -154,67 +249,3 @@ def _section_options(section: type[config.Section]) -> list[click.Option]:
         flag = f"--{name.replace('_', '-')}"
         options.append(click.Option([flag], type=kind, default=field.default, show_default=True))
     return options
-
-
-command.add_command(
-    click.Command(
-        "synthetic",
-        callback=_synthetic,
-        params=[
-            click.Argument(["dst"], type=click.Path(path_type=Path)),
-            *_section_options(config.Synthetic),
-            click.Option(["--seed"], type=click.IntRange(min=0), default=0, show_default=True),
-        ],
-        help=_synthetic.__doc__,
-    )
-)
-
-
-def _files(src: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Take --feature and --present out of `given`."""
-    return {
-        "features": {name: _beside(path, src) for name, path in given.pop("feature").items()},
-        "present": {name: _beside(path, src) for name, path in given.pop("present").items()},
-    }
-
-
-def _beside(path: Path, src: Path) -> Path:
-    """A path given by the user: as it is, or inside the source folder."""
-    return src / path if not path.exists() and (src / path).exists() else path
-
-
-def report(dst: Path, meta: dict[str, Any]) -> None:
-    """Print what a prepared data set holds."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(str(dst)), title_justify="left", show_header=False)
-    rows: list[tuple[str, str]] = [("users", f"{meta['users']:,}"), ("items", f"{meta['items']:,}")]
-    for split in SPLITS:
-        rows.append((f"{split} interactions", f"{meta['interactions'][split]:,}"))
-    rows.append(("sparsity", f"{100 * meta['sparsity']:.4f} %"))
-    for name, width in meta["modalities"].items():
-        lacking = meta["lacking"].get(name, 0)
-        rows.append((f"modality {name}", f"width {width}, {lacking:,} items lack it"))
-    if not meta["modalities"]:
-        rows.append(("modalities", "none: model=ultragcn trains on ids"))
-    cold = meta["cold_items"]
-    rows.append(("cold items", f"{cold['all']:,} (in val {cold['val']:,}, in test {cold['test']:,})"))
-    rows.append(("cold users", f"{meta['cold_users']:,}"))
-    rows.append(("duplicates dropped", _counts(meta["duplicates_dropped"])))
-    if any(meta["overlaps_dropped"].values()):
-        rows.append(("overlaps dropped", _counts(meta["overlaps_dropped"])))
-    rows.append(("fingerprint", meta["fingerprint"]))
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(table)
-    for note in meta["provenance"].get("notes", []):
-        console.print(f"note: {note}", markup=False)
-
-
-def _counts(by_split: dict[str, int]) -> str:
-    total = sum(by_split.values())
-    parts = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in by_split.items() if n)
-    return f"{total:,}" + (f" ({parts})" if parts else "")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from m3dist.config import Synthetic
-from m3dist.data.dataset import Writer
+from m3dist.data.writer import Writer
 from m3dist.seeding import numpy_rng
 
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from m3dist.config import Synthetic
 from m3dist.data import synthetic
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
+from m3dist.data.writer import Writer
 from m3dist.seeding import numpy_rng
 
 Pairs = tuple[np.ndarray, np.ndarray]

@@ -46,14 +46,13 @@ class DeviceData:
     def features(self) -> list[Tensor]:
         """Every modality [I, d_m]: standardised per column over the items that have it, then rows of length 1.
 
-        An item that lacks the modality has a row of zeros.
+        An item that lacks the modality has a row of zeros, and a column that is constant is one of zeros.
         """
         out = []
         for name in self.dataset.modalities:
             x = torch.from_numpy(np.array(self.dataset.features(name), dtype=np.float32))
             present = torch.from_numpy(self.dataset.present(name))
-            have = x[present]
-            x = (x - have.mean(0)) / have.std(0, correction=0).clamp(min=1e-6)
+            x = standardised(x, x[present])
             out.append((F.normalize(x, dim=1) * present[:, None]).to(self.device))
         return out
 
@@ -97,3 +96,16 @@ class DeviceData:
         if not self.sharded:
             return x_nd
         return self.engine.gather(x_nd, self.engine.collect(len(x_nd)))
+
+
+def standardised(x_Id: Tensor, have_nd: Tensor) -> Tensor:
+    """Columns of mean 0 and variance 1 over the n rows of `have_nd`; sums in float64.
+
+    A column whose spread is no more than float32's rounding of its mean is constant and becomes 0: scaled up, the
+    rounding errors would outweigh every other column.
+    """
+    mean_d = have_nd.mean(0, dtype=torch.float64)
+    shift_d = mean_d.float()
+    spread_d = torch.linalg.vector_norm(have_nd - shift_d, dim=0, dtype=torch.float64) / max(1, len(have_nd)) ** 0.5
+    constant_d = spread_d <= 1e-6 * mean_d.abs()
+    return ((x_Id - shift_d) / spread_d.clamp(min=1e-6).float()).masked_fill(constant_d, 0.0)

@@ -57,3 +57,18 @@ def test_in_a_store(finished_run: Path, bucket: str, capsys: pytest.CaptureFixtu
         assert pq.read_table(copy).num_rows == 360
     assert call("evaluate", none) == 2
     assert "not a finished run" in capsys.readouterr().err
+
+
+def test_users_of_a_table_and_unknown_ones(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "users.csv").write_bytes(b"\xef\xbb\xbfage,who\r\n30,7.0\r\n31,nobody\r\n32,3\r\n")
+    given = ["recommend", finished_run, "--users", tmp_path / "users.csv", "--users-column", "who", "--k", 1]
+    out = tmp_path / "top.parquet"
+    assert call(*given, "--out", out) == 2
+    assert "users.csv: 1 of 3 user ids are unknown: 'nobody'; --skip-unknown leaves them out" in capsys.readouterr().err
+    assert not out.exists()
+    assert call(*given, "--out", out, "--skip-unknown") == 0
+    assert pq.read_table(out)["user"].to_pylist() == [7, 3]
+    assert call("recommend", finished_run, "--user", "nobody", "--out", out) == 2
+    assert "--user: 1 of 1 user ids are unknown: 'nobody'" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from cli_helpers import call
 from small_runs import SMALL
 
-from m3dist.data.dataset import Writer
+from m3dist.data.writer import Writer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs
 
-from m3dist.data.dataset import DataError, Dataset, Writer
+from m3dist.data.dataset import DataError, Dataset
+from m3dist.data.writer import Origin, Writer
 
 
 def arrays(rows):
@@ -80,7 +81,7 @@ def test_overlap_is_refused_or_dropped(tmp_path):
         "test": arrays([(0, 2), (1, 1), (2, 0)]),  # (0, 2) stands in val, (1, 1) in train
     }
     with pytest.raises(DataError, match=r"train and val overlap in 1 interactions, the first is user 'a', item 'x'"):
-        build(tmp_path / "d", splits=splits, ids=(["a", "b", "c"], list("xyzw")))
+        build(tmp_path / "d", splits=splits, origin=Origin({}, ["a", "b", "c"], list("xyzw")))
     assert not list(tmp_path.iterdir())
     meta = build(tmp_path / "d", splits=splits, overlap="drop")
     assert meta["overlaps_dropped"] == {"train": 0, "val": 1, "test": 2}

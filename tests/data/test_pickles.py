@@ -14,7 +14,8 @@ import pytest
 import scipy.sparse
 
 from m3dist.data.dataset import DataError
-from m3dist.data.importers import features, invrl, matrices
+from m3dist.data.importers import featurefiles, invrl, matrices
+from m3dist.data.importers.options import Columns
 from m3dist.data.importers.pickles import Array, Dtype, Sparse, as_array, coordinates, load_npy, load_pickle
 
 
@@ -120,10 +121,10 @@ def test_hostile_files_through_the_importers(tmp_path):
     with pytest.raises(DataError, match=r"train_mat: refused"):
         matrices.read(src)
     (src / "feat_v.npy").write_bytes(npy_header("(2, 2)") + hostile)
-    with pytest.raises(DataError, match=r"feat_v.npy: not a .npy array of numbers"):
-        features.matrix("v", src / "feat_v.npy")
+    with pytest.raises(DataError, match=r"feat_v.npy: refused to unpickle"):
+        featurefiles.open_feature("v", src / "feat_v.npy", Columns())
     np.savez(src / "train.npz", data=np.array([Payload(tmp_path / "ran")], dtype=object), format=np.array(b"csr"))
-    with pytest.raises(DataError, match=r"train.npz: not a sparse matrix"):
+    with pytest.raises(DataError, match=r"train.npz: data.npy holds object, expected an array of numbers"):
         matrices._entries(src / "train.npz")
     assert not (tmp_path / "ran").exists()
 
@@ -132,7 +133,7 @@ def test_hostile_torch_file(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(Payload(tmp_path / "ran"), tmp_path / "feat_v.pt")
     with pytest.raises(DataError, match=r"feat_v.pt: not a plain tensor file"):
-        features.matrix("v", tmp_path / "feat_v.pt")
+        featurefiles.open_feature("v", tmp_path / "feat_v.pt", Columns())
     assert not (tmp_path / "ran").exists()
 
 

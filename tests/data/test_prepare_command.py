@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
 from m3dist.cli import main as cli
+from m3dist.cli import prepare
 from m3dist.data.dataset import Dataset
 
 
@@ -35,7 +37,7 @@ def test_report(folder, tmp_path, capsys):
         "val interactions": "2",
         "test interactions": "2",
         "sparsity": "33.3333 %",
-        "modality visual": "width 2, 1 items lack it",
+        "modality visual": "width 2, 3 of 4 items have it",
         "cold items": "1 (in val 1, in test 0)",
         "cold users": "0",
         "duplicates dropped": "1 (train 1)",
@@ -60,7 +62,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(folder, tmp_path):
     assert done.returncode == 2
     assert done.stderr == (
         "error: val.tsv, line 3: item id 77 is out of range 0..3, the rows of visual_small.npy; "
-        "if ids are not row numbers, list them in an items table in the features' order\n"
+        "if ids are not row numbers, list them in an items table in the features' order (--items); "
+        "--on-bad-row drop leaves such rows out\n"
     )
     assert done.stdout == ""
     assert not dst.parent.exists()
@@ -122,6 +125,17 @@ def test_the_seed_changes_a_random_split(tmp_path):
     assert x == y != z
 
 
+def test_cold(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(text([(u, i) for u in range(5) for i in range(20)], "user,item", ","))
+    assert run("tables", tmp_path / "a.csv", tmp_path / "x", "--split", "random", "--cold", 0.2) == 0
+    meta = Dataset(tmp_path / "x").meta
+    assert meta["cold_items"] == {"all": 4, "val": 2, "test": 2}
+    assert meta["provenance"]["options"]["cold"] == 0.2
+    assert "4 (in val 2, in test 2)" in capsys.readouterr().out
+    assert run("tables", tmp_path / "a.csv", tmp_path / "y", "--cold", 0.2) == 2
+    assert "--cold chooses the items of val and test, so it needs --split" in capsys.readouterr().err
+
+
 def test_synthetic(tmp_path, capsys):
     pytest.importorskip("m3dist.data.synthetic")
     sizes = ["--users", 30, "--items", 60, "--interactions", 20, "--modalities", 2]
@@ -145,3 +159,20 @@ def test_other_formats_through_the_command(tmp_path):
     assert run("mmrec", src, tmp_path / "n", "--feature", "picture=image_feat.npy") == 0
     assert list(Dataset(tmp_path / "n").modalities) == ["picture"]
     assert pairs(Dataset(tmp_path / "m")) == sorted_pairs(SMALL)
+
+
+def test_the_page_on_data_names_every_format_and_option():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    group = prepare.command
+    for name in group.list_commands(None):
+        assert f"`{name}`" in page or f"prepare {name}" in page
+        if name == "synthetic":
+            continue
+        for option in group.get_command(None, name).params:
+            assert option.param_type_name == "argument" or option.opts[0] in page, option.opts[0]
+
+
+def test_help_of_every_format(capsys):
+    for name in prepare.command.list_commands(None):
+        assert run(name, "--help") == 0
+        assert "Usage" in capsys.readouterr().out

@@ -12,14 +12,14 @@ import pytest
 from data_helpers import FEATURES, SMALL, pairs, sorted_pairs, text
 
 from m3dist.data.dataset import DataError, Dataset
-from m3dist.data.importers import columns, tables
-from m3dist.data.importers.tables import Options
+from m3dist.data.importers import arrows, tables
+from m3dist.data.importers.options import Options, Text
 
 ALL = [(u, i, split) for split, rows in SMALL.items() for u, i in rows]
 
 
 def test_folder(folder, prepared):
-    data = prepared(tables.read(folder, Options()))
+    data = prepared(tables.read(folder, Options.of()))
     assert pairs(data) == sorted_pairs(SMALL)
     assert data.modalities == {"visual": 2}
     assert data.present("visual").tolist() == [True, True, False, True]
@@ -49,7 +49,7 @@ def test_one_file_with_a_split_column(tmp_path, prepared, suffix, label):
             pq.write_table(table.slice(3), path / "part-1.parquet")
         else:
             pq.write_table(table.set_column(2, names[2], table[names[2]].dictionary_encode()), path)
-    assert pairs(prepared(tables.read(path, Options()))) == sorted_pairs(SMALL)
+    assert pairs(prepared(tables.read(path, Options.of()))) == sorted_pairs(SMALL)
 
 
 def test_many_batches(tmp_path, prepared, monkeypatch):
@@ -57,14 +57,14 @@ def test_many_batches(tmp_path, prepared, monkeypatch):
     pq.write_table(
         pa.table(dict(zip(["user", "item", "split"], zip(*ALL, strict=True), strict=True))), tmp_path / "a.parquet"
     )
-    monkeypatch.setattr(columns, "ROWS", 3)
-    assert pairs(prepared(tables.read(tmp_path / "a.parquet", Options()))) == sorted_pairs(SMALL)
+    monkeypatch.setattr(arrows, "ROWS", 3)
+    assert pairs(prepared(tables.read(tmp_path / "a.parquet", Options.of()))) == sorted_pairs(SMALL)
 
 
 def test_string_ids(tmp_path, prepared):
     rows = [(f"u{u}", f"00{i}", s) for u, i, s in ALL]  # 007 is not the number 7
     (tmp_path / "a.csv").write_text(text(rows, "user,item,split", ","))
-    data = prepared(tables.read(tmp_path / "a.csv", Options()))
+    data = prepared(tables.read(tmp_path / "a.csv", Options.of()))
     assert data.user_ids.to_pylist() == ["u0", "u1", "u2"]
     assert data.item_ids.to_pylist() == ["000", "001", "002", "003"]
     assert pairs(data) == sorted_pairs(SMALL)
@@ -74,7 +74,7 @@ def test_an_id_that_is_no_integer_in_a_late_batch_makes_all_strings(tmp_path, pr
     rows = [(u, f"B{i}" if (u, i) == (1, 0) else 10 + i, s) for u, i, s in ALL]  # the last row
     assert rows[-1][1] == "B0"
     (tmp_path / "a.csv").write_text(text(rows, "user,item,split", ","))
-    data = prepared(tables.read(tmp_path / "a.csv", Options()))
+    data = prepared(tables.read(tmp_path / "a.csv", Options.of()))
     assert data.item_ids.to_pylist() == ["10", "11", "12", "13", "B0"]
     assert data.user_ids.to_pylist() == [0, 1, 2]
 
@@ -82,7 +82,7 @@ def test_an_id_that_is_no_integer_in_a_late_batch_makes_all_strings(tmp_path, pr
 def test_large_sparse_integers(tmp_path, prepared):
     rows = [(u * 10**15 - 7, i * 1000, s) for u, i, s in ALL]
     (tmp_path / "a.csv").write_text(text(rows, "user,item,split", ","))
-    data = prepared(tables.read(tmp_path / "a.csv", Options()))
+    data = prepared(tables.read(tmp_path / "a.csv", Options.of()))
     assert data.user_ids.to_pylist() == [-7, 10**15 - 7, 2 * 10**15 - 7]
     assert pairs(data) == sorted_pairs(SMALL)
 
@@ -93,7 +93,7 @@ def test_items_table_sets_the_order_of_rows(folder, prepared):
     for split, rows in SMALL.items():
         (folder / f"{split}.tsv").write_text(text([(u, name[i]) for u, i in rows]))
     (folder / "items.tsv").write_text(text([(name[i],) for i in range(4)], "item_id"))
-    data = prepared(tables.read(folder, Options()))
+    data = prepared(tables.read(folder, Options.of()))
     assert data.item_ids.to_pylist() == list("bdac")
     assert pairs(data) == sorted_pairs(SMALL)
 
@@ -101,7 +101,7 @@ def test_items_table_sets_the_order_of_rows(folder, prepared):
 def test_rating_threshold_and_random_split(tmp_path, prepared):
     rows = [(u, i, r) for u in range(3) for i in range(20) for r in [5 if i < 10 else 2.5]]
     (tmp_path / "r.csv").write_text(text(rows, "userId,movieId,rating", ","))
-    options = Options(threshold=3, split="random")
+    options = Options.of(threshold=3, split="random")
     data = prepared(tables.read(tmp_path / "r.csv", options))
     assert data.meta["interactions"] == {"train": 24, "val": 3, "test": 3}
     assert data.n_items == 10  # items that nobody liked are not in the catalogue
@@ -121,14 +121,14 @@ def test_times(tmp_path, prepared, kind):
     else:
         path = tmp_path / "t.csv"
         path.write_text(text([tuple(row.values()) for row in table.to_pylist()], "user,item,when", ","))
-    data = prepared(tables.read(path, Options(split="leave-last-out", time_column="when")))
+    data = prepared(tables.read(path, Options.of(split="leave-last-out", time_column="when")))
     assert pairs(data) == {"train": [(0, 1), (1, 2)], "val": [(0, 2), (1, 1)], "test": [(0, 0), (1, 0)]}
 
 
 def test_duplicates_before_the_split_are_reported(tmp_path, prepared):
     rows = [(0, i) for i in range(10)] + [(0, 0)] * 3
     (tmp_path / "a.csv").write_text(text(rows, "user,item", ","))
-    data = prepared(tables.read(tmp_path / "a.csv", Options(split="random")))
+    data = prepared(tables.read(tmp_path / "a.csv", Options.of(split="random")))
     assert data.meta["duplicates_dropped"]["before_split"] == 3
 
 
@@ -146,7 +146,7 @@ def test_parquet_features(folder, prepared, shape):
         kind = pa.list_(pa.float32(), 2) if shape == "fixed" else pa.list_(pa.float32())
         table = pa.table({"itemID": order, "vector": pa.array(rows, kind)})
     pq.write_table(table, folder / "sound.parquet")
-    data = prepared(tables.read(folder, Options()))
+    data = prepared(tables.read(folder, Options.of()))
     assert data.present("sound").tolist() == [True, False, False, True]
     np.testing.assert_array_equal(data.features("sound")[[0, 3]], FEATURES[[0, 3]])
     assert pairs(data) == sorted_pairs(SMALL)
@@ -156,7 +156,7 @@ def test_parquet_features_bring_items_that_nobody_used(folder, prepared):
     for name in ("visual_small.npy", "items.tsv", "has_visual.npy"):
         (folder / name).unlink()
     pq.write_table(pa.table({"itemID": [5, 0, 1, 2, 3], "x": [9.0, 0, 1, 2, 3]}), folder / "sound.parquet")
-    data = prepared(tables.read(folder, Options()))
+    data = prepared(tables.read(folder, Options.of()))
     assert data.item_ids.to_pylist() == [0, 1, 2, 3, 5]
     assert data.features("sound")[:, 0].tolist() == [0, 1, 2, 3, 9]
 
@@ -165,22 +165,22 @@ def test_named_features_and_flags(folder, prepared):
     np.save(folder / "x.npy", FEATURES)
     np.save(folder / "f.npy", np.array([False, True, True, True]))
     features = {"image": folder / "visual_small.npy", "x": folder / "x.npy"}
-    data = prepared(tables.read(folder, Options(features=features, present={"x": folder / "f.npy"})))
+    data = prepared(tables.read(folder, Options.of(features=features, present={"x": folder / "f.npy"})))
     assert list(data.modalities) == ["image", "x"]
     assert not data.present("x")[0]
     assert not data.present("image")[2]  # has_visual.npy plainly belongs to visual_small.npy
     np.save(folder / "has_smell.npy", np.ones(4, dtype=bool))
-    notes = tables.read(folder, Options(features=features)).notes
+    notes = tables.read(folder, Options.of(features=features)).notes
     assert any("has_smell.npy belongs to no one modality" in note for note in notes)
 
 
 def test_no_header(tmp_path, prepared):
     for split, rows in SMALL.items():
         (tmp_path / f"{split}.txt").write_text("".join(f"9 {i} {u}\n".replace(" ", "\t") for u, i in rows))
-    options = Options(header=False, user_column="3", item_column="2")
+    options = Options.of(header=False, user_column="3", item_column="2")
     assert pairs(prepared(tables.read(tmp_path, options))) == sorted_pairs(SMALL)
     with pytest.raises(DataError, match=r"train.txt: the first line holds only numbers"):
-        tables.read(tmp_path, replace(options, header=True))
+        tables.read(tmp_path, replace(options, text=Text()))
 
 
 def test_one_based_ids_are_noted(folder):
@@ -189,7 +189,7 @@ def test_one_based_ids_are_noted(folder):
         (folder / f"{split}.tsv").write_text(text([(u, i + 1) for u, i in rows]))
     np.save(folder / "visual_small.npy", np.zeros((5, 2)))
     np.save(folder / "has_visual.npy", np.ones(5, dtype=bool))
-    assert any("item 0 never occurs" in note for note in tables.read(folder, Options()).notes)
+    assert any("item 0 never occurs" in note for note in tables.read(folder, Options.of()).notes)
 
 
 def put(name: str, content: str | bytes):
@@ -222,7 +222,7 @@ BAD = {
     "given column": (None, {"item_column": "movie"}, r"train.tsv: no column 'movie'; it has userID, itemID"),
     "two candidates": (put("val.tsv", "user_id\tuserID\titemID\n1\t1\t1\n"), {}, r"both look like user"),
     "doubled column": (put("val.tsv", "userID\tuserID\titemID\n1\t1\t1\n"), {}, r"'userID' stands twice"),
-    "ragged row": (put("val.tsv", "userID\titemID\n0\t2\n1\t3\t4\n"), {}, r"val.tsv: .*[Rr]ow #3"),
+    "ragged row": (put("val.tsv", "userID\titemID\n0\t2\n1\t3\t4\n"), {}, r"val.tsv, line 3: 3 cells, expected 2"),
     "missing id": (put("val.tsv", "userID\titemID\n0\t2\n\t3\n"), {}, r"val.tsv, line 3: the user id is missing"),
     "not an integer": (
         lambda src: (drop("items.tsv")(src), put("val.tsv", "userID\titemID\n0\t2\n0\tx2\n")(src)),
@@ -230,9 +230,9 @@ BAD = {
         r"val.tsv, line 3: item id 'x2' is not an integer; rows of visual_small.npy are items 0..3",
     ),
     "out of range": (
-        lambda src: (drop("items.tsv")(src), put("val.tsv", "userID\titemID\n0\t2\n1\t4\n")(src)),
+        lambda src: (drop("items.tsv")(src), put("val.tsv", "userID\titemID\n0\t2\n1\t8\n")(src)),
         {},
-        r"val.tsv, line 3: item id 4 is out of range 0..3, the rows of visual_small.npy",
+        r"val.tsv, line 3: item id 8 is out of range 0..3, the rows of visual_small.npy",
     ),
     "unknown item": (
         put("val.tsv", "userID\titemID\n0\t9\n"),
@@ -247,10 +247,10 @@ BAD = {
         {},
         r"val.parquet: not a Parquet file",
     ),
-    "two val tables": (put("val.csv", "userID,itemID\n0,2\n"), {}, r"holds both val.tsv and val.csv"),
+    "two val tables": (put("val.csv", "userID,itemID\n0,2\n"), {}, r"holds both val.csv and val.tsv"),
     "overlap": (put("val.tsv", text([(0, 2), (2, 2)])), {}, r"train.tsv and val.tsv: .* overlap in 1 .*user 2, item 2"),
     "fewer rows": (array("visual_small.npy", FEATURES[:3]), {}, r"has_visual.npy: 4 flags for the 3 rows"),
-    "rows and items": (array("text_x.npy", FEATURES[:3]), {}, r"text_x.npy: 3 feature rows for 4 items"),
+    "rows and items": (array("text_x.npy", np.ones((5, 2))), {}, r"text_x.npy: 5 feature rows for 4 items"),
     "NaN": (array("text_x.npy", FEATURES * np.nan), {}, r"text_x.npy: row 0 holds NaN"),
     "one-dimensional": (array("text_x.npy", FEATURES[:, 0]), {}, r"text_x.npy: expected \[items, width\]"),
     "object features": (array("text_x.npy", np.array([{}] * 4)), {}, r"text_x.npy: not a .npy array of numbers"),
@@ -281,7 +281,7 @@ BAD = {
     "float ids": (
         lambda src: (drop("val.tsv")(src), parquet("val.parquet", userID=[0, 1], itemID=[2.0, 2.5])(src)),
         {},
-        r"val.parquet, row 1: item id 2.5 is not a 64-bit integer",
+        r"val.parquet, row 1: item id 2.5 is not an integer",
     ),
     "boolean ids": (
         lambda src: (drop("val.tsv")(src), parquet("val.parquet", userID=[0, 1], itemID=[True, False])(src)),
@@ -302,7 +302,7 @@ def test_refusals(folder, prepared, case):
     if change:
         change(folder)
     with pytest.raises(DataError, match=message):
-        prepared(tables.read(folder, Options(**options)))
+        prepared(tables.read(folder, Options.of(**options)))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_refusals(folder, prepared, case):
 def test_refusals_of_one_file(tmp_path, prepared, content, options, message):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=message):
-        prepared(tables.read(tmp_path / "a.csv", Options(**options)))
+        prepared(tables.read(tmp_path / "a.csv", Options.of(**options)))
 
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -331,7 +331,7 @@ REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 def test_real_movielens(prepared, name, shape):
     if not (REAL / name).is_dir():
         pytest.skip(f"shared/data/{name} is not beside the repository")
-    data: Dataset = prepared(tables.read(REAL / name, Options()))
+    data: Dataset = prepared(tables.read(REAL / name, Options.of()))
     assert (data.n_users, data.n_items, data.size("train")) == shape
     raw = np.loadtxt(REAL / name / "test.tsv", skiprows=1, dtype=int)
     assert pairs(data)["test"] == sorted(map(tuple, raw.tolist()))  # ids are kept

@@ -13,7 +13,8 @@ from scipy import stats
 from m3dist.cli.main import main
 from m3dist.config import Synthetic
 from m3dist.data import synthetic
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
+from m3dist.data.writer import Writer
 from m3dist.study import methods, shift, statistics, studies
 from m3dist.study.runs import Scores, Study
 

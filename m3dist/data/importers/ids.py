@@ -11,21 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-
-class NotIntegers(Exception):
-    """Ids that were read as integers hold something else; the reader starts over with strings."""
-
-    def __init__(self, kind: str, where: str, value: object):
-        super().__init__(f"{where}: {kind} id {value!r} is not an integer")
-        self.kind = kind
-
-
-class UnknownId(Exception):
-    """The id at position `at` of a batch is not one of the known ones."""
-
-    def __init__(self, at: int, message: str):
-        super().__init__(message)
-        self.at = at
+INTEGERS, UNSIGNED, TEXT = "integers", "unsigned", "text"  # what ids are
 
 
 class Growing:
@@ -52,23 +38,75 @@ class Growing:
 
 
 class Ids(Protocol):
-    """Maps original ids to int32 codes. After the last batch, `order` says which dense id a code became."""
+    """Maps original ids to int32 codes. After the last batch, `finish` says which dense id a code became."""
 
-    def encode(self, ids: pa.Array) -> np.ndarray: ...
+    def encode(self, ids: pa.Array) -> np.ndarray:
+        """int32 [b] codes; -1 for an id that is not among the known ones, where these are given."""
+        ...
+
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
         """The original ids by dense id [V], and dense id by code, int32 [V] (None: codes are dense ids)."""
         ...
 
 
 class IntegerIds:
-    """Any integers. Dense ids follow the integers' order, so ids 0..V-1 that all occur stay what they are."""
+    """Any integers, int64 or uint64. Dense ids follow the integers' order, so ids 0..V-1 that all occur stay.
 
-    def __init__(self) -> None:
-        self._known = np.empty(0, dtype=np.int64)  # sorted
-        self._codes = np.empty(0, dtype=np.int32)  # of _known, in order of first sight
+    While the integers lie close together, their codes stand in a table by integer; otherwise in sorted arrays.
+    """
+
+    def __init__(self, dtype: type = np.int64) -> None:
+        self._known: np.ndarray = np.empty(0, dtype=dtype)  # sorted; empty while the table is used
+        self._codes: np.ndarray = np.empty(0, dtype=np.int32)  # of _known, in order of first sight
+        self._table: np.ndarray | None = np.empty(0, dtype=np.int32)  # code by integer - _base; -1: not seen
+        self._base, self._seen, self._rows = 0, 0, 0
+        self._dtype = dtype
 
     def encode(self, ids: pa.Array) -> np.ndarray:
-        values, inverse = np.unique(ids.to_numpy(zero_copy_only=False), return_inverse=True)
+        values = ids.to_numpy(zero_copy_only=False)
+        if not len(values):
+            return np.empty(0, dtype=np.int32)
+        self._rows += len(values)
+        if self._table is not None and self._cover(int(values.min()), int(values.max())):
+            return self._by_table(values)
+        return self._by_search(values)
+
+    def finish(self) -> tuple[pa.Array, np.ndarray | None]:
+        self._leave_table()
+        dense = np.empty(len(self._codes), dtype=np.int32)
+        dense[self._codes] = np.arange(len(dense), dtype=np.int32)
+        return pa.array(self._known), dense
+
+    def _cover(self, low: int, high: int) -> bool:
+        """Make the table reach from low to high; False, and no table any more, where that is too far."""
+        assert self._table is not None
+        size = len(self._table)
+        if size and self._base <= low and high < self._base + size:
+            return True
+        first = min(low, self._base) if size else low
+        last = max(high, self._base + size - 1) if size else high
+        if last - first >= max(1 << 20, 8 * self._rows):
+            self._leave_table()
+            return False
+        wider = np.full(max(last - first + 1, min(2 * size, 8 * self._rows)), -1, dtype=np.int32)
+        wider[self._base - first : self._base - first + size] = self._table
+        self._table, self._base = wider, first
+        return True
+
+    def _by_table(self, values: np.ndarray) -> np.ndarray:
+        assert self._table is not None
+        at = (values - self._dtype(self._base)).astype(np.int64)
+        codes = self._table[at]
+        new = codes < 0
+        if new.any():
+            fresh = np.unique(at[new])
+            self._table[fresh] = np.arange(self._seen, self._seen + len(fresh), dtype=np.int32)
+            self._seen += len(fresh)
+            codes = self._table[at]
+        return codes
+
+    def _by_search(self, given: np.ndarray) -> np.ndarray:
+        values, inverse = np.unique(given, return_inverse=True)
         at = np.searchsorted(self._known, values)
         if len(self._known):
             new = self._known[np.minimum(at, len(self._known) - 1)] != values
@@ -81,10 +119,12 @@ class IntegerIds:
             at = np.searchsorted(self._known, values)
         return self._codes[at][inverse.reshape(-1)]
 
-    def finish(self) -> tuple[pa.Array, np.ndarray | None]:
-        dense = np.empty(len(self._codes), dtype=np.int32)
-        dense[self._codes] = np.arange(len(dense), dtype=np.int32)
-        return pa.array(self._known), dense
+    def _leave_table(self) -> None:
+        if self._table is not None:
+            seen = np.flatnonzero(self._table >= 0)
+            self._codes = self._table[seen]
+            self._known = seen.astype(self._dtype) + self._dtype(self._base)
+            self._table = None
 
 
 class StringIds:
@@ -94,11 +134,11 @@ class StringIds:
         self._code: dict[str, int] = {}
 
     def encode(self, ids: pa.Array) -> np.ndarray:
-        batch = pc.dictionary_encode(ids)
+        words, index = _distinct(ids)
         code = self._code
         # setdefault with the present length numbers new ids in order of first sight
-        table = np.fromiter((code.setdefault(s, len(code)) for s in batch.dictionary.to_pylist()), dtype=np.int32)
-        return table[batch.indices.to_numpy(zero_copy_only=False)]
+        table = np.fromiter((code.setdefault(s, len(code)) for s in words.to_pylist()), dtype=np.int32)
+        return table[index]
 
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
         strings = sorted(self._code)
@@ -108,53 +148,62 @@ class StringIds:
 
 
 class KnownIds:
-    """Exactly the ids of a table: row = dense id. Encoding an id that is not among them raises UnknownId."""
+    """Exactly the ids of a table: row = dense id."""
 
-    def __init__(self, ids: pa.Array, source: str):
-        self.ids, self.source = ids, source
-        self._strings = pa.types.is_string(ids.type)
+    def __init__(self, ids: pa.Array):
+        self.ids = ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+        self._strings = pa.types.is_string(self.ids.type)
         if self._strings:
-            self._code = {s: i for i, s in enumerate(ids.to_pylist())}
+            self._code = {s: i for i, s in enumerate(self.ids.to_pylist())}
         else:
-            values = ids.to_numpy(zero_copy_only=False)
+            values = self.ids.to_numpy(zero_copy_only=False)
             self._rows = np.argsort(values, kind="stable").astype(np.int32)
             self._known = values[self._rows]
 
     def encode(self, ids: pa.Array) -> np.ndarray:
         if self._strings:
-            batch = pc.dictionary_encode(ids)
-            table = np.fromiter((self._code.get(s, -1) for s in batch.dictionary.to_pylist()), dtype=np.int32)
-            codes = table[batch.indices.to_numpy(zero_copy_only=False)]
-        else:
-            values = ids.to_numpy(zero_copy_only=False)
-            at = np.minimum(np.searchsorted(self._known, values), len(self._known) - 1)
-            codes = np.where(self._known[at] == values, self._rows[at], np.int32(-1))
-        unknown = np.flatnonzero(codes < 0)
-        if len(unknown):
-            at = int(unknown[0])
-            raise UnknownId(at, f"id {ids[at].as_py()!r} is not among the {len(self.ids)} ids of {self.source}")
-        return codes
+            words, index = _distinct(ids)
+            table = np.fromiter((self._code.get(s, -1) for s in words.to_pylist()), dtype=np.int32)
+            return table[index]
+        values = ids.to_numpy(zero_copy_only=False)
+        at = np.minimum(np.searchsorted(self._known, values), len(self._known) - 1)
+        return np.where(self._known[at] == values, self._rows[at], np.int32(-1))
 
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
         return self.ids, None
 
 
 class RowIds:
-    """Integers that are row numbers already: 0..n-1. Anything else raises UnknownId."""
+    """Integers that are row numbers already, counted from `first`: dense ids 0..n-1.
 
-    def __init__(self, n: int, source: str):
-        self.n, self.source = n, source
+    n is the number of rows, or more where ids reach behind them; ids of `limit` rows and more are not known.
+    """
+
+    def __init__(self, rows: int, limit: int, first: int = 0):
+        self.n, self.limit, self.first = rows, limit, first
 
     def encode(self, ids: pa.Array) -> np.ndarray:
         values = ids.to_numpy(zero_copy_only=False)
-        bad = np.flatnonzero((values < 0) | (values >= self.n))
-        if len(bad):
-            at = int(bad[0])
-            raise UnknownId(at, f"id {int(values[at])} is out of range 0..{self.n - 1}, the rows of {self.source}")
-        return values.astype(np.int32)
+        known = (values >= self.first) & (values < self.first + self.limit)
+        codes = np.where(known, values - values.dtype.type(self.first), 0).astype(np.int32)
+        codes[~known] = -1
+        self.n = max(self.n, int(codes.max(initial=-1)) + 1)
+        return codes
 
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
-        return pa.array(np.arange(self.n)), None
+        return pa.array(np.arange(self.first, self.first + self.n)), None
+
+
+def new_ids(mode: str) -> Ids:
+    """A map for ids that no table lists."""
+    return StringIds() if mode == TEXT else IntegerIds(np.uint64 if mode == UNSIGNED else np.int64)
+
+
+def _distinct(ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Distinct strings, and the position of each id among them."""
+    if not pa.types.is_dictionary(ids.type):
+        ids = pc.dictionary_encode(ids)
+    return ids.dictionary, ids.indices.to_numpy(zero_copy_only=False)
 
 
 def renumber(codes: np.ndarray, dense: np.ndarray | None, rows: int = 1 << 22) -> np.ndarray:

@@ -12,12 +12,14 @@ import io
 import math
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from m3dist.data.dataset import DataError
+from m3dist.data.importers import files, sparse
 
 _CONTAINERS = (set, frozenset, list, dict, tuple, int, float, bool, complex)
 _SPARSE = re.compile(r"(csr|csc|coo)_(matrix|array)")
@@ -83,6 +85,8 @@ def load_npy(path: Path) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
             if dtype != np.dtype(object):
+                if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
+                    raise ValueError(f"it is too short for its shape {shape}")
                 return np.load(path, allow_pickle=False)
             content = _load(file, path)
     except (ValueError, OSError, EOFError) as error:
@@ -100,38 +104,31 @@ def as_array(value: Any) -> np.ndarray:
         return value.value
     if isinstance(value, np.ndarray):
         return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        flat_or_error(value)
     return np.array(sorted(value) if isinstance(value, (set, frozenset)) else value)
 
 
-def coordinates(matrix: Sparse, source: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Rows and columns of the entries that are not zero, int64 [n] each, and the shape."""
-    state = matrix.state
+def flat_or_error(values: Collection[Any]) -> None:
+    """Raise TypeError unless all values are numbers or text.
+
+    Lists that share their elements can stand for more values than any memory holds.
+    """
+    odd = next((v for v in values if not isinstance(v, (int, float, complex, str, bytes, np.generic))), None)
+    if odd is not None:
+        raise TypeError(f"expected numbers, got {type(odd).__name__}")
+
+
+def coordinates(matrix: Sparse, source: str) -> sparse.Entries:
+    """Rows and columns of the entries that are not zero, int64 [n] each, and the shape. Raises DataError."""
+    state = dict(matrix.state)
+    if matrix.kind == "coo" and isinstance(state.get("coords"), tuple) and len(state["coords"]) == 2:
+        state["row"], state["col"] = state["coords"]
     try:
-        shape = tuple(int(n) for n in state["_shape"] if n >= 0)
-        data = as_array(state["data"])
-        if matrix.kind == "coo":
-            row, col = (as_array(x) for x in state.get("coords") or (state["row"], state["col"]))
-        else:
-            starts, inner = as_array(state["indptr"]), as_array(state["indices"])
-            if starts.dtype.kind not in "iu" or len(starts) != shape[matrix.kind == "csc"] + 1:
-                raise ValueError("indptr does not fit the shape")
-            counts = np.diff(starts)
-            if int(starts[0]) != 0 or (counts < 0).any() or int(starts[-1]) > min(len(inner), len(data)):
-                raise ValueError("indptr does not fit the indices")
-            inner, data = inner[: int(starts[-1])], data[: int(starts[-1])]
-            outer = np.repeat(np.arange(len(counts)), counts)
-            row, col = (outer, inner) if matrix.kind == "csr" else (inner, outer)
-        if len(shape) != 2 or not (len(row) == len(col) == len(data)) or row.dtype.kind + col.dtype.kind not in _INTS:
-            raise ValueError("rows, columns and values do not fit each other")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{source}: a damaged sparse matrix ({error}); save it again with scipy.sparse.save_npz"
-        ) from None
-    kept = data != 0
-    return row[kept].astype(np.int64), col[kept].astype(np.int64), (shape[0], shape[1])
-
-
-_INTS = {a + b for a in "iu" for b in "iu"}
+        parts = {name: as_array(state[name]) for name in ("data", "indptr", "indices", "row", "col") if name in state}
+    except (TypeError, ValueError):
+        parts = {}
+    return sparse.coordinates(matrix.kind, parts, state.get("_shape"), source)
 
 
 def _build(shape: Any, dtype: Any, raw: Any, order: Any) -> np.ndarray:
@@ -215,10 +212,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _load(file: IO[bytes], path: Path) -> Any:
     try:
-        return _Unpickler(io.BytesIO(file.read())).load()
+        with files.bounded(path):
+            return _Unpickler(io.BytesIO(file.read())).load()
     except Exception as error:  # a damaged or hostile pickle raises anything, MemoryError and RecursionError too
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{path.name}: refused to unpickle it ({why}); only arrays, dicts, lists, sets and csr, csc or coo "
-            "matrices are read. Save the data again as .npz or as a table"
+            f"{path.name}: refused to unpickle it ({files.first_line(error)}); only arrays, dicts, lists, sets and "
+            "csr, csc or coo matrices are read. Save the data again as .npz or as a table"
         ) from None
