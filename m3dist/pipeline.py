@@ -316,7 +316,8 @@ def run(
 
                 held = {split: dataset.interactions(split) for split in SPLITS}
                 with Tracker(None, quiet, visible=True) as tracker:
-                    launch.run(todo, config, f"m3dist-{dataset.name}-{'-'.join(names)}", tracker, listener, held)
+                    task = launch.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
+                    launch.run(task, config, tracker, listener)
             else:
                 with Interrupts() as stop, Tracker(out, quiet, listener, stop=stop) as tracker:
                     # with workers elsewhere this process only leads actors, which find their own devices
