@@ -114,7 +114,8 @@ def manifest(plan: Plan, patches: Sequence[str] = ()) -> str:
 def _files(plan: Plan) -> tuple[dict[str, str], str, list[str]]:
     """(texts of the files that travel by their paths, the folder among them to start in, the command's words)."""
     if plan.job.verb == "train" and plan.job.config is not None and "--resume" not in plan.job.arguments:
-        return {"config.yaml": configs.to_yaml(plan.job.config)}, ".", ["train", "config.yaml"]
+        config = plan.job.config.model_copy(update={"cluster": plan.cluster})
+        return {"config.yaml": configs.to_yaml(config)}, ".", ["train", "config.yaml"]
     with tempfile.TemporaryDirectory(prefix="m3dist-job-") as folder:
         start, words = package.stage(plan.job, Path(folder))
         there = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name != package.KEEP]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from manifests import Definition  # type: ignore[import-not-found]
 
 ROOT = Path(__file__).parents[2]
 TINY = """\
@@ -93,6 +95,19 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+def _schemas() -> list[Path]:
+    """KubeRay's definition without pod templates, and the whole one where it is at hand."""
+    return [Path(__file__).parent / "rayjob-v1.schema.json", ROOT.parent / "shared/kuberay/rayjob-v1.schema.json"]
+
+
+@pytest.fixture(scope="session", params=_schemas(), ids=["parts", "whole"])
+def crd(request) -> Definition:
+    """The schema of RayJob from KubeRay's own custom resource definition."""
+    if not request.param.exists():
+        pytest.skip(f"{request.param} is not here; the parts of it that tests ship with were checked")
+    return Definition.of(json.loads(request.param.read_text()), request.param.parent.name == "kuberay")
 
 
 @pytest.fixture(scope="session")
