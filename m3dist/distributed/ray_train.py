@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from m3dist.config import Config
 from m3dist.distributed import diagnosis, nodes, placement
 from m3dist.distributed.engine import Engine
+from m3dist.distributed.metrics import RunMetrics
 from m3dist.distributed.placement import check, connect, least_workers, per_worker, require
 from m3dist.distributed.relay import POLL, Relay, Remote, WorkerTracker, announce
 from m3dist.distributed.watch import Watch
@@ -95,7 +96,7 @@ def run(task: Task, config: Config, tracker: Tracker, listener: Listener | None 
     check(config)
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
-    watch = Watch(config, tracker.say)
+    watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
     shared = ray.put(task.shared)
     try:
         for attempt in range(placement.failures(config) + 1):

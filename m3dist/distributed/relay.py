@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from m3dist.distributed import diagnosis
 from m3dist.distributed.diagnosis import Member
+from m3dist.distributed.metrics import RunMetrics
 from m3dist.storage.folders import Folder
 from m3dist.training.tracking import Stopped, Tracker
 
@@ -100,10 +101,12 @@ class WorkerTracker(Tracker):
 
     def __init__(self, out: str, remote: Remote, listens: bool, world: int):
         super().__init__(Folder(out), False, remote.heard if listens else None, remote, remote.interrupted)
-        self.world = world
+        self.world, self.metrics = world, RunMetrics(out)
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        super().log(stage, step, {**values, "workers": float(self.world)})
+        values = {**values, "workers": float(self.world)}
+        self.metrics.log(stage, step, values)
+        super().log(stage, step, values)
 
 
 def announce(relay: Any, rank: int, world: int) -> None:

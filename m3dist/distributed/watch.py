@@ -16,10 +16,10 @@ _ENOUGH = 3  # values of throughput on each side before two numbers of workers a
 
 
 class Watch:
-    """Follows the workers of one run and tells of changes through `say`, a line each."""
+    """Follows the workers of one run and tells of changes through `say`, a line each; count: called at each failure."""
 
-    def __init__(self, config: Config, say: Callable[[str], None]):
-        self.config, self.say = config, say
+    def __init__(self, config: Config, say: Callable[[str], None], count: Callable[[], None]):
+        self.config, self.say, self.count = config, say, count
         self.members: dict[int, Member] = {}  # by rank, of the workers that began last
         self.failures = 0
         self._waiting_since: float | None = time.monotonic()
@@ -46,6 +46,7 @@ class Watch:
     def failed(self, causes: list[Cause]) -> None:
         """Workers have ended, and Ray Train starts them again unless that happened too often."""
         self.failures += 1
+        self.count()
         most = placement.failures(self.config)
         why = diagnosis.explained(causes, self.members)
         then = "the run ends" if self.failures > most else "starting again"

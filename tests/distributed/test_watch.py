@@ -23,7 +23,7 @@ def members(*hosts: str) -> list[Member]:
 
 
 def follow(said: list[str], *values: str) -> watch.Watch:
-    return watch.Watch(config.load(None, list(values) or ["workers=[1,2]"]), said.append)
+    return watch.Watch(config.load(None, list(values) or ["workers=[1,2]"]), said.append, list)
 
 
 def test_workers_that_join_and_leave(said: list[str]) -> None:
