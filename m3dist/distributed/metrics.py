@@ -23,7 +23,7 @@ class RunMetrics:
         self._gauges = {name: Gauge(name, said, tag_keys=_TAGS) for name, (_, said) in LOGGED.items()}
         self._failures = Counter("m3dist_failures", "Times that workers ended before their run did", tag_keys=("run",))
         self._step = Gauge("m3dist_step", "Last epoch or round that was logged", tag_keys=_TAGS)
-        self._ranking = Gauge("m3dist_ranking", "Ranking metrics on validation or test data", tag_keys=(*_TAGS, "metric"))
+        self._ranking = Gauge("m3dist_ranking", "Ranking on validation or test data", tag_keys=(*_TAGS, "metric"))
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
         """Set the gauges from what a stage logs at a step."""
