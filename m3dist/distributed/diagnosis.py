@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,11 @@ import ray.train
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from m3dist.distributed import nodes
+from m3dist.distributed.relay import Cause, Member
 
 _PEER_IS_GONE = ("gloo", "NCCL", "Connection", "process group has not been initialized")  # torch's texts; no type tells
 ADVICE = "lower batch_size or evaluation.block, or give workers machines with more memory"
 _COUNTERS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # of the container (cgroup v2) and of the machine
-
-
-@dataclass(frozen=True)
-class Member:
-    """One worker: its rank, where it runs, its process, and the kernel's kills for want of memory seen there so far."""
-
-    rank: int
-    node: str  # Ray's node id
-    host: str
-    pid: int
-    kills: int = 0
-
-    @property
-    def place(self) -> str:
-        return f"{self.host} {self.node[:8]}"
-
-
-@dataclass(frozen=True)
-class Cause:
-    """How one worker ended. kind: memory, preempted, died, silent, peer (another one was gone) or error."""
-
-    rank: int
-    kind: str
-    text: str = ""  # of an error, in one line
 
 
 def kernel_kills() -> int:

@@ -27,7 +27,8 @@ from m3dist.distributed import diagnosis, nodes, placement
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.metrics import RunMetrics
 from m3dist.distributed.placement import check, connect, least_workers, per_worker, require
-from m3dist.distributed.relay import POLL, Relay, Remote, WorkerTracker, announce
+from m3dist.distributed.relay import Relay
+from m3dist.distributed.reporting import POLL, Remote, WorkerTracker, announce
 from m3dist.distributed.watch import Watch
 from m3dist.storage.folders import Folder
 from m3dist.training.tracking import Interrupts, Listener, RunFailed, Stopped, Tracker

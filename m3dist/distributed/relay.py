@@ -1,22 +1,35 @@
-"""What the workers of a Ray Train run and the driver tell each other, through one small actor on the driver's node."""
+"""What the workers of a Ray Train run and the driver tell each other, through one small actor on the driver's node.
+
+The actor's process imports this module and nothing else of m3dist, so that it starts without torch.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import time
-from typing import Any
+from dataclasses import dataclass
 
-import ray
-import torch.distributed as dist
 
-from m3dist.distributed import diagnosis
-from m3dist.distributed.diagnosis import Member
-from m3dist.distributed.metrics import RunMetrics
-from m3dist.storage.folders import Folder
-from m3dist.training.tracking import Stopped, Tracker
+@dataclass(frozen=True)
+class Member:
+    """One worker: its rank, where it runs, its process, and the kernel's kills for want of memory seen there so far."""
 
-POLL = 0.1  # seconds between the driver's looks at the relay
+    rank: int
+    node: str  # Ray's node id
+    host: str
+    pid: int
+    kills: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.host} {self.node[:8]}"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """How one worker ended. kind: memory, preempted, died, silent, peer (another one was gone) or error."""
+
+    rank: int
+    kind: str
+    text: str = ""  # of an error, in one line
 
 
 class Relay:
@@ -55,67 +68,3 @@ class Relay:
 
     def ended(self) -> tuple[str, str] | None:
         return self.end
-
-
-class Remote:
-    """Rank 0's side: a display and a callback whose events appear in the driver."""
-
-    def __init__(self, relay: Any):
-        self.relay = relay
-        self._asked, self._request = 0.0, ""
-
-    def open(self) -> None:
-        pass
-
-    close = open
-
-    def bar(self, stage: str, total: int, done: int, note: str) -> None:
-        self.relay.push.remote(("bar", stage, total, done, note))
-
-    def say(self, text: str) -> None:
-        self.relay.push.remote(("say", text))
-
-    def values(self, stage: str, step: int, values: dict[str, float]) -> None:
-        self.relay.push.remote(("values", stage, step, values))
-
-    def heard(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """Hand values to the driver's callback and wait for what it says."""
-        number = ray.get(self.relay.push.remote(("heard", stage, step, values)))
-        while True:
-            handled, request = ray.get(self.relay.state.remote())
-            if request == "stop":
-                raise Stopped
-            if handled >= number or request:
-                return
-            time.sleep(POLL / 2)
-
-    def interrupted(self) -> bool:
-        if time.monotonic() - self._asked > 0.5:
-            self._asked = time.monotonic()
-            self._request = ray.get(self.relay.state.remote())[1]
-        return self._request == "interrupt"
-
-
-class WorkerTracker(Tracker):
-    """Rank 0's tracker: what it logs says how many workers there are."""
-
-    def __init__(self, out: str, remote: Remote, listens: bool, world: int):
-        super().__init__(Folder(out), False, remote.heard if listens else None, remote, remote.interrupted)
-        self.world, self.metrics = world, RunMetrics(out)
-
-    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        values = {**values, "workers": float(self.world)}
-        self.metrics.log(stage, step, values)
-        super().log(stage, step, values)
-
-
-def announce(relay: Any, rank: int, world: int) -> None:
-    """Rank 0 tells the driver who the workers are; all workers call it alike."""
-    node = ray.get_runtime_context().get_node_id()
-    here = Member(rank, node, platform.node(), os.getpid(), diagnosis.kernel_kills())
-    members: list[Any] = [here]
-    if world > 1:
-        members = [None] * world
-        dist.all_gather_object(members, here)
-    if rank == 0:
-        relay.push.remote(("workers", members))

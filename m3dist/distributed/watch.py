@@ -9,7 +9,7 @@ import ray
 
 from m3dist.config import Config
 from m3dist.distributed import diagnosis, nodes, placement
-from m3dist.distributed.diagnosis import Cause, Member
+from m3dist.distributed.relay import Cause, Member
 
 SILENCE = 60.0  # seconds without workers after which the driver says what it waits for; each further line takes twice
 _ENOUGH = 3  # values of throughput on each side before two numbers of workers are compared

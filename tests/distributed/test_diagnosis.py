@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 
 from m3dist.distributed import diagnosis
-from m3dist.distributed.diagnosis import Cause, Member
+from m3dist.distributed.relay import Cause, Member
 
 DEATH = "The actor died. Some common causes: (1) killed by SIGKILL by the OOM killer due to high memory usage. (2) ..."
 HERE = Member(1, "a" * 56, "host", 42)

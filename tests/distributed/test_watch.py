@@ -8,7 +8,7 @@ import pytest
 
 from m3dist import config
 from m3dist.distributed import diagnosis, watch
-from m3dist.distributed.diagnosis import Cause, Member
+from m3dist.distributed.relay import Cause, Member
 
 
 @pytest.fixture
