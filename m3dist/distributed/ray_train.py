@@ -8,6 +8,7 @@ from its checkpoints.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import traceback
 import uuid
@@ -95,6 +96,7 @@ def run(task: Task, config: Config, tracker: Tracker, listener: Listener | None 
     """
     connect()
     check(config)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of 2: ends and failures are seen sooner
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
