@@ -6,6 +6,7 @@ kernel ended for want of memory is known by the kernel's own count of such kills
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from m3dist.distributed.relay import Cause, Member
 
 _PEER_IS_GONE = ("gloo", "NCCL", "Connection", "process group has not been initialized")  # torch's texts; no type tells
 ADVICE = "lower batch_size or evaluation.block, or give workers machines with more memory"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COUNTERS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # of the container (cgroup v2) and of the machine
 
 
@@ -39,8 +41,13 @@ def kernel_kills() -> int:
 
 def one_line(error: BaseException) -> str:
     """An error's type and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = _lines(error)
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _lines(error: BaseException) -> list[str]:
+    """The lines of a message that say something, without the colours that Ray puts into some."""
+    return [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
 
 
 def located(error: BaseException) -> str:
@@ -134,9 +141,11 @@ def failure(error: BaseException, members: dict[int, Member]) -> str:
     if isinstance(by_rank, dict) and by_rank:
         return explained([cause(rank, each) for rank, each in by_rank.items()], members)
     inner = getattr(error, "controller_failure", error)  # ray.train.ControllerError
+    if getattr(inner, "actor_init_failed", False):  # its message is a traceback, whose last line says what was raised
+        return f"Ray Train's controller could not start: {_lines(inner)[-1]}"
     return one_line(inner)
 
 
 def controller_died(error: BaseException) -> bool:
-    """Whether it was Ray Train's controller itself that ended, and no worker."""
-    return isinstance(error, RayActorError)
+    """Whether Ray Train's controller itself was ended, and no worker; one that could not begin is another case."""
+    return isinstance(error, RayActorError) and not error.actor_init_failed

@@ -92,6 +92,11 @@ def test_the_end_of_a_run_is_one_line(nodes: list[dict[str, Any]]) -> None:
     assert diagnosis.failure(controller, {}) == "RuntimeError: no"
     assert diagnosis.controller_died(ActorDiedError())
     assert not diagnosis.controller_died(workers)
+    unborn = RayActorError(
+        "ab", "died in its creation\n\x1b[36mray::X\x1b[39m\nImportError: no x", actor_init_failed=True
+    )
+    assert not diagnosis.controller_died(unborn)
+    assert diagnosis.failure(unborn, {}) == "Ray Train's controller could not start: ImportError: no x"
 
 
 def test_errors_are_one_line_with_their_place() -> None:
