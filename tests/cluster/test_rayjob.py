@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -433,4 +434,4 @@ def test_the_section_is_documented():
     text = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
     missing = [key for key in settings.Cluster.model_fields if f"`{key}`" not in text]
     assert not missing
-    assert rayjob.claim(settings.Cluster()) in text
+    assert textwrap.indent(rayjob.claim(settings.Cluster()), "    ") in text
