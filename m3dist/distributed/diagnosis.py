@@ -92,12 +92,17 @@ def _kills() -> int:
     return kernel_kills()
 
 
-def _killed_for_memory(member: Member) -> bool:
-    """Whether the kernel ended more processes for want of memory on the worker's node than when it began."""
+def _look(member: Member) -> str:
+    """What the node of a worker that died says: "node" where it is gone too, "memory" where the kernel killed there."""
     try:
-        return ray.get(nodes.on({"NodeID": member.node}, _kills).remote(), timeout=20) > member.kills
-    except (RayError, GetTimeoutError):
-        return False
+        kills = ray.get(nodes.on({"NodeID": member.node}, _kills).remote(), timeout=20)
+    except (RayError, GetTimeoutError):  # a node that was cut off is found dead some seconds after its workers
+        return "" if member.node in _living() else "node"
+    return "memory" if kills > member.kills else ""
+
+
+def _living() -> set[str]:
+    return {node["NodeID"] for node in nodes.alive()}
 
 
 def explained(causes: Iterable[Cause], members: dict[int, Member]) -> str:
@@ -107,7 +112,7 @@ def explained(causes: Iterable[Cause], members: dict[int, Member]) -> str:
     """
     found = sorted(causes, key=lambda each: each.rank)
     roots = [each for each in found if each.kind != "peer"] or found[:1]
-    living = {node["NodeID"] for node in nodes.alive()}
+    living = _living()
     said = []
     for each in roots:
         member = members.get(each.rank)
@@ -127,9 +132,10 @@ def _sentence(each: Cause, member: Member | None, living: set[str]) -> str:
         return "lost the connection to another worker"
     if each.kind == "error":
         return f"failed: {each.text}"
-    if member is not None and member.node not in living:
+    found = "" if member is None else "node" if member.node not in living else _look(member)
+    if found == "node":
         return "lost its node, which left the cluster"
-    if member is not None and _killed_for_memory(member):
+    if found == "memory":
         return f"was ended by the system, whose memory ran out; {ADVICE}"
     process = f" {member.pid}" if member else ""
     return f"ended without an error: its process{process} was killed from outside or crashed in native code"

@@ -51,7 +51,7 @@ def test_causes_go_by_type(error: Exception, kind: str) -> None:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     living = [{"NodeID": HERE.node, "Alive": True, "NodeManagerHostname": "host"}]
     monkeypatch.setattr(diagnosis.nodes, "alive", lambda: living)
-    monkeypatch.setattr(diagnosis, "_killed_for_memory", lambda member: False)
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "")
     return living
 
 
@@ -62,8 +62,10 @@ def test_what_a_death_is_said_to_be(nodes: list[dict[str, Any]], monkeypatch: py
         "worker 1 on host aaaaaaaa ended without an error: its process 42 was killed from outside or crashed in native "
         "code"
     )
-    monkeypatch.setattr(diagnosis, "_killed_for_memory", lambda member: member is HERE)
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "memory" if member is HERE else "")
     assert "ended by the system, whose memory ran out" in diagnosis.explained(died, {1: HERE})
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "node")  # found dead only when it was asked
+    assert "lost its node" in diagnosis.explained(died, {1: HERE})
     nodes.clear()
     assert diagnosis.explained(died, {1: HERE}) == "worker 1 on host aaaaaaaa lost its node, which left the cluster"
 

@@ -14,7 +14,7 @@ from m3dist.distributed.relay import Cause, Member
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(diagnosis.nodes, "alive", lambda: [{"NodeID": "a" * 8}, {"NodeID": "b" * 8}])
-    monkeypatch.setattr(diagnosis, "_killed_for_memory", lambda member: False)
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "")
     return []
 
 
