@@ -62,11 +62,14 @@ class Watch:
         if self._waiting_since is None or time.monotonic() - self._waiting_since < self._next:
             return
         waited, self._next = time.monotonic() - self._waiting_since, 2 * self._next
-        free = placement.shown(ray.available_resources())
-        each = " + ".join(f"{n:g} {name}" for name, n in placement.per_worker(self.config).items())
+        free, each = ray.available_resources(), placement.per_worker(self.config)
+        least = placement.least_workers(self.config)
+        room = all(free.get(name, 0) >= amount * least for name, amount in each.items())
+        of = " + ".join(f"{n:g} {name}" for name, n in each.items())
         self.say(
-            f"waiting for {_wanted(self.config)} of {each} each for {waited:.0f} s; the cluster's "
-            f"{len(nodes.alive())} node(s) have {free} free now"
+            f"waiting for {_wanted(self.config)} of {of} each for {waited:.0f} s"
+            + (", whose processes start; " if room else "; ")
+            + f"the cluster's {len(nodes.alive())} node(s) have {placement.shown(free)} free now"
         )
 
     def values(self, stage: str, values: dict[str, float]) -> None:

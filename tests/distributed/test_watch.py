@@ -99,6 +99,10 @@ def test_waiting_is_told_at_growing_intervals(said: list[str], monkeypatch: pyte
         "waiting for 2 to 4 workers of 2 CPU each for 61 s; the cluster's 2 node(s) have 1 CPU, 0 GPU free now",
         "waiting for 2 to 4 workers of 2 CPU each for 130 s; the cluster's 2 node(s) have 1 CPU, 0 GPU free now",
     ]
+    free["CPU"] = 4.0
+    now[0] = 260.0
+    watched.look()
+    assert "of 2 CPU each for 260 s, whose processes start; the cluster's" in said.pop()
     watched.workers(members("a", "b"))
     now[0] = 1000.0
     watched.look()
