@@ -41,7 +41,7 @@ class Place:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = os.environ | {"PATH": path, "PYTHONPATH": "", **given}  # the library must travel with each job
         command = ["bash", str(ROOT / "cluster/local.sh"), *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
     def popen(self, *arguments: str, **environment: str) -> subprocess.Popen:
         env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
@@ -53,7 +53,7 @@ class Place:
     def m3dist(self, *arguments: str, **environment: str) -> tuple[int, str]:
         process = self.popen(*arguments, **environment)
         try:
-            out, _ = process.communicate(timeout=280)
+            out, _ = process.communicate(timeout=600)
         finally:
             process.kill()
         return process.returncode, out
