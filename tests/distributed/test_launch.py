@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,27 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["workers"]) == (1.0, 1.0)
+
+
+def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    seen = tmp_path / "seen"
+
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not seen.exists():
+            tracker.log("fine", 3, {"loss": 0.25})
+            text = urllib.request.urlopen(address, timeout=10).read().decode()
+            if found := [line for line in text.splitlines() if line.startswith("ray_m3dist_")]:
+                seen.write_text("\n".join(found))
+            time.sleep(1)
+
+    launch.run(launch.Task(work, "metrics"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+    (line,) = [line for line in seen.read_text().splitlines() if line.startswith("ray_m3dist_loss{")]
+    assert f'run="{tmp_path}"' in line
+    assert 'stage="fine"' in line
+    assert line.endswith(" 0.25")
 
 
 def _kill(title: str) -> None:
