@@ -40,7 +40,7 @@ def test_a_programming_error_keeps_its_traceback():
 
 
 def test_what_a_command_returns():
-    assert [main.ended(lambda: value) for value in (None, 0, 7, "text")] == [0, 0, 7, 0]
+    assert [main.ended(lambda value=value: value) for value in (None, 0, 7, "text")] == [0, 0, 7, 0]
 
 
 def test_a_diverging_run_ends_with_code_4(tmp_path, capsys):
