@@ -20,7 +20,6 @@ import m3dist
 from m3dist import config as configs
 from m3dist.cluster import place
 from m3dist.cluster.settings import Cluster
-from m3dist.storage.folders import Folder
 
 LARGEST = 10 << 20  # bytes of one file; what is larger is data
 STOP = 45  # seconds for a stopped job to save and to let go of its workers; Ray kills after 3, which leaves some behind
@@ -103,11 +102,14 @@ def _training(job: Job, given: dict[str, Any]) -> None:
     words = [word for word in job.arguments[1:] if not word.startswith("-")]
     run = given.get("resume")
     if isinstance(run, str):
-        words.remove(run) if run in words else None
+        from m3dist.storage.folders import Folder
+
+        words = [word for word in words if word != run]
         try:
             with Folder(run).local("config.yaml") as path:
                 job.config = configs.load(path, words)
-        except (OSError, ValueError):  # on storage that only the nodes reach; they will tell if it is no run
+        except (OSError, configs.ConfigError):  # on storage that only the nodes reach; they will tell if it is no run
+            job.config = configs.load(None, words)  # what was given with it sizes pods
             return
         job.places |= {k: v for k in ("data", "artifacts") if (v := getattr(job.config, k)) and v != "synthetic"}
     else:

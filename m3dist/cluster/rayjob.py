@@ -84,7 +84,8 @@ def _unique(job: package.Job) -> str:
 def _check_paths(job: package.Job, cluster: Cluster) -> None:
     mount = Path(cluster.storage.mount)
     for name, value in job.paths.items():
-        if "://" not in value and mount not in (Path(value), *Path(value).parents):
+        on_volume = mount in (Path(value), *Path(value).parents)
+        if "://" not in value and not on_volume and cluster.selector is None:  # whose pods mount what they mount
             raise ValueError(
                 f"{name}={value}: not on the shared volume; give {name}={mount}/{Path(value).name} (or set "
                 f"cluster.storage.mount), or a URI such as s3://bucket/{Path(value).name}"

@@ -170,7 +170,7 @@ def test_a_search_travels_with_its_base_and_runs_trials_at_once(tmp_path, monkey
         (("evaluate", "/mnt/m3dist/run"), 0),
         (("prepare", "mmrec", "/mnt/m3dist/raw", "/mnt/m3dist/data"), 0),
         (("reproduce", "table3", "--data", "/mnt/m3dist/d", "--out", "/mnt/m3dist/s", "--set", "workers=2"), 1),
-        (("train", "--resume", "/mnt/m3dist/run", "workers=2"), 0),
+        (("train", "--resume", "/mnt/m3dist/run", "workers=2"), 1),
     ],
 )
 def test_every_command_has_a_manifest(arguments, groups, crd):
@@ -202,7 +202,7 @@ def test_a_job_on_a_cluster_that_exists_carries_its_files(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     enter.start_in(None, ".")
     assert config.load("config.yaml").seed == 5
-    assert set(made("train", OUT, "cluster.selector=team")) == {"RayJob"}
+    assert set(made("train", "out=/nfs/theirs", "cluster.selector=team")) == {"RayJob"}
     with pytest.raises(ValueError, match=r"image, trials would have no effect"):
         made("train", OUT, "cluster.selector=team", "cluster.trials=3", "cluster.image=r.example.com/x:1")
 
