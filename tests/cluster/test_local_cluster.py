@@ -179,7 +179,10 @@ def _says(process: Any, said: list[str], text: str, seconds: float = 500) -> Non
     assert any(text in line for line in said), "".join(said)
 
 
-LONG = ("merge.epochs=40", "merge.patience=0", "merge.batch_size=64", "checkpoint.every_minutes=1e-3")
+LONG = (  # minutes of small steps
+    "merge.epochs=3000", "merge.patience=0", "merge.batch_size=64", "merge.evaluate_every=100",
+    "checkpoint.every_epochs=10",
+)  # fmt: skip
 
 
 def test_an_elastic_run_grows_and_shrinks(tmp_path):
@@ -222,7 +225,7 @@ def test_a_job_whose_head_is_killed_goes_on_when_submitted_again(tmp_path):
     place = start(folder, tmp_path, nodes=1)
     try:
         process, said = _job(place, *arguments)
-        _says(process, said, "merge 2: loss")
+        _says(process, said, "merge 50: loss")
         for pid in _family(int((place.state / "head.pid").read_text())):
             os.kill(pid, signal.SIGKILL)
         assert process.wait(timeout=300) == 3, "".join(said)
