@@ -37,9 +37,13 @@ running() { # numbers of the recorded nodes, the oldest first
   done | sort -n
 }
 
-await() { # await N: wait until the cluster counts more than N nodes
+await() { # await N: wait until the cluster counts more than N nodes; Ray gives one 30 s, which a busy machine exceeds
+  local i
   until [ "$(nodes)" -gt "$1" ]; do
-    [ $SECONDS -lt 180 ] || die "only $(nodes) of $(($1 + 1)) nodes came up in 3 minutes"
+    [ $SECONDS -lt 180 ] || die "only $(nodes) of $(($1 + 1)) nodes came up in 3 minutes; see $STATE/*.log"
+    for i in $(running); do
+      kill -0 "$(cat "$STATE/node$i.pid")" 2>/dev/null || join "$i"
+    done
     sleep 0.5
   done
 }
