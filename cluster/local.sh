@@ -37,13 +37,9 @@ running() { # numbers of the recorded nodes, the oldest first
   done | sort -n
 }
 
-await() { # await N: wait until the cluster counts more than N nodes; Ray gives one 30 s, which a busy machine exceeds
-  local i
+await() { # await N: wait until the cluster counts more than N nodes
   until [ "$(nodes)" -gt "$1" ]; do
     [ $SECONDS -lt 180 ] || die "only $(nodes) of $(($1 + 1)) nodes came up in 3 minutes; see $STATE/*.log"
-    for i in $(running); do
-      kill -0 "$(cat "$STATE/node$i.pid")" 2>/dev/null || join "$i"
-    done
     sleep 0.5
   done
 }
@@ -70,12 +66,24 @@ family() { # pids of all processes of the cluster, this script's own not among t
 }
 
 # Ray replaces 127.0.0.1 by the machine's public address when several nodes are wanted, and its services then listen
-# there. This start of it does not.
+# there; and it gives a node 30 s to come up, which a busy machine exceeds. This start of it does neither.
 START='
+import time
 from ray._private import ray_constants, services
 from ray.scripts.scripts import main
 ray_constants.ENABLE_RAY_CLUSTER = True
 services.node_ip_address_from_perspective = lambda address=None: "127.0.0.1"
+get_node = services.get_node
+def patient(*arguments):
+    end = time.monotonic() + 150
+    while True:
+        try:
+            return get_node(*arguments)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+services.get_node = patient
 main()'
 
 launch() { # launch NAME OPTIONS...: a node in a session of its own, its pid recorded
