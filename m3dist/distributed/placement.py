@@ -21,6 +21,15 @@ def connect() -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
+        _silence()
+
+
+def _silence() -> None:
+    """Keep Ray from printing what it has to say of every dead process, which log_to_driver does not; we say it."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):  # Ray has no setting for it
+        worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def environment() -> dict[str, str]:

@@ -104,7 +104,8 @@ def run(task: Task, config: Config, tracker: Tracker, listener: Listener | None 
     try:
         for attempt in range(placement.failures(config) + 1):
             trainer = _trainer(task, config, relay, shared, listener is not None)
-            end, error = _Driver(relay, tracker, listener, watch).follow(trainer)
+            driver = _Driver(relay, tracker, listener, watch)
+            end, error = driver.follow(trainer)
             if end is not None:
                 raise _ENDS[end[0]](end[1])
             if error is None:
@@ -112,6 +113,7 @@ def run(task: Task, config: Config, tracker: Tracker, listener: Listener | None 
             if not diagnosis.controller_died(error) or attempt == placement.failures(config):
                 raise RunFailed(_given_up(error, config, watch))
             tracker.say("Ray Train's controller died: killed from outside, or out of memory; starting it again")
+            driver.release()
             watch.awaits()
     finally:
         ray.kill(relay)
@@ -150,6 +152,7 @@ class _Driver:
 
     def __init__(self, relay: Any, tracker: Tracker, listener: Listener | None, watch: Watch):
         self.relay, self.tracker, self.listener, self.watch = relay, tracker, listener, watch
+        self.group: Any = None  # the placement group that the workers are in
 
     def follow(self, trainer: TorchTrainer) -> tuple[tuple[str, str] | None, BaseException | None]:
         """Run the trainer; (how the workers said that the run ended, the error of Ray Train), either may be None."""
@@ -183,6 +186,15 @@ class _Driver:
                     self.relay.ask.remote("interrupt")
                 thread.join(POLL)
 
+    def release(self) -> None:
+        """End the workers of a controller that died, and give back what they hold.
+
+        Ray Train's own cleaner asks the dashboard for the controller's state and gives up where several Ray clusters
+        run on one machine.
+        """
+        if self.group is not None:
+            ray.util.remove_placement_group(self.group)
+
     def _pull(self, handled: int) -> tuple[list[tuple], tuple[str, str] | None]:
         try:
             return ray.get(self.relay.pull.remote(handled))
@@ -197,7 +209,8 @@ class _Driver:
             if self.listener is not None:
                 self.listener(*values)
         elif kind == "workers":
-            self.watch.workers(*values)
+            members, self.group = values
+            self.watch.workers(members)
         elif kind == "failed":
             self.watch.failed(*values)
         else:

@@ -36,7 +36,7 @@ class Relay:
     """The actor: events from rank 0 in order, the driver's request to stop, and how the run ended.
 
     Events: ("bar" | "say" | "values", ...) for the terminal, ("heard", stage, step, values) for the callback,
-    ("workers", members) when workers have started, ("failed", causes) when some have ended.
+    ("workers", members, placement group) when workers have started, ("failed", causes) when some have ended.
     """
 
     def __init__(self) -> None:

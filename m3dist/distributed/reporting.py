@@ -80,4 +80,4 @@ def announce(relay: Any, rank: int, world: int) -> None:
         members = [None] * world
         dist.all_gather_object(members, here)
     if rank == 0:
-        relay.push.remote(("workers", members))
+        relay.push.remote(("workers", members, ray.util.get_current_placement_group()))

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -133,6 +135,25 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["workers"]) == (1.0, 1.0)
+
+
+def test_ray_prints_nothing_of_its_own_about_dead_processes() -> None:
+    script = """
+import os, time
+from m3dist.distributed import placement
+import ray
+placement.connect()
+die = ray.remote(max_retries=0)(lambda: os._exit(7))
+try:
+    ray.get(die.remote())
+except ray.exceptions.WorkerCrashedError:
+    time.sleep(3)
+    print("told")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.stdout == "told\n", done.stderr
+    assert "raylet" not in done.stderr
 
 
 def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
