@@ -124,7 +124,9 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     def work(engine: Any, tracker: Any, shared: Any) -> None:
         if not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
-            _kill("ray::TrainController")
+            for process in psutil.Process(os.getppid()).children(recursive=True):  # of this session's raylet
+                if " ".join(process.cmdline()).startswith("ray::TrainController"):
+                    process.kill()
             time.sleep(60)  # ended with its controller
         tracker.log("fine", 0, {"loss": 1.0})
 
@@ -175,14 +177,6 @@ def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
     assert f'run="{tmp_path}"' in line
     assert 'stage="fine"' in line
     assert line.endswith(" 0.25")
-
-
-def _kill(title: str) -> None:
-    """End the processes of this session's Ray whose title starts so."""
-    mine = psutil.Process(os.getppid())  # the raylet
-    for process in mine.children(recursive=True):
-        if " ".join(process.cmdline()).startswith(title):
-            process.kill()
 
 
 @pytest.mark.parametrize(
