@@ -93,7 +93,9 @@ def _kills() -> int:
 
 
 def _look(member: Member) -> str:
-    """What the node of a worker that died says: "node" where it is gone too, "memory" where the kernel killed there."""
+    """What a worker's node says: "node" where it is gone, "memory" where the kernel killed there, "" otherwise."""
+    if member.node not in _living():
+        return "node"
     try:
         kills = ray.get(nodes.on({"NodeID": member.node}, _kills).remote(), timeout=20)
     except (RayError, GetTimeoutError):  # a node that was cut off is found dead some seconds after its workers
@@ -108,20 +110,25 @@ def _living() -> set[str]:
 def explained(causes: Iterable[Cause], members: dict[int, Member]) -> str:
     """Sentences, joined by semicolons, for what ended workers; those that only lost a peer are left out beside others.
 
-    members: the workers by rank, where they are known.
+    members: the workers by rank, where they are known. Where Ray has seen nothing but lost connections so far, the
+    nodes of the others are asked.
     """
     found = sorted(causes, key=lambda each: each.rank)
-    roots = [each for each in found if each.kind != "peer"] or found[:1]
-    living = _living()
+    roots = [each for each in found if each.kind != "peer"]
+    fates = {each.rank: _look(members[each.rank]) for each in roots if each.kind == "died" and each.rank in members}
+    if found and not roots:
+        others = {rank: _look(member) for rank, member in members.items() if rank not in {each.rank for each in found}}
+        fates = {rank: fate for rank, fate in others.items() if fate}
+        roots = [Cause(rank, "died") for rank in sorted(fates)] or found[:1]
     said = []
     for each in roots:
         member = members.get(each.rank)
         who = f"worker {each.rank}" + (f" on {member.place}" if member else "")
-        said.append(f"{who} {_sentence(each, member, living)}")
+        said.append(f"{who} {_sentence(each, fates.get(each.rank, ''), member)}")
     return "; ".join(dict.fromkeys(said))
 
 
-def _sentence(each: Cause, member: Member | None, living: set[str]) -> str:
+def _sentence(each: Cause, fate: str, member: Member | None) -> str:
     if each.kind == "memory":
         return f"ran out of memory and was ended by Ray; {ADVICE}"
     if each.kind == "preempted":
@@ -132,10 +139,9 @@ def _sentence(each: Cause, member: Member | None, living: set[str]) -> str:
         return "lost the connection to another worker"
     if each.kind == "error":
         return f"failed: {each.text}"
-    found = "" if member is None else "node" if member.node not in living else _look(member)
-    if found == "node":
+    if fate == "node":
         return "lost its node, which left the cluster"
-    if found == "memory":
+    if fate == "memory":
         return f"was ended by the system, whose memory ran out; {ADVICE}"
     process = f" {member.pid}" if member else ""
     return f"ended without an error: its process{process} was killed from outside or crashed in native code"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,10 +65,39 @@ def test_what_a_death_is_said_to_be(nodes: list[dict[str, Any]], monkeypatch: py
     )
     monkeypatch.setattr(diagnosis, "_look", lambda member: "memory" if member is HERE else "")
     assert "ended by the system, whose memory ran out" in diagnosis.explained(died, {1: HERE})
-    monkeypatch.setattr(diagnosis, "_look", lambda member: "node")  # found dead only when it was asked
-    assert "lost its node" in diagnosis.explained(died, {1: HERE})
-    nodes.clear()
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "node")
     assert diagnosis.explained(died, {1: HERE}) == "worker 1 on host aaaaaaaa lost its node, which left the cluster"
+
+
+def test_a_node_that_is_gone_is_found_where_ray_saw_lost_connections_only(
+    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Member(0, "b" * 56, "other", 41)
+    peers = [Cause(0, "peer")]
+    assert diagnosis.explained(peers, {0: other, 1: HERE}).startswith("worker 0 on other bbbbbbbb lost the connection")
+    monkeypatch.setattr(diagnosis, "_look", lambda member: "node" if member is HERE else "")
+    assert diagnosis.explained(peers, {0: other, 1: HERE}) == (
+        "worker 1 on host aaaaaaaa lost its node, which left the cluster"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "living", "fate"),
+    [(0, True, ""), (1, True, "memory"), (RayActorError("x"), True, ""), (RayActorError("x"), False, "node")],
+)
+def test_what_a_node_says_of_its_worker(answer: Any, living: bool, fate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is cut off is still listed as alive when it is first asked."""
+    listed = iter([{HERE.node}, {HERE.node} if living else set()])
+    monkeypatch.setattr(diagnosis, "_living", lambda: next(listed))
+    monkeypatch.setattr(diagnosis.nodes, "on", lambda node, task: SimpleNamespace(remote=lambda: "asked"))
+
+    def get(asked: Any, timeout: float) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(diagnosis.ray, "get", get)
+    assert diagnosis._look(HERE) == fate
 
 
 def test_a_lost_peer_is_told_only_where_nothing_else_is_known(nodes: list[dict[str, Any]]) -> None:
