@@ -19,6 +19,7 @@ export M3DIST_LOCAL_CLUSTER=$STATE             # every process of the cluster ca
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0     # what makes Ray keep 127.0.0.1 and not look for a public address
 export RAY_DISABLE_IMPORT_WARNING=1 RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # processes that share cores run one thread each
+export RAY_agent_register_timeout_ms=${RAY_agent_register_timeout_ms:-150000} # of 30000: a busy machine takes longer
 
 die() { echo "local.sh: $*" >&2; exit 2; }
 
