@@ -112,6 +112,7 @@ def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> N
     tracker.say = said.append  # type: ignore[method-assign]
     with pytest.raises(RunFailed) as raised:
         launch.run(launch.Task(work, "killed"), small("workers=1", f"out={tmp_path}", "max_failures=0"), tracker)
+    said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
     assert said[0].startswith("1 worker on ")
     assert "was killed from outside or crashed in native code; the run ends (failure 1, max_failures=0)" in said[1]
     for text in (said[1], str(raised.value)):
@@ -134,6 +135,7 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     tracker = Tracker(None)
     tracker.say = said.append  # type: ignore[method-assign]
     launch.run(launch.Task(work, "controller"), small("workers=1", f"out={tmp_path}"), tracker)
+    said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["workers"]) == (1.0, 1.0)
