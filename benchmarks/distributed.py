@@ -118,7 +118,10 @@ def startup(folder: Path) -> Iterator[Row]:
         for workers in (1, 2):
             config = load(None, [f"workers={workers}", f"out={folder / 'startup'}"])
             with Tracker(None) as tracker:
-                timed(f"a Ray Train run of {workers}, s", lambda c=config, t=tracker: launch.run(nothing, c, "none", t))
+                timed(
+                    f"a Ray Train run of {workers}, s",
+                    lambda c=config, t=tracker: launch.run(launch.Task(nothing, "none"), c, t),
+                )
 
         def pool() -> None:
             with Pool(held, {"x": torch.zeros(1)}, ActorSettings(2)) as actors:

@@ -17,15 +17,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from m3dist.cluster.settings import Cluster
 from m3dist.method import registry
+from m3dist.section import Section
 
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message lists every problem, one a line."""
-
-
-class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Fit(Section):
@@ -129,7 +127,7 @@ class Baseline(Fit):
     l2: NonNegativeFloat = 1e-3  # on the rows of a step, per sample
     sampling: Literal["shared", "per_positive"] = "shared"
     negatives: PositiveInt = 256  # per global batch when shared, per positive otherwise
-    options: dict[str, Any] = {}  # further settings of one recommender
+    options: dict[str, Any] = Field(default={})  # further settings of one recommender
 
 
 class Evaluation(Section):
@@ -180,14 +178,14 @@ class Config(Section):
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
     use_gpu: bool | Literal["auto"] = "auto"  # one for each worker; auto: where there are as many
-    resources_per_worker: dict[str, PositiveFloat] = {}  # Ray's names, such as CPU; default: 1 CPU, and 1 GPU if used
+    resources_per_worker: dict[str, PositiveFloat] = Field(default={})  # Ray's names; default: 1 CPU, and 1 GPU if used
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
-    deepspeed: dict[str, Any] = {}  # further values of DeepSpeed's own config
+    deepspeed: dict[str, Any] = Field(default={})  # further values of DeepSpeed's own config
     embeddings: Literal["replicated", "sharded"] = "replicated"  # all rows of tables on every worker, or its part
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"  # of steps; auto: tf32 on GPUs, float32 on CPUs
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
-    actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
+    actor_resources: dict[str, PositiveFloat] = Field(default={})  # of each; default: 1 CPU
     autoscaling: bool = False  # the cluster can grow: wait for workers instead of refusing
     report_to: tuple[Literal["mlflow", "wandb"], ...] = ()  # experiment trackers, beside metrics.jsonl and TensorBoard
     max_failures: NonNegativeInt = 3  # of workers, per stage, before the run gives up
@@ -200,6 +198,7 @@ class Config(Section):
     baseline: Baseline = Baseline()
     evaluation: Evaluation = Evaluation()
     synthetic: Synthetic = Synthetic()
+    cluster: Cluster = Cluster()  # where and how a run is carried out; changes no result
 
     @pydantic.field_validator("model")
     @classmethod

@@ -224,8 +224,8 @@ def run(
 
                 held = {split: dataset.interactions(split) for split in SPLITS}
                 with Tracker(None, display=Display(quiet)) as tracker:
-                    name = f"m3dist-{dataset.name}-{'-'.join(names)}"
-                    ray_train.run(todo, config, name, tracker, told or None, held)
+                    task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
+                    ray_train.run(task, config, tracker, told or None)
             else:
                 with Interrupts() as stop, Tracker(out, told or None, Display(quiet), stop) as tracker:
                     # with workers elsewhere this process only leads actors, which find their own devices

@@ -1,6 +1,7 @@
 """The command line: `m3dist COMMAND`. Each command is one module of m3dist/cli, loaded when called.
 
-Exit codes: 0 done, 1 workers failed, 2 bad input (one clear error, no traceback), 130 interrupted (resumable).
+Exit codes: 0 done, 1 doctor found a fault, 2 bad input (one clear error, no traceback), 3 the cluster or a worker
+failed, 4 the training diverged, 130 interrupted; after 3 and 130 the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -43,31 +46,45 @@ def cli() -> None:
     """Train M3-InvRL for multimedia recommendation."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line.
+_CODES = {"RunFailed": 3, "ClusterFailed": 3}  # by name: reading their modules costs a second that --help should not
 
-    ValueErrors are the user's, and OSErrors the machine's: both end in one line and exit code 2, without a traceback.
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(ended(lambda: cli.main(arguments, standalone_mode=False)))
+
+
+def ended(work: Callable[[], Any]) -> int:
+    """The exit code of `work`: what it returns, where that is a number, or that of an error, which is told.
+
+    ValueErrors are the user's, and OSErrors the machine's: one line without a traceback. Errors that are not known
+    here are programming errors and keep their traceback.
     """
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        code = work()
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; the same command goes on from here", err=True)
-        code = 130
+        return 130
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return 1
+    except FloatingPointError as error:
+        return _told(error, 4)
     except (ValueError, OSError) as error:
-        click.echo(f"error: {one_line(error)}", err=True)
-        code = 2
+        return _told(error, 2)
     except Exception as error:
-        if type(error).__name__ != "RunFailed":  # by name: reading its module costs a second that --help should not
+        if type(error).__name__ not in _CODES:
             raise
-        click.echo(f"error: {error}", err=True)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        return _told(error, _CODES[type(error).__name__])
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception, code: int) -> int:
+    click.echo(f"error: {one_line(error)}", err=True)
+    return code
 
 
 def one_line(error: Exception) -> str:

@@ -38,10 +38,7 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
         for name, size in memory.predict(config, pipeline.open_data(config)).items():
             click.echo(f"{name:<13}{size / 2**20:10.1f} MiB")
         return
-    try:
-        result = pipeline.run(config)
-    except FloatingPointError as error:
-        raise ValueError(str(error)) from None
+    result = pipeline.run(config)
     _show(config, result)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from m3dist.cluster import package, place
+from m3dist.cluster.settings import Cluster
 from m3dist.config import Config
 
 MARK = "m3dist-check "  # before each line that the inside sends out
@@ -92,7 +93,7 @@ def _short(what: str, version: str) -> str:
 
 def resources(config: Config | None, nodes: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> Iterator[Check]:
     """CPUs and GPUs against what the config asks for."""
-    from m3dist.distributed import ray_train as launch
+    from m3dist.distributed import placement
 
     total = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     has = f"{len(nodes)} node(s), {total['CPU']:g} CPU, {total['GPU']:g} GPU"
@@ -105,12 +106,12 @@ def resources(config: Config | None, nodes: list[dict[str, Any]], facts: dict[st
     if config is None:
         yield ok("resources", has)
         return
-    workers, each = launch.least_workers(config), launch.per_worker(config)
+    workers, each = placement.least_workers(config), placement.per_worker(config)
     if not workers:  # a run in one process reserves nothing, but needs a GPU where it uses one
         each = {name: n for name, n in each.items() if name == "GPU"}
     try:
         if each and not config.autoscaling:
-            launch.require("workers", workers or 1, each, nodes)
+            placement.require("workers", workers or 1, each, nodes)
     except ValueError as error:
         text, _, fix = str(error).partition("; ")
         yield fault("resources", text, fix)
@@ -121,7 +122,7 @@ def resources(config: Config | None, nodes: list[dict[str, Any]], facts: dict[st
 def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
     """Free memory of every node against the dry run's prediction."""
     from m3dist import pipeline
-    from m3dist.distributed import ray_train as launch
+    from m3dist.distributed import placement
     from m3dist.training import memory
 
     if config.data == "synthetic":  # the same formula, on planted data made for the purpose
@@ -132,7 +133,7 @@ def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
         need = memory.predict(config, pipeline.open_data(config))["total"]
     least = min(facts, key=lambda node: facts[node]["free"])
     free = facts[least]["free"]
-    together = max(1, math.ceil(launch.least_workers(config) / len(facts)))  # workers of a node, spread evenly
+    together = max(1, math.ceil(placement.least_workers(config) / len(facts)))  # workers of a node, spread evenly
     said = f"a worker needs about {need / 2**30:.2f} GiB; {least} has {free / 2**30:.2f} GiB free"
     said += f" for {together} of them" if together > 1 else ""
     if need * together > free:
@@ -143,15 +144,15 @@ def memory(config: Config, facts: dict[str, dict[str, Any]]) -> Check:
 def inside(config: Config | None, here: dict[str, Any], places: dict[str, str]) -> Iterator[Check]:
     """The checks that run on the cluster itself."""
     from m3dist.cluster import probe
-    from m3dist.distributed import ray_train as launch
+    from m3dist.distributed import nodes, placement
 
-    launch.connect()
+    placement.connect()
     facts = probe.all_facts()
     yield versions(here, facts)
-    yield from resources(config, probe.nodes(), facts)
+    yield from resources(config, nodes.alive(), facts)
     faults = []
     for name, value in places.items():
-        found = probe.storage(name, value)
+        found = nodes.storage_faults(name, value)
         faults += found
         for each in found:
             text, _, fix = each.rpartition("; ")
@@ -193,7 +194,7 @@ def outside(address: str, arguments: list[str], places: dict[str, str], show: Ca
         return False
     try:
         client = place.client(address)
-    except ValueError as error:
+    except (ValueError, place.ClusterFailed) as error:
         text, _, fix = str(error).partition("; ")
         tell(fault("auth" if "token" in text else "address", text, fix))
         return False
@@ -203,13 +204,13 @@ def outside(address: str, arguments: list[str], places: dict[str, str], show: Ca
     sent = {"arguments": arguments, "places": places, "here": probe.facts()}
     with tempfile.TemporaryDirectory(prefix="m3dist-doctor-") as folder:
         start, words = package.stage(job, Path(folder)) if job else (".", [])
-        sent["arguments"] = words[1:]
+        sent["arguments"], sent["start"] = words[1:], start
         command = shlex.join(["python", "-m", "m3dist.cluster.doctor", json.dumps(sent)])
-        (Path(folder) / start / ".m3dist-job").touch()
+        (Path(folder) / package.KEEP).touch()
         try:
             number = client.submit_job(
-                entrypoint=f"cd {shlex.quote(start)} && exec {command}",
-                runtime_env=package.runtime_env(Path(folder), None),
+                entrypoint=f"exec {command}",
+                runtime_env=package.runtime_env(Cluster()) | package.travelling(Path(folder), None),
                 metadata={"name": "doctor", "verb": "doctor"},
                 submission_id=f"m3dist-doctor-{uuid.uuid4().hex[:8]}",
             )
@@ -238,6 +239,7 @@ def main(text: str) -> None:
     from m3dist import config as configs
 
     sent = json.loads(text)
+    os.chdir(sent["start"])
     words = sent["arguments"]
     path = words[0] if words and "=" not in words[0] else None
     config = configs.load(path, words[1:] if path else words) if words else None

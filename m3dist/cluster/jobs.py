@@ -5,45 +5,50 @@ from __future__ import annotations
 import asyncio
 import getpass
 import re
+import shlex
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import m3dist
 from m3dist.cluster import package, place
+from m3dist.cluster.settings import Cluster
 
 _END = ("SUCCEEDED", "FAILED", "STOPPED")
 _LOST = 30.0  # seconds without an answer before following gives up
 
 
-def submit(client: Any, arguments: Sequence[str], name: str | None = None, version: str | None = None) -> str:
-    """Send a command to the cluster; the job's id. Raises ValueError before anything was sent when it cannot run."""
-    place.refuse_secrets(list(arguments))
-    job = package.plan(arguments)
+def submit(client: Any, job: package.Job, given: Cluster, name: str | None = None, version: str | None = None) -> str:
+    """Send a command to the cluster; the job's id. Raises ClusterFailed when the cluster does not take it.
+
+    given: the settings; a running cluster follows their variables and packages. version: of m3dist, as installed on
+    the cluster; None sends this one's code.
+    """
     metadata = {"name": name or job.verb, "verb": job.verb, "stages": job.stages, "dataset": job.dataset}
-    metadata |= {"out": job.places.get("out", ""), "m3dist": version or m3dist.__version__, "user": getpass.getuser()}
+    metadata |= {"out": job.places.get("out", job.places.get("resume", "")), "user": getpass.getuser()}
+    metadata |= {"m3dist": version or m3dist.__version__}
     label = re.sub(r"[^A-Za-z0-9_-]+", "-", name or job.verb)
     with tempfile.TemporaryDirectory(prefix="m3dist-job-") as folder:
         start, words = package.stage(job, Path(folder))
         try:
             return client.submit_job(
-                entrypoint=package.entrypoint(start, words, job.places, version),
-                runtime_env=package.runtime_env(Path(folder), version),
+                entrypoint=f"exec {shlex.join(package.entrypoint(job, words, start, version))}",
+                runtime_env=package.runtime_env(given) | package.travelling(Path(folder), version),
                 metadata={key: value for key, value in metadata.items() if value},
                 submission_id=f"m3dist-{label}-{uuid.uuid4().hex[:8]}",
             )
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"the cluster did not take the job: {place.explain(error)}") from None
+            raise place.ClusterFailed(f"the cluster did not take the job: {place.explain(error)}") from None
 
 
 def follow(client: Any, job: str, write: Callable[[str], Any] | None = None) -> int:
     """Write a job's log as it grows, until it ends; its exit code (130 when it was stopped).
 
-    Raises ValueError when there is no such job, or the cluster does not answer any more.
+    Raises ValueError when there is no such job, and ClusterFailed when the cluster does not answer any more.
     """
     import aiohttp
 
@@ -64,7 +69,10 @@ def follow(client: Any, job: str, write: Callable[[str], Any] | None = None) -> 
         except (RuntimeError, OSError, aiohttp.ClientError) as error:  # not all of aiohttp's errors are an OSError
             lost = lost or time.monotonic()
             if time.monotonic() - lost > _LOST:
-                raise ValueError(f"{job}: the cluster does not answer any more ({place.explain(error)})") from None
+                raise place.ClusterFailed(
+                    f"{job}: the cluster does not answer any more ({place.explain(error)}); submit the same "
+                    f"command again when it is back: it goes on from its checkpoints"
+                ) from None
             time.sleep(1)
             continue
         if str(details.status.value) in _END:
@@ -94,10 +102,18 @@ def _code(details: Any) -> int:
         return 0
     if status == "STOPPED":
         return 130
+    if details.driver_exit_code and details.driver_exit_code > 0:
+        return int(details.driver_exit_code)
+    sys.stderr.write(f"error: {_ended(details)}\n")
+    return 3
+
+
+def _ended(details: Any) -> str:
+    """One line for a job whose own process told no exit code: it was killed, or never began."""
     if details.driver_exit_code:
-        return int(details.driver_exit_code) % 256
-    _out(f"{details.message}\n" if details.message else "")
-    return 1
+        return f"the job's process was ended by signal {-details.driver_exit_code}; submitted again, it goes on"
+    lines = [line for line in (details.message or "").splitlines() if line.strip()]
+    return f"the cluster lost the job ({lines[0] if lines else 'no reason given'}); submitted again, it goes on"
 
 
 def info(client: Any, job: str) -> Any:
@@ -107,7 +123,7 @@ def info(client: Any, job: str) -> Any:
     except RuntimeError as error:
         if "404" in str(error) or "does not exist" in str(error):
             raise ValueError(f"{job}: the cluster has no such job; `m3dist jobs list`") from None
-        raise ValueError(f"{job}: {place.explain(error)}") from None
+        raise place.ClusterFailed(f"{job}: {place.explain(error)}") from None
 
 
 def listed(client: Any) -> list[dict[str, str]]:
@@ -123,12 +139,12 @@ def listed(client: Any) -> list[dict[str, str]]:
 
 
 def stop(client: Any, job: str, patience: float = package.STOP + 30) -> str:
-    """End a job and wait until it has ended; its last status. Raises ValueError when it does not end."""
+    """End a job and wait until it has ended; its last status. Raises ClusterFailed when it does not end."""
     if str(info(client, job).status.value) not in _END:
         client.stop_job(job)
     deadline = time.monotonic() + patience
     while (status := str(info(client, job).status.value)) not in _END:
         if time.monotonic() > deadline:
-            raise ValueError(f"{job}: still {status} {patience:.0f} s after it was asked to stop")
+            raise place.ClusterFailed(f"{job}: still {status} {patience:.0f} s after it was asked to stop")
         time.sleep(0.3)
     return status

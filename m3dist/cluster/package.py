@@ -7,7 +7,6 @@ config means the same on the cluster.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,11 +18,14 @@ import yaml
 
 import m3dist
 from m3dist import config as configs
+from m3dist.cluster import place
+from m3dist.cluster.settings import Cluster
 
 LARGEST = 10 << 20  # bytes of one file; what is larger is data
 STOP = 45  # seconds for a stopped job to save and to let go of its workers; Ray kills after 3, which leaves some behind
-_CODE = (".yaml", ".yml", ".json", ".toml", ".txt", ".py")
 _PLACES = ("data", "out", "artifacts")  # config keys that name folders which every node must reach
+KEEP = ".m3dist-job"  # an empty file that keeps the folder to start in
+CARRIED = "M3DIST_FILES"  # variable that holds the command's files where no volume does: JSON of path to text
 EXCLUDES = ["**/__pycache__", "*.pyc"]
 
 
@@ -56,9 +58,11 @@ class Job:
     arguments: list[str]  # the verb and what follows, as given
     files: list[Path] = field(default_factory=list)  # absolute paths that travel
     places: dict[str, str] = field(default_factory=dict)  # name: folder or URI that every node must reach
-    config: configs.Config | None = None  # where the verb is `train`
+    paths: dict[str, str] = field(default_factory=dict)  # name: every folder, file or URI that the command touches
+    config: configs.Config | None = None  # that a command trains with: its own, a search's base, a study's --set
     stages: str = ""
     dataset: str = ""
+    trials: int = 0  # of a search at once, where its file says how many
 
     @property
     def verb(self) -> str:
@@ -80,18 +84,39 @@ def plan(arguments: Sequence[str]) -> Job:
         if "=" not in argument and argument not in written and Path(argument).is_file():
             _travel(Path(argument).resolve(), job.files)
     _places(job, given)
-    if job.verb == "train" and "--resume" not in job.arguments:
-        words = [word for word in job.arguments[1:] if not word.startswith("-")]
-        path = words[0] if words and "=" not in words[0] else None
-        job.config = configs.load(path, words[1:] if path else words)
-        job.stages, job.dataset = ",".join(job.config.stage_names), job.config.data
-        job.places = {k: v for k in _PLACES if (v := getattr(job.config, k)) and v != "synthetic"}
+    if job.verb == "train":
+        _training(job, given)
     if job.verb == "tune":
         _search(job)
+    if job.verb == "reproduce":
+        job.config = configs.load(None, given.get("overrides") or [])
     job.dataset = job.dataset or job.places.get("data", "")
+    job.paths |= job.places
     for name, value in job.places.items():
         _reachable(name, value)
     return job
+
+
+def _training(job: Job, given: dict[str, Any]) -> None:
+    """The config of `train`; where it goes on with a run that can be read from here, that run's own."""
+    words = [word for word in job.arguments[1:] if not word.startswith("-")]
+    run = given.get("resume")
+    if isinstance(run, str):
+        from m3dist.storage.folders import Folder
+
+        words = [word for word in words if word != run]
+        try:
+            with Folder(run).local("config.yaml") as path:
+                job.config = configs.load(path, words)
+        except (OSError, configs.ConfigError):  # on storage that only the nodes reach; they will tell if it is no run
+            job.config = configs.load(None, words)  # what was given with it sizes pods
+            return
+        job.places |= {k: v for k in ("data", "artifacts") if (v := getattr(job.config, k)) and v != "synthetic"}
+    else:
+        file = words[0] if words and "=" not in words[0] else None
+        job.config = configs.load(file, words[1:] if file else words)
+        job.places = {k: v for k in _PLACES if (v := getattr(job.config, k)) and v != "synthetic"}
+    job.stages, job.dataset = ",".join(job.config.stage_names), job.config.data
 
 
 def _reachable(name: str, value: str, uri: bool = True, default: bool = False) -> None:
@@ -116,13 +141,14 @@ def _search(job: Job) -> None:
     if not words or "=" in words[0]:
         raise ValueError("tune: expected a search file, such as: -- tune search.yaml out=/mnt/shared/search")
     search, base = space.read(words[0], words[1:])
+    job.config, job.trials = base, search.concurrency if isinstance(search.concurrency, int) else 0
     job.stages, job.dataset = ",".join(base.stage_names), base.data
     given = {"data": base.data, "out": search.out or f"runs/search-{Path(words[0]).stem}", "artifacts": base.artifacts}
     job.places = {name: value for name, value in given.items() if value and value != "synthetic"}
 
 
 def _travel(path: Path, files: list[Path]) -> None:
-    """Add a file and, for YAML, the small files that its values name relative to it or to the current folder."""
+    """Add a file and, for a search, the config that its `base` names; no other value of a file names a file."""
     if path in files:
         return
     if (size := path.stat().st_size) > LARGEST:
@@ -130,26 +156,18 @@ def _travel(path: Path, files: list[Path]) -> None:
     files.append(path)
     if path.suffix not in (".yaml", ".yml"):
         return
-    for value in _strings(_yaml(path)):
-        for base in (path.parent, Path.cwd()):
-            there = base / value
-            if len(value) < 4096 and there.suffix in _CODE and there.is_file():
-                _travel(there.resolve(), files)
-                break
+    values = _yaml(path)
+    place.refuse_secrets_in(str(path), values)
+    base = values.get("base") if isinstance(values, dict) else None
+    if isinstance(base, str) and (there := (path.parent / base)).is_file():
+        _travel(there.resolve(), files)
 
 
 def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for each in inner for text in _strings(each)]
 
 
 def _places(job: Job, given: dict[str, Any]) -> None:
@@ -169,6 +187,7 @@ def _places(job: Job, given: dict[str, Any]) -> None:
         if Path(folder).resolve() in job.files:
             continue
         _reachable(name, folder, path.uri)
+        job.paths[name] = folder
         if path.shared:
             job.places[name] = folder if path.shared == "itself" else _parent(folder)
 
@@ -208,7 +227,7 @@ def stage(job: Job, folder: Path) -> tuple[str, list[str]]:
         shutil.copyfile(path, target)
     start = os.path.relpath(here, root)
     (folder / start).mkdir(parents=True, exist_ok=True)
-    (folder / start / ".m3dist-job").touch()  # keeps the folder in the package
+    (folder / start / KEEP).touch()
     named = {
         word: os.path.relpath(path, here)
         for word in job.arguments[1:]
@@ -217,20 +236,41 @@ def stage(job: Job, folder: Path) -> tuple[str, list[str]]:
     return start, [job.verb, *(named.get(word, word) for word in job.arguments[1:])]
 
 
-def entrypoint(start: str, arguments: list[str], places: dict[str, str], version: str | None) -> str:
-    """The shell command that the cluster runs."""
+def entrypoint(job: Job, arguments: list[str], start: str, version: str | None) -> list[str]:
+    """The words of the command that the cluster runs, in the folder `start` of what travelled."""
     enter = ["python", "-m", "m3dist.cluster.enter"]
-    for name, value in places.items():
+    if start != ".":
+        enter += ["--start", start]
+    for name, value in job.places.items():
         enter += ["--place", f"{name}={value}"]
     if version:
         enter += ["--version", version]
-    return f"cd {shlex.quote(start)} && exec {shlex.join([*enter, '--', *arguments])}"
+    return [*enter, "--", *arguments]
 
 
-def runtime_env(folder: Path, version: str | None) -> dict[str, Any]:
-    """What Ray unpacks on every node: the files, and this library unless the cluster has `version` installed."""
+def runtime_env(given: Cluster) -> dict[str, Any]:
+    """What Ray prepares for a job on every node: variables and packages."""
     told = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP)}
-    env: dict[str, Any] = {"working_dir": str(folder), "env_vars": told}
+    env: dict[str, Any] = {"env_vars": told | given.env}
+    for tool in ("pip", "uv"):
+        if packages := getattr(given.runtime_env, tool):
+            env[tool] = list(packages)
+    return env
+
+
+def travelling(folder: Path, version: str | None) -> dict[str, Any]:
+    """What Ray unpacks on every node: the files, and this library unless the cluster has `version` installed."""
+    env: dict[str, Any] = {"working_dir": str(folder)}
     if version is None:
         env |= {"py_modules": [str(Path(m3dist.__file__).parent)], "excludes": EXCLUDES}
     return env
+
+
+def settings(job: Job, overrides: Sequence[str] = (), file: str | None = None) -> Cluster:
+    """The `cluster:` section for a job: that of the command's config, or of `file`, with KEY=VALUE overrides.
+
+    Raises ValueError: a bad key or value.
+    """
+    base = configs.load(file).cluster if file else job.config.cluster if job.config else Cluster()
+    changed = configs.read(base.model_dump(exclude_unset=True), list(overrides), "--set")
+    return configs.validate(changed, "cluster", Cluster)

@@ -21,16 +21,21 @@ import yaml
 
 _SECRET = re.compile(r"(?:^|[._-])(?:auth[._-]?token|token|password|passwd|secret)s?$", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/?#@\s]*:[^/?#@\s]+@")  # anywhere in a word: out=s3://KEY:SECRET@bucket/x
+_SIGNED = re.compile(r"[?&](?:[a-z_-]*(?:secret|token|password|signature)[a-z_-]*|sig|access_key)=", re.IGNORECASE)
 _BEARER = re.compile(r"(?:bearer\s+|RAY_AUTH_TOKEN=)\S+", re.IGNORECASE)
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over an address given in code
 HINT = "give --address or --cluster, or set RAY_API_SERVER_ADDRESS; try it out with cluster/local.sh"
+
+
+class ClusterFailed(Exception):
+    """A cluster does not answer, or not any more, or lost a job; the message is one line."""
 
 
 def refuse_secrets(arguments: list[str]) -> None:
     """Raises ValueError, without repeating it, when a command line carries a token."""
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("-")
-        if _PASSWORD.search(argument):
+        if _PASSWORD.search(argument) or _SIGNED.search(argument):
             raise ValueError(
                 "the command line: credentials in an address or a URI can be read by others there; set "
                 "RAY_AUTH_TOKEN_PATH for the cluster, and the store's own variables, such as AWS_ACCESS_KEY_ID, on its "
@@ -41,6 +46,21 @@ def refuse_secrets(arguments: list[str]) -> None:
                 f"{key if _SECRET.search(key) else 'the command line'}: tokens and passwords are not taken from the "
                 f"command line, where others can read them; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"
             )
+
+
+def refuse_secrets_in(source: str, values: Any, key: str = "") -> None:
+    """Raises ValueError, without repeating it, when a value of a file that travels carries a token or a password."""
+    if isinstance(values, dict):
+        for name, inner in values.items():
+            refuse_secrets_in(source, inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for inner in values:
+            refuse_secrets_in(source, inner, key)
+    elif isinstance(values, str) and (_PASSWORD.search(values) or _SIGNED.search(values) or _BEARER.search(values)):
+        raise ValueError(
+            f"{source}: {key}: holds credentials, which would travel in plain text; let the nodes' environment provide "
+            f"them, such as AWS_ACCESS_KEY_ID, or a Secret through cluster.env_from"
+        )
 
 
 def redacted(text: str) -> str:
@@ -142,7 +162,7 @@ def client(address: str) -> Any:
                 logging.getLogger(logger).setLevel(logging.WARNING)
         return JobSubmissionClient(address)
     except ConnectionError:
-        raise ValueError(
+        raise ClusterFailed(
             f"{address}: nothing answers; is the cluster up, with ray[default] and its dashboard, and the port "
             f"forwarded? {HINT}"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from manifests import Definition  # type: ignore[import-not-found]
 
 ROOT = Path(__file__).parents[2]
 TINY = """\
@@ -39,7 +41,7 @@ class Place:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = os.environ | {"PATH": path, "PYTHONPATH": "", **given}  # the library must travel with each job
         command = ["bash", str(ROOT / "cluster/local.sh"), *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
     def popen(self, *arguments: str, **environment: str) -> subprocess.Popen:
         env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
@@ -51,7 +53,7 @@ class Place:
     def m3dist(self, *arguments: str, **environment: str) -> tuple[int, str]:
         process = self.popen(*arguments, **environment)
         try:
-            out, _ = process.communicate(timeout=280)
+            out, _ = process.communicate(timeout=600)
         finally:
             process.kill()
         return process.returncode, out
@@ -93,6 +95,19 @@ def command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+def _schemas() -> list[Path]:
+    """KubeRay's definition without pod templates, and the whole one where it is at hand."""
+    return [Path(__file__).parent / "rayjob-v1.schema.json", ROOT.parent / "shared/kuberay/rayjob-v1.schema.json"]
+
+
+@pytest.fixture(scope="session", params=_schemas(), ids=["parts", "whole"])
+def crd(request) -> Definition:
+    """The schema of RayJob from KubeRay's own custom resource definition."""
+    if not request.param.exists():
+        pytest.skip(f"{request.param} is not here; the parts of it that tests ship with were checked")
+    return Definition.of(json.loads(request.param.read_text()), request.param.parent.name == "kuberay")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from m3dist import config, pipeline
 from m3dist.search import driver, space
 from m3dist.storage.folders import Folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SMALL = TINY + "merge: {epochs: 3, evaluate_every: 1}\n"
 SEARCH = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from m3dist import config
 from m3dist.cli import main as cli
 from m3dist.cluster import doctor, jobs, place, probe
-from m3dist.distributed import ray_train as launch
+from m3dist.distributed import nodes, placement
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "m3dist": "0.1.0", "cuda": 0, "free": 8 << 30}
 
@@ -86,17 +87,17 @@ def test_memory_of_workers_that_share_a_node(tmp_path):
     values = ["synthetic={users: 120, items: 60, interactions: 20}", f"out={tmp_path}", "workers=4"]
     one = doctor.memory(config.load(None, values), {"a 1": HERE | {"free": 1 << 40}})
     need = int(float(one.text.split("about ")[1].split()[0]) * 2**30)
-    for nodes, state in ((4, "ok"), (2, "fault")):
-        facts = {f"a {n}": HERE | {"free": int(1.5 * need)} for n in range(nodes)}
+    for count, state in ((4, "ok"), (2, "fault")):
+        facts = {f"a {n}": HERE | {"free": int(1.5 * need)} for n in range(count)}
         assert doctor.memory(config.load(None, values), facts).state == state
 
 
 def test_probes_on_one_node(ray_here, tmp_path):
-    assert probe.storage("out", str(tmp_path / "new")) == []
+    assert nodes.storage_faults("out", str(tmp_path / "new")) == []
     assert list((tmp_path / "new").iterdir()) == []
-    (found,) = probe.storage("out", "/proc/nothing")
+    (found,) = nodes.storage_faults("out", "/proc/nothing")
     assert "cannot write there" in found
-    assert "not there on" in probe.storage("data", str(tmp_path / "none"))[0]
+    assert "not there on" in nodes.storage_faults("data", str(tmp_path / "none"))[0]
     assert probe.all_reduce("gloo") == (2, None)
     world, wrong = probe.all_reduce("no-backend")
     assert world == 2
@@ -106,25 +107,33 @@ def test_probes_on_one_node(ray_here, tmp_path):
 def test_storage_that_nodes_do_not_share(monkeypatch, tmp_path):
     """What each node writes lands in a folder of its own, as on local disks."""
     folders = {"1111aaaa": tmp_path / "a", "2222bbbb": tmp_path / "b"}
-    nodes = [{"NodeID": key, "NodeManagerHostname": "host"} for key in folders]
-    bodies = {task: task._function for task in (probe._write, probe._read, probe._remove, probe._exists)}
+    known = [{"NodeID": key, "NodeManagerHostname": "host"} for key in folders]
+    bodies = {task: task._function for task in (nodes._write, nodes._read, nodes._remove, nodes._exists)}
+    asked = []
 
     class Bound:
         def __init__(self, node, task):
             self.node, self.body = node, bodies[task]
 
         def remote(self, place, *arguments):
+            asked.append(self.body)
             return self.body(str(folders[self.node["NodeID"]]), *arguments)
 
-    monkeypatch.setattr(probe, "nodes", lambda: nodes)
-    monkeypatch.setattr(probe, "on", lambda node, task, **options: Bound(node, task))
-    monkeypatch.setattr(probe.ray, "get", lambda values, timeout=None: values)
-    (found,) = probe.storage("out", "/mnt/x")
+    monkeypatch.setattr(nodes, "alive", lambda: known)
+    monkeypatch.setattr(nodes, "on", lambda node, task, **options: Bound(node, task))
+    monkeypatch.setattr(nodes.ray, "get", lambda values, timeout=None: values)
+    monkeypatch.setattr(nodes.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    (found,) = nodes.storage_faults("out", "/mnt/x")
     assert "not shared" in found
     assert "host 1111aaaa, host 2222bbbb" in found
+    assert not list(tmp_path.rglob(".probe*"))
     (tmp_path / "b").rmdir()
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert probe.storage("out", "/mnt/x") == []
+    assert nodes.storage_faults("out", "/mnt/x") == []
+    before = len(asked)
+    assert nodes.storage_faults("out", "/mnt/x") == []  # what was found shared is not looked at again
+    assert len(asked) == before
+    nodes._checked.clear()
 
 
 def test_what_the_job_api_answers_in_one_line():
@@ -192,9 +201,9 @@ def test_jobs_that_do_not_run(refuses, said, monkeypatch):
 
 
 def test_nodes_that_cannot_talk(monkeypatch):
-    monkeypatch.setattr(launch, "connect", lambda: None)
+    monkeypatch.setattr(placement, "connect", lambda: None)
     monkeypatch.setattr(probe, "all_facts", lambda: {"host 1234abcd": HERE})
-    monkeypatch.setattr(probe, "nodes", lambda: [_node(CPU=4.0)])
+    monkeypatch.setattr(nodes, "alive", lambda: [_node(CPU=4.0)])
     monkeypatch.setattr(probe, "all_reduce", lambda backend: (2, "connect timed out"))
     checks = {check.name: check for check in doctor.inside(None, HERE, {})}
     assert checks["gloo"].state == "fault"

@@ -10,13 +10,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, Place, command, start  # type: ignore[import-not-found]
 
 from m3dist import config, pipeline
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SMALL = TINY + "merge: {epochs: 2}\n"
 
@@ -70,13 +71,27 @@ def test_a_submitted_run_equals_one_without_a_cluster(cluster, small):
     assert all(word in row for word in ("SUCCEEDED", "mine", "align,invariance,merge", "synthetic"))
 
 
-def test_workers_on_the_cluster_give_the_same_metrics(cluster, small):
-    arguments = ("train", "small.yaml", f"out={small}/two", "workers=2")
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["workers=2"],
+        ["workers=2", "strategy=deepspeed", "zero_stage=3"],
+        ["workers=2", "embeddings=sharded"],
+        ["workers=2", "actors=2"],
+    ],
+    ids=["ddp", "deepspeed", "sharded", "actors"],
+)
+def test_workers_on_the_cluster_give_the_same_metrics(cluster, small, values):
+    arguments = ("train", "small.yaml", f"out={small}/two", *values)
     code, log = cluster.m3dist("submit", "--address", cluster.address, "--", *arguments)
     assert code == 0, log
+    assert "2 workers on " in log
     alone = pipeline.run(config.load(cluster.elsewhere / "small.yaml", [f"out={small.parent}/here"]), quiet=True)
     there = json.loads((small / "two/result.json").read_text())
-    assert there["test"] == pytest.approx(alone["test"], abs=1e-3)
+    assert there["test"] == pytest.approx(alone["test"], abs=1e-6)
+    assert there["validation"] == pytest.approx(alone["validation"], abs=1e-6)
+    lines = [json.loads(line) for line in (small / "two/metrics.jsonl").read_text().splitlines()]
+    assert {line["workers"] for line in lines if line["stage"] == "merge"} == {2.0}
 
 
 def test_exit_codes_and_errors_come_back(cluster, small):
@@ -147,6 +162,84 @@ def test_a_run_outlives_a_node(tmp_path):
         merged = ["merge.epochs=30", "merge.patience=0", f"out={tmp_path}/alone"]
         alone = pipeline.run(config.load(tmp_path / "small.yaml", merged), quiet=True)
         assert result["test"] == pytest.approx(alone["test"], abs=5e-3)
+    finally:
+        place.script("--stop")
+
+
+def _job(place: Place, *arguments: str) -> tuple[Any, list[str]]:
+    """A submitted command that runs, and the lines that it has printed so far."""
+    process = place.popen("submit", "--address", place.address, "--", *arguments)
+    said: list[str] = []
+    threading.Thread(target=lambda: said.extend(process.stdout or []), daemon=True).start()
+    return process, said
+
+
+def _says(process: Any, said: list[str], text: str, seconds: float = 500) -> None:
+    _wait(lambda: any(text in line for line in said) or process.poll() is not None, seconds)
+    assert any(text in line for line in said), "".join(said)
+
+
+LONG = (  # minutes of small steps
+    "merge.epochs=3000", "merge.patience=0", "merge.batch_size=64", "merge.evaluate_every=100",
+    "checkpoint.every_epochs=10",
+)  # fmt: skip
+
+
+def test_an_elastic_run_grows_and_shrinks(tmp_path):
+    """A head of one CPU, which holds one worker; a node comes, and goes again."""
+    folder = Path(tempfile.mkdtemp(prefix="m3e"))
+    (tmp_path / "small.yaml").write_text(SMALL)
+    place = start(folder, tmp_path, nodes=0, CPUS="1")
+    try:
+        out = tmp_path / "run"
+        elastic = ("workers=[1,2]", "cluster.resize_seconds=2", *LONG)
+        process, said = _job(place, "train", "small.yaml", f"out={out}", *elastic)
+        _says(process, said, "1 worker on ")
+        assert place.script("add", "1", CPUS="1").returncode == 0
+        _says(process, said, "2 workers now, 1 before, new: ")
+        _wait(lambda: _workers_logged(out) == {1.0, 2.0}, 500)
+        assert place.script("remove", "1").returncode == 0
+        _says(process, said, "lost its node, which left the cluster; starting again (failure 1, max_failures=3)")
+        _says(process, said, "1 worker now, 2 before; they go on from the last checkpoint")
+        assert process.wait(timeout=900) == 0, "".join(said)
+        assert not any(raw in line for raw in ("Traceback", "(raylet)") for line in said)
+        result = json.loads((out / "result.json").read_text())
+        alone = pipeline.run(config.load(tmp_path / "small.yaml", [*LONG, f"out={tmp_path}/alone"]), quiet=True)
+        assert result["test"] == pytest.approx(alone["test"], abs=1e-6)
+    finally:
+        place.script("--stop")
+
+
+def _workers_logged(out: Path) -> set[float]:
+    try:
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return set()
+    return {json.loads(line).get("workers") for line in lines if line.endswith("}")}
+
+
+def test_a_job_whose_head_is_killed_goes_on_when_submitted_again(tmp_path):
+    folder = Path(tempfile.mkdtemp(prefix="m3h"))
+    (tmp_path / "small.yaml").write_text(SMALL)
+    arguments = ("train", "small.yaml", f"out={tmp_path}/run", "workers=1", *LONG)
+    place = start(folder, tmp_path, nodes=1)
+    try:
+        process, said = _job(place, *arguments)
+        _says(process, said, "merge 50: loss")
+        for pid in _family(int((place.state / "head.pid").read_text())):
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait(timeout=300) == 3, "".join(said)
+        assert "submit the same command again when it is back" in said[-1]
+    finally:
+        place.script("--stop")
+    place = start(folder, tmp_path, nodes=1)
+    try:
+        process, said = _job(place, *arguments)
+        assert process.wait(timeout=900) == 0, "".join(said)
+        assert not any(line.startswith("align 0") for line in said)  # a finished stage is not trained again
+        result = json.loads((tmp_path / "run/result.json").read_text())
+        alone = pipeline.run(config.load(tmp_path / "small.yaml", [*LONG, f"out={tmp_path}/alone"]), quiet=True)
+        assert result["test"] == pytest.approx(alone["test"], abs=1e-6)
     finally:
         place.script("--stop")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,8 @@ import pytest
 from ray.exceptions import GetTimeoutError
 
 from m3dist.cli import main as cli
-from m3dist.cluster import jobs, package, place, probe
+from m3dist.cluster import jobs, package, place, settings
+from m3dist.distributed import nodes
 
 
 def run(*arguments: object) -> int:
@@ -25,8 +25,8 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "parts").mkdir()
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/base.yaml").write_text("seed: 3\nout: /mnt/shared/run\n")
-    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../parts/more.json\n")
-    (tmp_path / "parts/more.json").write_text("{}")
+    (tmp_path / "configs/search.yaml").write_text("base: base.yaml\nlist:\n  - ../parts/secret.json\n")
+    (tmp_path / "parts/secret.json").write_text("{}")
     (tmp_path / "parts/not-named.yaml").write_text("x: 1")
     find = "base: {data: /mnt/data}\nspace: {merge.lr: {choice: [0.1, 0.2]}}\nbudget: {trials: 2}\n"
     (tmp_path / "configs/find.yaml").write_text(find)
@@ -34,9 +34,9 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_named_files_travel_with_those_they_name_and_keep_their_places(project, tmp_path_factory):
+def test_named_files_travel_with_the_base_of_a_search_and_keep_their_places(project, tmp_path_factory):
     job = package.plan(["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"])
-    assert {p.name for p in job.files} == {"search.yaml", "base.yaml", "more.json"}
+    assert {p.name for p in job.files} == {"search.yaml", "base.yaml"}  # no file that some other value happens to name
     assert job.places == {"dst": "/mnt/shared"}
     folder = tmp_path_factory.mktemp("staged")
     start, words = package.stage(job, folder)
@@ -51,11 +51,44 @@ def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_fa
     folder = tmp_path_factory.mktemp("staged")
     start, words = package.stage(job, folder)
     assert words == ["train", "../configs/base.yaml", "seed=4"]
-    command = package.entrypoint(start, words, job.places, None)
-    assert shlex.split(command)[:3] == ["cd", "parts", "&&"]
-    assert str(project) not in command
+    command = package.entrypoint(job, words, start, None)
+    assert command[:5] == ["python", "-m", "m3dist.cluster.enter", "--start", "parts"]
+    assert str(project) not in " ".join(command)
     assert job.config is not None
     assert job.config.seed == 4
+
+
+def test_a_resumed_run_fills_stages_and_data(project):
+    run = project / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("data: /mnt/d\nmodel: ultragcn\nstages: [align, invariance]\n")
+    job = package.plan(["train", "--resume", str(run), "workers=2"])
+    assert (job.stages, job.dataset) == ("align,invariance", "/mnt/d")
+    assert job.places == {"resume": str(run), "data": "/mnt/d"}
+    assert job.config is not None
+    assert job.config.workers == 2
+    seen = {}
+
+    class Client:
+        def submit_job(self, **given):
+            seen.update(given)
+            return "j"
+
+    assert jobs.submit(Client(), job, settings.Cluster()) == "j"
+    assert seen["metadata"]["stages"] == "align,invariance"
+    assert seen["metadata"]["dataset"] == "/mnt/d"
+    assert seen["metadata"]["out"] == str(run)
+    elsewhere = package.plan(["train", "--resume", "/mnt/not-here"])
+    assert (elsewhere.stages, elsewhere.places) == ("", {"resume": "/mnt/not-here"})
+
+
+def test_packages_and_variables_of_a_job(project):
+    given = settings.Cluster(env={"MLFLOW_TRACKING_URI": "http://mlflow"}, runtime_env={"pip": ("mlflow",)})
+    environment = package.runtime_env(given)
+    assert environment["pip"] == ["mlflow"]
+    assert environment["env_vars"]["MLFLOW_TRACKING_URI"] == "http://mlflow"
+    job = package.plan(["train", "../configs/base.yaml", "cluster.runtime_env.uv=[mlflow]"])
+    assert package.runtime_env(package.settings(job))["uv"] == ["mlflow"]
 
 
 def test_a_search_is_read_before_it_is_sent(project):
@@ -135,12 +168,25 @@ def test_data_does_not_travel(project, monkeypatch):
         "http://me:hunter22@host",
         "out=s3://me:hunter22@bucket/x",
         "--set=data=s3://me:hunter22@bucket/x",
+        "data=abfs://c@a/x?sig=hunter22",
+        "data=s3://bucket/x?region=r&secret_key=hunter22",
     ],
 )
 def test_tokens_on_the_command_line_are_refused_and_not_repeated(capsys, argument):
     assert run("submit", "--address", "http://127.0.0.1:9", "--", "train", "out=/mnt/x", argument) == 2
     said = capsys.readouterr()
     assert "RAY_AUTH_TOKEN_PATH" in said.err
+    assert "hunter22" not in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    "line", ["data: s3://me:hunter22@bucket/x", "baseline: {options: {url: 'http://x?client_secret=hunter22'}}"]
+)
+def test_secrets_in_files_that_travel_are_refused_and_not_repeated(project, capsys, line):
+    (project / "configs/bad.yaml").write_text(f"out: /mnt/x\n{line}\n")
+    assert run("submit", "--address", "http://127.0.0.1:9", "--", "train", "../configs/bad.yaml") == 2
+    said = capsys.readouterr()
+    assert "holds credentials" in said.err
     assert "hunter22" not in said.err + said.out
 
 
@@ -156,7 +202,7 @@ def test_tokens_in_cluster_files_are_refused_and_not_repeated(tmp_path, capsys):
 def test_a_place_that_does_not_answer(capsys, monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    assert run("jobs", "list", "--address", "http://127.0.0.1:9") == 2
+    assert run("jobs", "list", "--address", "http://127.0.0.1:9") == 3
     assert "nothing answers" in capsys.readouterr().err
     assert run("jobs", "list") == 2
     assert "no cluster to submit to" in capsys.readouterr().err
@@ -199,23 +245,50 @@ def test_a_dropped_connection_is_tried_again_and_nothing_is_told_twice(monkeypat
     assert len(tries) == 2
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message", "expected", "said"),
+    [
+        ("SUCCEEDED", 0, "", 0, ""),
+        ("STOPPED", None, "", 130, ""),
+        ("FAILED", 2, "", 2, ""),
+        ("FAILED", 4, "", 4, ""),
+        ("FAILED", -9, "", 3, "the job's process was ended by signal 9"),
+        ("FAILED", None, "Job supervisor actor died\nmore", 3, "lost the job (Job supervisor actor died)"),
+    ],
+)
+def test_exit_codes_of_jobs(status, code, message, expected, said, capsys):
+    class Client:
+        async def tail_job_logs(self, job):
+            yield "log"
+
+        def get_job_info(self, job):
+            return SimpleNamespace(status=SimpleNamespace(value=status), driver_exit_code=code, message=message)
+
+        def get_job_logs(self, job):
+            return "log"
+
+    assert jobs.follow(Client(), "j", lambda text: None) == expected
+    assert said in capsys.readouterr().err
+
+
 def test_storage_that_is_denied_or_hangs_is_one_line(monkeypatch):
     node = {"NodeID": "1111aaaa", "NodeManagerHostname": "host"}
 
     class Bound:
         def remote(self, *arguments):
-            return probe._exists._function("nowhere://x")
+            return nodes._exists._function("nowhere://x")
 
     def late(asked, timeout=None):
         raise GetTimeoutError
 
-    monkeypatch.setattr(probe, "nodes", lambda: [node])
-    monkeypatch.setattr(probe, "on", lambda node, task, **options: Bound())
-    monkeypatch.setattr(probe.ray, "get", lambda asked, timeout=None: asked)
-    (found,) = probe.storage("data", "nowhere://x")
+    monkeypatch.setattr(nodes, "alive", lambda: [node])
+    monkeypatch.setattr(nodes.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    monkeypatch.setattr(nodes, "on", lambda node, task, **options: Bound())
+    monkeypatch.setattr(nodes.ray, "get", lambda asked, timeout=None: asked)
+    (found,) = nodes.storage_faults("data", "nowhere://x")
     assert "host 1111aaaa cannot read there (ValueError" in found
-    monkeypatch.setattr(probe.ray, "get", late)
-    monkeypatch.setattr(probe.ray, "wait", lambda asked, num_returns, timeout: ([], asked))
+    monkeypatch.setattr(nodes.ray, "get", late)
+    monkeypatch.setattr(nodes.ray, "wait", lambda asked, num_returns, timeout: ([], asked))
     for what in ("data", "out"):
-        (found,) = probe.storage(what, "/mnt/hangs")
+        (found,) = nodes.storage_faults(what, "/mnt/hangs")
         assert "no answer from host 1111aaaa in 90 s" in found

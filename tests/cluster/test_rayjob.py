@@ -1,103 +1,44 @@
-"""KubeRay manifests against Kubernetes' own schemas and RayJob's, and sized from the config."""
+"""Manifests against KubeRay's CRD and Kubernetes' own schemas, sized from the config and shaped by its settings."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shlex
+import textwrap
 from pathlib import Path
-from typing import Any
 
-import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
+from manifests import OUT, URI, limits, made, pods, pods_of, spec_of, validate  # type: ignore[import-not-found]
 
 from m3dist import config
 from m3dist.cli import main as cli
-from m3dist.cluster import rayjob
+from m3dist.cluster import rayjob, settings
 
-SCHEMA = json.loads((Path(__file__).parent / "rayjob.schema.json").read_text())
-KUBERNETES = kubernetes_validate.latest_version() if hasattr(kubernetes_validate, "latest_version") else "1.33"
-OUT = "out=/mnt/m3dist/run"
-
-
-def validate(document: dict[str, Any]) -> None:
-    """Raises a validation error when Kubernetes or KubeRay would refuse the document."""
-    if document["kind"] != "RayJob":
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-        return
-    jsonschema.validate(document, SCHEMA)
-    cluster = document["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-        for container in group["template"]["spec"]["containers"]:  # what the schemas cannot say
-            mounted = {mount["name"] for mount in container["volumeMounts"]}
-            assert mounted <= {volume["name"] for volume in group["template"]["spec"]["volumes"]}
-    assert isinstance(yaml.safe_load(document["spec"]["runtimeEnvYAML"]), dict)
+CONFIGS = [  # the arguments after `train`
+    ("data=synthetic", OUT),
+    (OUT, "data=/mnt/m3dist/data", "use_gpu=true"),
+    (OUT, "workers=3", "use_gpu=true", "resources_per_worker={CPU: 2.5, fast: 1}"),
+    (OUT, "workers=[2,8]"),
+    (OUT, "workers=2", "autoscaling=true", "cluster.autoscaler={idleTimeoutSeconds: 60, version: v2}"),
+    (OUT, "workers=2", "actors=3", "actor_resources={CPU: 2, fast: 1}"),
+    (OUT, "workers=4", "strategy=deepspeed", "zero_stage=3", "resources_per_worker={memory: 8000000000}"),
+    (OUT, "workers=4", "embeddings=sharded", "resources_per_worker={object_store_memory: 2000000000}"),
+    (URI, "data=gs://bucket/data", "workers=2"),
+    (OUT, "cluster.selector=shared-cluster", "workers=2"),
+    (OUT, "workers=2", "cluster.schedule='0 3 * * 1'"),
+    (OUT, "workers=2", "cluster.queue={kind: kueue, name: team-a, priority: high}"),
+    (OUT, "workers=2", "cluster.queue={kind: volcano, name: team-a, priority: high}"),
+    (OUT, "workers=2", "cluster.auth_secret=ray-login", "cluster.restricted=false"),
+    (OUT, "workers=2", "cluster.gcs_fault_tolerance={redisAddress: 'redis:6379', externalStorageNamespace: a}"),
+]
 
 
-def made(*arguments: str, **options: Any) -> dict[str, dict[str, Any]]:
-    documents = list(yaml.safe_load_all(rayjob.manifest([*arguments], rayjob.Options(**options))))
-    for document in documents:
-        validate(document)
-    return {document["kind"]: document for document in documents}
-
-
-def groups(documents: dict[str, dict[str, Any]]) -> tuple[dict, list[dict]]:
-    cluster = documents["RayJob"]["spec"]["rayClusterSpec"]
-    return cluster["headGroupSpec"], cluster.get("workerGroupSpecs", [])
-
-
-def limits(group: dict) -> dict[str, Any]:
-    return group["template"]["spec"]["containers"][0]["resources"]["limits"]
-
-
-def test_the_head_trains_alone_without_workers():
-    head, workers = groups(made(OUT, "use_gpu=true"))
-    assert workers == []
-    assert limits(head) == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": 1}
-
-
-def test_workers_are_pods_sized_by_the_config():
-    documents = made(OUT, "workers=3", "use_gpu=true", "resources_per_worker={CPU: 2.5, fast: 1}", memory="32Gi")
-    head, (workers,) = groups(documents)
-    assert "nvidia.com/gpu" not in limits(head)
-    assert limits(workers) == {"cpu": "2500m", "memory": "32Gi", "nvidia.com/gpu": 1}
-    assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (3, 3, 3)
-    assert json.loads(workers["rayStartParams"]["resources"].strip("'")) == {"fast": 1.0}
-    assert "enableInTreeAutoscaling" not in documents["RayJob"]["spec"]["rayClusterSpec"]
-
-
-def test_elastic_workers_scale_between_their_bounds():
-    documents = made(OUT, "workers=[2,8]")
-    _, (workers,) = groups(documents)
-    assert (workers["minReplicas"], workers["maxReplicas"]) == (2, 8)
-    assert documents["RayJob"]["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
-
-
-def test_the_job_runs_the_config_that_travels_in_the_manifest(tmp_path):
-    (tmp_path / "c.yaml").write_text("seed: 7\nmerge: {epochs: 3}\n")
-    documents = made(str(tmp_path / "c.yaml"), OUT, ttl=60, backoff=5, image="registry/m3dist:1")
-    travelled = tmp_path / "travelled.yaml"
-    travelled.write_text(documents["ConfigMap"]["data"]["config.yaml"])
-    assert config.load(travelled) == config.load(tmp_path / "c.yaml", [OUT])
-    spec = documents["RayJob"]["spec"]
-    assert spec["entrypoint"].endswith("-- train /etc/m3dist/config.yaml")
-    assert (spec["ttlSecondsAfterFinished"], spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (60, 5, True)
-    assert "--logdir=/mnt/m3dist/run/tb" in str(documents["Deployment"])
-    assert documents["Service"]["spec"]["type"] == "ClusterIP"
-    assert documents["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert "PersistentVolumeClaim" not in made(OUT, claim="mine")
-
-
-def test_tokens_come_from_a_secret():
-    text = rayjob.manifest([OUT], rayjob.Options(auth_secret="ray-login"))
-    for document in yaml.safe_load_all(text):
-        validate(document)
-    assert "secretKeyRef" in text
-    assert "secretKeyRef" not in rayjob.manifest([OUT], rayjob.Options())
+@pytest.mark.parametrize("arguments", CONFIGS, ids=lambda each: " ".join(each)[:60])
+def test_every_manifest_is_valid(arguments, crd):
+    for document in made("train", *arguments).values():
+        validate(document, crd)
 
 
 @pytest.mark.parametrize(
@@ -108,76 +49,389 @@ def test_tokens_come_from_a_secret():
         lambda job: job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("groupName"),
         lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"].update(contaners=[]),
         lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(port=6379),
-        lambda job: job.update(apiVersion="ray.io/v1alpha1"),
+        lambda job: job["spec"]["rayClusterSpec"].update(authOptions={"mode": "tokens"}),
+        lambda job: job["spec"]["submitterPodTemplate"]["spec"]["containers"][0].pop("name"),
     ],
 )
-def test_the_validation_finds_faults(spoil):
-    job = copy.deepcopy(made(OUT, "workers=2")["RayJob"])
+def test_the_validation_finds_faults(spoil, crd):
+    job = copy.deepcopy(made("train", OUT, "workers=2")["RayJob"])
     spoil(job)
     with pytest.raises(Exception, match=r"valid|required|expected|is not"):
-        validate(job)
+        validate(job, crd)
+
+
+# sizes
+
+
+def test_the_head_trains_alone_without_workers():
+    head, workers = pods(made("train", OUT, "use_gpu=true"))
+    assert workers == []
+    assert limits(head) == {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": 1}
+
+
+def test_workers_are_pods_sized_by_the_config():
+    given = ("workers=3", "use_gpu=true", "resources_per_worker={CPU: 2.5, fast: 1}", "cluster.worker.memory=32Gi")
+    documents = made("train", OUT, *given)
+    head, (workers,) = pods(documents)
+    assert "nvidia.com/gpu" not in limits(head)
+    assert limits(workers) == {"cpu": "2500m", "memory": "32Gi", "nvidia.com/gpu": 1}
+    assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (3, 3, 3)
+    assert json.loads(workers["rayStartParams"]["resources"].strip("'")) == {"fast": 1.0}
+    assert "enableInTreeAutoscaling" not in spec_of(documents)["rayClusterSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"  # workers stay off the head
+
+
+def test_rays_own_resources_become_the_containers():
+    given = "resources_per_worker={memory: 7340032000, object_store_memory: 1000000000}"  # 7,000 MiB
+    _, (workers,) = pods(made("train", OUT, "workers=2", given))
+    assert limits(workers)["memory"] == "10000Mi"  # Ray's object store takes 30 % of it
+    assert workers["rayStartParams"] == {"object-store-memory": "1000000000"}
+    with pytest.raises(ValueError, match=r"cluster.worker.memory: 8Gi holds less than .*give 10000Mi"):
+        made("train", OUT, "workers=2", given, "cluster.worker.memory=8Gi")
+
+
+def test_head_and_workers_have_sizes_of_their_own():
+    head = "cluster.head={cpu: 6, memory: 20Gi}"
+    worker = "cluster.worker={cpu: 3.5, memory: 30Gi, gpu: 2, resources: {ephemeral-storage: 50Gi}}"
+    first, (second,) = pods(made("train", OUT, "workers=2", head, worker))
+    assert limits(first) == {"cpu": "6", "memory": "20Gi"}
+    assert limits(second) == {"cpu": "3500m", "memory": "30Gi", "nvidia.com/gpu": 2, "ephemeral-storage": "50Gi"}
+
+
+@pytest.mark.parametrize(("memory", "part"), [("8Gi", "2.4Gi"), ("65536Mi", "19660.8Mi"), ("10G", "3G")])
+def test_the_object_stores_share_is_a_quantity(memory, part):
+    _, (workers,) = pods(made("train", OUT, "workers=1", f"cluster.worker.memory={memory}"))
+    volumes = workers["template"]["spec"]["volumes"]
+    assert next(v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "shm") == part
+
+
+def test_elastic_workers_scale_between_their_bounds():
+    documents = made("train", OUT, "workers=[2,8]", "cluster.autoscaler={idleTimeoutSeconds: 60}")
+    _, (workers,) = pods(documents)
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (2, 8)
+    cluster = spec_of(documents)["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["idleTimeoutSeconds"] == 60
+    assert cluster["autoscalerOptions"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_actors_beside_a_head_that_trains_alone():
+    head, (actors,) = pods(made("train", OUT, "actors=3", "actor_resources={CPU: 2, fast: 1}"))
+    assert (actors["groupName"], actors["replicas"], limits(actors)["cpu"]) == ("actors", 3, "2")
+    assert actors["rayStartParams"]["resources"] == """'{"fast": 1.0}'"""
+    assert "num-cpus" not in head["rayStartParams"]
+
+
+# commands
+
+
+def test_the_job_runs_the_config_that_travels_in_the_manifest(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 7\nmerge: {epochs: 3}\n")
+    given = ("cluster.ttl=60", "cluster.backoff=5", "cluster.deadline=7200")
+    documents = made("train", str(tmp_path / "c.yaml"), OUT, *given)
+    travelled = tmp_path / "travelled.yaml"
+    travelled.write_text(documents["ConfigMap"]["data"]["config.yaml"])
+    expected = config.load(tmp_path / "c.yaml", [OUT, *given, "cluster.image=r.example.com/m3dist:1"])
+    assert config.load(travelled) == expected
+    spec = spec_of(documents)
+    assert spec["entrypoint"].endswith("-- train config.yaml")
+    assert (spec["ttlSecondsAfterFinished"], spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (60, 5, True)
+    assert spec["activeDeadlineSeconds"] == 7200
+    assert "--logdir=/mnt/m3dist/run/tb" in str(documents["Deployment"])
+    assert documents["Service"]["spec"]["type"] == "ClusterIP"
+
+
+def test_a_search_travels_with_its_base_and_runs_trials_at_once(tmp_path, monkeypatch, crd):
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/quick.yaml").write_text(
+        "base: ../base.yaml\nspace: {merge.lr: {choice: [0.1, 0.2]}}\nbudget: {trials: 4}\n"
+    )
+    (tmp_path / "base.yaml").write_text("actors: 2\ncluster: {trials: 3, worker: {memory: 4Gi}}\n")
+    monkeypatch.chdir(tmp_path)
+    documents = made("tune", "search/quick.yaml", "out=/mnt/m3dist/search", "concurrency=5")
+    for document in documents.values():
+        validate(document, crd)
+    assert set(documents["ConfigMap"]["data"]) == {"search-quick.yaml", "base.yaml"}
+    head, (trials, actors) = pods(documents)
+    assert (trials["replicas"], actors["replicas"]) == (5, 10)
+    assert limits(trials) == {"cpu": "1", "memory": "4Gi"}
+    items = {"search-quick.yaml": "search/quick.yaml", "base.yaml": "base.yaml"}
+    volume = next(v for v in head["template"]["spec"]["volumes"] if v["name"] == "files")
+    assert {item["key"]: item["path"] for item in volume["configMap"]["items"]} == items
+    assert spec_of(documents)["entrypoint"].endswith("-- tune search/quick.yaml out=/mnt/m3dist/search concurrency=5")
+    _, groups = pods(made("tune", "search/quick.yaml", "out=/mnt/m3dist/search"))
+    assert groups[0]["replicas"] == 3
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["out=runs/x"], "not on the shared volume"), ([OUT, "data=/home/me"], "data=/home/me"), ([OUT, "sed=1"], "seed")],
+    ("arguments", "groups"),
+    [
+        (("recommend", "/mnt/m3dist/run", "--out", "/mnt/m3dist/top.parquet"), 0),
+        (("evaluate", "/mnt/m3dist/run"), 0),
+        (("prepare", "mmrec", "/mnt/m3dist/raw", "/mnt/m3dist/data"), 0),
+        (("reproduce", "table3", "--data", "/mnt/m3dist/d", "--out", "/mnt/m3dist/s", "--set", "workers=2"), 1),
+        (("train", "--resume", "/mnt/m3dist/run", "workers=2"), 1),
+    ],
 )
-def test_folders_that_pods_do_not_see_are_refused(arguments, said, capsys):
+def test_every_command_has_a_manifest(arguments, groups, crd):
+    documents = made(*arguments)
+    for document in documents.values():
+        validate(document, crd)
+    assert len(pods(documents)[1]) == groups
+    assert spec_of(documents)["entrypoint"].endswith(shlex.join(["--", *arguments]))
+    assert "ConfigMap" not in documents
+
+
+def test_a_schedule_makes_a_cron_job(crd):
+    cron = made("train", OUT, "workers=2", "cluster.schedule='0 3 * * 1'")["RayCronJob"]
+    assert cron["spec"]["schedule"] == "0 3 * * 1"
+    job = made("train", OUT, "workers=2")["RayJob"]
+    assert cron["spec"]["jobTemplate"] == job["spec"]
+    with pytest.raises(ValueError, match="five fields of cron"):
+        made("train", OUT, "cluster.schedule=daily")
+
+
+def test_a_job_on_a_cluster_that_exists_carries_its_files(tmp_path, monkeypatch):
+    from m3dist.cluster import enter, package
+
+    job = made("train", OUT, "seed=5", "cluster.selector=team")["RayJob"]
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "team"}
+    assert not {"rayClusterSpec", "shutdownAfterJobFinishes", "backoffLimit"} & set(job["spec"])
+    carried = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"][package.CARRIED]
+    monkeypatch.setenv(package.CARRIED, carried)
+    monkeypatch.chdir(tmp_path)
+    enter.start_in(None, ".")
+    assert config.load("config.yaml").seed == 5
+    assert set(made("train", "out=/nfs/theirs", "cluster.selector=team")) == {"RayJob"}
+    with pytest.raises(ValueError, match=r"image, trials would have no effect"):
+        made("train", OUT, "cluster.selector=team", "cluster.trials=3", "cluster.image=r.example.com/x:1")
+
+
+# what surrounds the pods
+
+
+def test_every_pod_is_shaped_by_the_settings():
+    section = (
+        "cluster={namespace: team, labels: {cost: '42'}, annotations: {note: x}, node_selector: {pool: gpu}, "
+        "tolerations: [{key: gpu, operator: Exists}], service_account: trainer, image_pull_secrets: [registry], "
+        "priority_class: low, env: {HTTPS_PROXY: 'http://proxy:3128'}, env_from: [{secretRef: {name: mlflow}}]}"
+    )
+    documents = made("train", OUT, "workers=2", section)
+    for document in documents.values():
+        assert document["metadata"]["namespace"] == "team"
+        assert document["metadata"]["labels"]["cost"] == "42"
+    assert documents["RayJob"]["metadata"]["annotations"] == {"note": "x"}
+    for template in pods_of(documents):
+        assert template["metadata"]["labels"]["cost"] == "42"
+        spec, container = template["spec"], template["spec"]["containers"][0]
+        assert spec["nodeSelector"] == {"pool": "gpu"}
+        assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+        assert spec["serviceAccountName"] == "trainer"
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert spec["priorityClassName"] == "low"
+        assert container["envFrom"] == [{"secretRef": {"name": "mlflow"}}]
+    head, _ = pods(documents)
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in head["template"]["spec"]["containers"][0]["env"]
+    assert yaml.safe_load(spec_of(documents)["runtimeEnvYAML"])["env_vars"]["HTTPS_PROXY"] == "http://proxy:3128"
+
+
+def test_pods_pass_the_restricted_policy():
+    templates = pods_of(made("train", OUT, "workers=[1,2]"))
+    assert len(templates) == 4  # head, workers, submitter, TensorBoard
+    for template in templates:
+        pod = template["spec"]["securityContext"]
+        assert (pod["runAsNonRoot"], pod["runAsUser"], pod["seccompProfile"]) == (
+            True,
+            1000,
+            {"type": "RuntimeDefault"},
+        )
+        for container in template["spec"]["containers"]:
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False
+            assert own["capabilities"] == {"drop": ["ALL"]}
+        kinds = {kind for volume in template["spec"].get("volumes", []) for kind in volume if kind != "name"}
+        assert kinds <= {"persistentVolumeClaim", "configMap", "emptyDir"}
+    for template in pods_of(made("train", OUT, "cluster.restricted=false")):
+        assert template["spec"]["securityContext"] == {"fsGroup": 1000}  # the image's user may write a fresh volume
+
+
+def test_tokens_come_from_a_secret_that_the_operator_hands_out():
+    cluster = spec_of(made("train", OUT, "cluster.auth_secret=ray-login"))["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token", "secretName": "ray-login"}
+    assert "authOptions" not in spec_of(made("train", OUT))["rayClusterSpec"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "suspended"),
+    [
+        ("kueue", {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": "high"}, True),
+        (
+            "volcano",
+            {"ray.io/scheduler-name": "volcano", "volcano.sh/queue-name": "q", "ray.io/priority-class-name": "high"},
+            None,
+        ),
+    ],
+)
+def test_queues(kind, labels, suspended):
+    job = made("train", OUT, "workers=2", f"cluster.queue={{kind: {kind}, name: q, priority: high}}")["RayJob"]
+    assert labels.items() <= job["metadata"]["labels"].items()
+    assert job["spec"].get("suspend") is suspended
+    assert made("train", OUT, "cluster.suspend=true")["RayJob"]["spec"]["suspend"] is True
+    with pytest.raises(ValueError, match="cannot be suspended or queued"):
+        made("train", OUT, "cluster.selector=team", f"cluster.queue={{kind: {kind}, name: q}}")
+
+
+def test_kueue_and_elastic_meet_with_a_warning(capsys):
+    arguments = ["train", OUT, "workers=[1,2]", "cluster.queue={kind: kueue, name: q}"]
+    documents = made(*arguments)
+    assert documents["RayJob"]["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    assert _printed(capsys, *arguments)[1].startswith("warning: Kueue refuses jobs that grow")
+    assert _printed(capsys, "train", OUT, "workers=2", "cluster.queue={kind: kueue, name: q}")[1] == ""
+
+
+def test_options_without_effect_are_told(capsys):
+    said = _printed(capsys, "train", OUT, "workers=2", "cluster.autoscaler={idleTimeoutSeconds: 60}")[1]
+    assert "autoscaler has no effect" in said
+    said = _printed(capsys, "train", OUT, "cluster.gcs_fault_tolerance={backend: rocksdb}")[1]
+    assert "the command itself runs on the head" in said
+
+
+def _printed(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[str, str]:
     with pytest.raises(SystemExit) as end:
-        cli.main(["submit", "--format", "rayjob", "--", *arguments])
+        cli.main(["submit", "--format", "rayjob", "--image", "r.example.com/m3dist:1", "--", *arguments])
+    assert end.value.code == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_packages_beside_the_image():
+    environment = yaml.safe_load(spec_of(made("train", OUT, "cluster.runtime_env.uv=[mlflow]"))["runtimeEnvYAML"])
+    assert environment["uv"] == ["mlflow"]
+    with pytest.raises(ValueError, match="not to both"):
+        made("train", OUT, "cluster.runtime_env={pip: [a], uv: [b]}")
+
+
+def test_secrets_do_not_stand_in_settings():
+    with pytest.raises(ValueError, match=r"env.WANDB_API_KEY: secrets do not belong") as raised:
+        made("train", OUT, "cluster.env={WANDB_API_KEY: hunter22}")
+    assert "hunter22" not in str(raised.value)
+
+
+# storage
+
+
+def test_results_outlive_the_jobs_manifest(capsys):
+    documents = made("train", OUT, "cluster.storage={claim: team-data, mount: /mnt/m3dist}")
+    assert "PersistentVolumeClaim" not in documents
+    for template in pods_of(documents):
+        claims = [
+            volume["persistentVolumeClaim"]
+            for volume in template["spec"].get("volumes", [])
+            if "persistentVolumeClaim" in volume
+        ]
+        assert claims == ([] if "ray-job-submitter" in str(template) else [{"claimName": "team-data"}])
+    with pytest.raises(SystemExit):
+        cli.main(
+            ["submit", "--format", "claim", "--claim", "team-data", "--set", "storage.size=2Ti", "--namespace", "t"]
+        )
+    claim = yaml.safe_load(capsys.readouterr().out)
+    validate(claim, None)
+    assert claim["metadata"]["name"] == "team-data"
+    assert claim["metadata"]["namespace"] == "t"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Ti"
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_no_claim_where_all_paths_are_uris():
+    documents = made("train", URI, "data=gs://bucket/data", "workers=2")
+    assert "persistentVolumeClaim" not in str(documents)
+    assert "persistentVolumeClaim" in str(made("train", URI, "data=/mnt/m3dist/data"))
+
+
+def test_tensorboard_reads_below_a_uri_with_a_query():
+    container = made("train", "out=s3://b/x?region=r")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--logdir=s3://b/x/tb?region=r" in container["command"]
+
+
+# names, the command line
+
+
+def test_names_come_from_the_command_and_are_unique():
+    one, two = (made("train", OUT, "data=/mnt/m3dist/ML_1m", name=None)["RayJob"]["metadata"]["name"] for _ in range(2))
+    assert one != two
+    assert one.startswith("train-ml-1m-")
+    job = made("recommend", "/mnt/m3dist/run", "--out", "/mnt/m3dist/top.parquet", name=None)["RayJob"]
+    assert job["metadata"]["name"].startswith("recommend-")
+    assert len(made("train", f"{OUT}/{'long-' * 20}", name=None)["RayJob"]["metadata"]["name"]) <= 42
+    for bad in ("Upper", "a" * 43, "-a", "a_b"):
+        with pytest.raises(ValueError, match="expected lower case letters"):
+            made("train", OUT, name=bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "said"),
+    [
+        ((), ["train", OUT], "image: give one that nodes can pull"),
+        (("--image", "m3dist:0.1.0"), ["train", OUT], "m3dist:0.1.0 names no registry"),
+        (("--image", "r.io/x:1"), ["train", "out=/home/me"], "out=/home/me: not on the shared volume"),
+        (("--image", "r.io/x:1"), ["train", OUT, "data=/home/me"], "data=/home/me"),
+        (("--image", "r.io/x:1"), ["evaluate", "/home/me"], "run=/home/me"),
+        (("--image", "r.io/x:1"), ["train", OUT, "sed=1"], "seed"),
+        (("--image", "r.io/x:1", "--set", "trails=1"), ["train", OUT], "did you mean trials"),
+        (("--image", "r.io/x:1", "--no-wait"), ["train", OUT], "--no-wait has no effect with --format rayjob"),
+        (("--image", "r.io/x:1", "--address", "http://x"), ["train", OUT], "--address has no effect"),
+        (("--image", "r.io/x:1", "--version", "1"), ["train", OUT], "--version has no effect"),
+        (("--image", "r.io/x:1", "--patch", "none.yaml"), ["train", OUT], "none.yaml: not a readable YAML file"),
+    ],
+)
+def test_what_is_refused_is_one_line(options, arguments, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["submit", "--format", "rayjob", *options, "--", *arguments])
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    out = capsys.readouterr()
+    assert said in out.err
+    assert out.out == ""
+
+
+@pytest.mark.parametrize("option", [["--patch", "x.yaml"], ["--image", "r.io/x:1"], ["--set", "ttl=3"]])
+def test_options_of_manifests_are_refused_for_jobs(option, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["submit", "--address", "http://127.0.0.1:9", *option, "--", "train", "out=/mnt/x"])
+    assert end.value.code == 2
+    assert "needs --format rayjob" in capsys.readouterr().err
+
+
+def test_settings_come_from_a_file_too(tmp_path):
+    (tmp_path / "team.yaml").write_text("cluster: {image: r.example.com/m3dist:2, head: {memory: 64Gi}}\n")
+    documents = made("evaluate", "/mnt/m3dist/run", settings=str(tmp_path / "team.yaml"), image=None)
+    head, _ = pods(documents)
+    assert limits(head)["memory"] == "64Gi"
+    assert head["template"]["spec"]["containers"][0]["image"] == "r.example.com/m3dist:2"
+
+
+def test_settings_change_no_key_of_a_run(tmp_path):
+    from m3dist import pipeline
+
+    tiny = [f"out={tmp_path}", "synthetic={users: 60, items: 40, interactions: 10}"]
+    first = config.load(None, tiny)
+    second = config.load(None, [*tiny, "cluster={image: r.io/x:1, ttl: 3, resize_seconds: 9}"])
+    dataset = pipeline.open_data(first)
+    assert pipeline.keys(first, dataset) == pipeline.keys(second, dataset)
 
 
 def test_the_example_is_what_the_command_prints(capsys):
     lines = (Path(__file__).parents[2] / "cluster/rayjob.yaml").read_text().splitlines(keepends=True)
     head = [line for line in lines if line.startswith("#")]
     written = "".join(line.lstrip("# ").replace("\\\n", " ") for line in head[2:4])
-    command = shlex.split(written.partition(">")[0])
     with pytest.raises(SystemExit) as end:
-        cli.main(command[1:])
+        cli.main(shlex.split(written.partition(">")[0])[1:])
     assert not end.value.code
     printed = capsys.readouterr().out
     assert "".join(lines).endswith(printed), "write it again with the command in its head"
-    for document in yaml.safe_load_all(printed):
-        validate(document)
 
 
-def test_actors_beside_a_head_that_trains_alone():
-    head, (actors,) = groups(made(OUT, "actors=3", "actor_resources={CPU: 2, fast: 1}"))
-    assert (actors["groupName"], actors["replicas"], limits(actors)["cpu"]) == ("actors", 3, "2")
-    assert actors["rayStartParams"]["resources"] == """'{"fast": 1.0}'"""
-    assert "num-cpus" not in head["rayStartParams"]  # it trains
-
-
-def test_workers_stay_off_the_head_and_may_write_the_volume():
-    head, (workers,) = groups(made(OUT, "workers=2"))
-    assert head["rayStartParams"]["num-cpus"] == "0"
-    pod = workers["template"]["spec"]
-    assert pod["securityContext"] == {"fsGroup": 1000}
-    shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
-    assert shm["emptyDir"]["sizeLimit"] == "2.4Gi"  # of 8
-
-
-@pytest.mark.parametrize(("memory", "share"), [("8Gi", "2.4Gi"), ("65536Mi", "19660.8Mi"), ("10G", "3G")])
-def test_the_object_stores_share_is_a_quantity(memory, share):
-    _, (workers,) = groups(made(OUT, "workers=1", memory=memory))
-    volumes = workers["template"]["spec"]["volumes"]
-    assert next(v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "shm") == share
-
-
-def test_a_bad_memory_is_one_line():
-    with pytest.raises(ValueError, match="--memory lots: expected a Kubernetes quantity"):
-        made(OUT, memory="lots")
-
-
-def test_tensorboard_reads_below_a_uri_with_a_query():
-    container = made("out=s3://b/x?region=r")["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert "--logdir=s3://b/x/tb?region=r" in container["command"]
-
-
-def test_only_train_has_a_manifest(capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["submit", "--format", "rayjob", "--", "tune", "x.yaml"])
-    assert end.value.code == 2
-    assert "prints a manifest for train, not for tune" in capsys.readouterr().err
+def test_the_section_is_documented():
+    text = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+    missing = [key for key in settings.Cluster.model_fields if f"`{key}`" not in text]
+    assert not missing
+    assert textwrap.indent(rayjob.claim(settings.Cluster()), "    ") in text

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
-import torch
 from parallel_helpers import SMALL, small
 
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.distributed import ray_train as launch
+from m3dist.distributed import watch
 from m3dist.training.callbacks import Callback, Stopped
 from m3dist.training.tracking import RunFailed, Tracker
 
@@ -71,7 +78,7 @@ def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
 
     config = small("workers=1", f"out={tmp_path}")
     with pytest.raises(ValueError, match="features of 'visual' are bad"):
-        launch.run(work, config, "bad", Tracker(None))
+        launch.run(launch.Task(work, "bad"), config, Tracker(None))
 
 
 def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
@@ -79,7 +86,101 @@ def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
         raise FloatingPointError("align: the loss is nan")
 
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        launch.run(work, small("workers=1", f"out={tmp_path}"), "nan", Tracker(None))
+        launch.run(launch.Task(work, "nan"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+
+
+def test_an_error_of_a_worker_is_one_line_and_no_retry(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        with begun.open("a") as file:
+            file.write("x")
+        raise KeyError("lost\nin three\nlines")
+
+    with pytest.raises(RunFailed) as raised:
+        launch.run(launch.Task(work, "error"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+    assert str(raised.value).startswith("worker 0 failed: KeyError: ")
+    assert "test_ray_train.py" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert begun.read_text() == "x"
+
+
+def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> None:
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    said: list[str] = []
+    tracker = Tracker(None)
+    tracker.say = said.append  # type: ignore[method-assign]
+    with pytest.raises(RunFailed) as raised:
+        launch.run(launch.Task(work, "killed"), small("workers=1", f"out={tmp_path}", "max_failures=0"), tracker)
+    said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
+    assert said[0].startswith("1 worker on ")
+    assert "was killed from outside or crashed in native code; the run ends (failure 1, max_failures=0)" in said[1]
+    for text in (said[1], str(raised.value)):
+        assert "ended without an error: its process" in text
+        assert "memory" not in text  # which Ray's own text of any death mentions
+        assert "\n" not in text
+
+
+def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        if not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            for process in psutil.Process(os.getppid()).children(recursive=True):  # of this session's raylet
+                if " ".join(process.cmdline()).startswith("ray::TrainController"):
+                    process.kill()
+            time.sleep(60)  # ended with its controller
+        tracker.log("fine", 0, {"loss": 1.0})
+
+    said: list[str] = []
+    tracker = Tracker(None)
+    tracker.say = said.append  # type: ignore[method-assign]
+    launch.run(launch.Task(work, "controller"), small("workers=1", f"out={tmp_path}"), tracker)
+    said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
+    assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (line["loss"], line["workers"]) == (1.0, 1.0)
+
+
+def test_ray_prints_nothing_of_its_own_about_dead_processes() -> None:
+    script = """
+import os, time
+from m3dist.distributed import placement
+import ray
+placement.connect()
+die = ray.remote(max_retries=0)(lambda: os._exit(7))
+try:
+    ray.get(die.remote())
+except ray.exceptions.WorkerCrashedError:
+    time.sleep(3)
+    print("told")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.stdout == "told\n", done.stderr
+    assert "raylet" not in done.stderr
+
+
+def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    seen = tmp_path / "seen"
+
+    def work(engine: Any, tracker: Any, shared: Any) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not seen.exists():
+            tracker.log("fine", 3, {"loss": 0.25})
+            text = urllib.request.urlopen(address, timeout=10).read().decode()
+            if found := [line for line in text.splitlines() if line.startswith("ray_m3dist_loss{")]:
+                seen.write_text("\n".join(found))
+            time.sleep(1)
+
+    launch.run(launch.Task(work, "metrics"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+    (line,) = seen.read_text().splitlines()
+    assert f'run="{tmp_path}"' in line
+    assert 'stage="fine"' in line
+    assert line.endswith(" 0.25")
 
 
 @pytest.mark.parametrize(
@@ -103,10 +204,11 @@ def test_a_busy_cluster_is_waited_for_aloud(tmp_path: Path, monkeypatch: pytest.
     said: list[str] = []
     tracker = Tracker(None)
     monkeypatch.setattr(tracker, "say", said.append)
-    monkeypatch.setattr(launch, "_SILENCE", 2.0)
+    monkeypatch.setattr(watch, "SILENCE", 2.0)
     holder = ray.remote(num_cpus=2)(lambda: time.sleep(15)).remote()  # all there is
-    launch.run(work, small("workers=1", f"out={tmp_path}"), "busy", tracker)
-    assert said[0].startswith("waiting for 1 workers; the cluster has 0 CPU")
+    launch.run(launch.Task(work, "busy"), small("workers=1", f"out={tmp_path}"), tracker)
+    assert re.match(r"waiting for 1 worker of 1 CPU each for \d+ s; the cluster's 1 node\(s\) have 0 CPU", said[0])
+    assert said[-1].startswith("1 worker on ")
     ray.get(holder)
 
 
@@ -125,10 +227,3 @@ def test_gpus_may_come_where_the_cluster_can_grow() -> None:
 def test_elastic_workers_need_their_minimum_alone() -> None:
     launch.check(small("workers=[2,9]"))
     launch.check(small("workers=9", "autoscaling=true"))
-
-
-def test_a_worker_out_of_memory_is_explained() -> None:
-    error = launch._explained(RuntimeError("ray.exceptions.OutOfMemoryError: Task was killed"), small())
-    assert "batch_size" in str(error)
-    assert isinstance(launch._explained(RuntimeError("a\nlast words"), small()), RunFailed)
-    assert launch._plain(torch.OutOfMemoryError("CUDA"))[0] == "ValueError"
