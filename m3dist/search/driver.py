@@ -36,7 +36,7 @@ def run(plan: Plan, quiet: bool = False) -> dict[str, Any]:
             session = Session(plan, ledger, table, interrupted)
             try:
                 at_once = table.concurrency = resources.concurrency(plan)
-                if not session.complete:
+                if not session.complete():
                     ray_tune.fit(session, at_once)
                 _test_best(session, at_once)
             except KeyboardInterrupt:
@@ -107,7 +107,8 @@ def _alone(plan: Plan) -> Iterator[None]:
 
     def waiting() -> None:
         if time.monotonic() > until:
-            raise ValueError(f"{plan.out}: the search is running already, by {holder.read_text()}")
+            who = holder.read_text() if holder.exists() else "another process"
+            raise ValueError(f"{plan.out}: the search is running already, by {who}")
 
     with mine.hold("driver", waiting=waiting):
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

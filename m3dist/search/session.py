@@ -35,7 +35,6 @@ class Session:
     def __reduce__(self) -> tuple:
         return str, ("session",)
 
-    @property
     def complete(self) -> bool:
         """Whether nothing is left to train: no trial waits, and the budget allows no other."""
         waiting = any(trial.status == "waiting" for trial in self.ledger.trials.values())

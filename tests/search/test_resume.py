@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -64,6 +64,13 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
             yield
         finally:
             acting.result(120)
+
+
+def runs_a_trial(process: psutil.Process) -> bool:
+    try:
+        return "ImplicitFunc" in " ".join(process.cmdline())  # as Ray Tune calls a function that it runs
+    except psutil.Error:  # gone, or about to be
+        return False
 
 
 def check_usable(plan: Plan) -> None:
@@ -142,9 +149,8 @@ def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here:
             known = len(told[-1]) if told else 0
             while steps(events(plan.out)[known:]).get("t0000", 0) < 4:
                 time.sleep(0.01)
-            children = [(child, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
-            trials = [child for child, command in children if "ImplicitFunc" in command]
-            assert trials, children
+            trials = [child for child in psutil.Process().children(recursive=True) if runs_a_trial(child)]
+            assert trials
             for process in trials:
                 process.kill()
             psutil.wait_procs(trials, timeout=20)
@@ -160,19 +166,25 @@ def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here:
     assert summary["best"]["trial"] == "t0001"
 
 
-def test_a_search_that_runs_is_not_run_by_a_second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_runs_is_not_run_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT", 0.3)
     monkeypatch.setattr(leases, "EXPIRY", 2.0)
-    monkeypatch.setattr(ray_train, "connect", lambda: time.sleep(600))  # the first never gets further
-    plan = plan_of(tmp_path)
-    first = multiprocessing.get_context("fork").Process(target=driver.run, args=(plan, True), daemon=True)
-    first.start()
-    try:
-        while not (plan.out / "leases" / "driver.txt").exists():
-            assert first.is_alive()
-            time.sleep(0.01)
-        with pytest.raises(ValueError, match=f"is running already, by process {first.pid} on "):
+    plan, refused = plan_of(tmp_path), threading.Event()
+
+    def connect() -> None:
+        """The first run gets so far, and no further than until the second one was refused."""
+        assert refused.wait(60)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray_train, "connect", connect)
+
+    def first() -> None:
+        with pytest.raises(ConnectionError):
             driver.run(plan, quiet=True)
-    finally:
-        first.kill()
-        first.join()
+
+    with meanwhile(first):
+        while not (plan.out / "leases" / "driver.txt").exists():
+            time.sleep(0.01)
+        with pytest.raises(ValueError, match=f"is running already, by process {os.getpid()} on "):
+            driver.run(plan, quiet=True)
+        refused.set()

@@ -162,6 +162,7 @@ def test_optuna_gives_values_as_the_file_has_them(ledger_of: Any) -> None:
     given = {
         "invariance.gate": {"choice": ["sigmoid", "hard_sigmoid"]},
         "invariance.gate_noise": {"choice": [0, 0.25], "when": {"invariance.gate": "hard_sigmoid"}},
+        "invariance.gamma_warmup": {"choice": [True, False]},
         "merge.epochs": {"randint": [2, 30]},
     }
     ledger = ledger_of(space=given, searcher="optuna", startup=2, reuse={"on": False})
@@ -170,7 +171,8 @@ def test_optuna_gives_values_as_the_file_has_them(ledger_of: Any) -> None:
         finish(ledger, n / 10)
     points = [trial.values for trial in ledger.trials.values()]
     for point in points:
-        assert set(point) - {"invariance.gate_noise"} == {"invariance.gate", "merge.epochs"}
+        assert set(point) - {"invariance.gate_noise"} == {"invariance.gate", "invariance.gamma_warmup", "merge.epochs"}
+        assert isinstance(point["invariance.gamma_warmup"], bool)
         assert ("invariance.gate_noise" in point) == (point["invariance.gate"] == "hard_sigmoid")
         assert point.get("invariance.gate_noise", 0) in (0, 0.25)
         assert point["merge.epochs"] in range(2, 31)
