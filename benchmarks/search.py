@@ -79,20 +79,33 @@ def reached(curve: Curve, value: float) -> tuple[float, float]:
 
 
 def ratios(random: Curve, asha: Curve) -> tuple[float, float]:
+    """How many times sooner the second search knew the best of the first, in (seconds, epochs)."""
     goal = random[-1][2]
     (slow, far), (fast, near) = reached(random, goal), reached(asha, goal)
     return slow / fast, far / near
 
 
-def search(data: str, space_: str, arm: str, seed: int, epochs: int, folder: Path) -> tuple[Curve, dict[str, Any]]:
+@dataclass(frozen=True)
+class Setting:
+    """What both searches of a race have in common."""
+
+    data: str
+    space: str
+    epochs: int
+    seed: int
+    folder: Path
+
+
+def search(setting: Setting, arm: str) -> tuple[Curve, dict[str, Any]]:
     """Run one arm; its curve and summary."""
     from m3dist.search import driver, space
     from m3dist.search.ledger import Ledger
 
-    given = {"base": {**BASE, "data": data}, "space": SPACES[space_], "budget": {"epochs": epochs}, "concurrency": 1}
-    given |= {"final_seeds": [], "seed": seed, "out": str(folder / f"{arm}-{seed}"), **ARMS[arm]}
-    path = folder / f"{arm}-{seed}.yaml"
-    path.write_text(yaml.safe_dump(given))
+    name = f"{arm}-{setting.seed}"
+    given = {"base": {**BASE, "data": setting.data}, "space": SPACES[setting.space], "concurrency": 1, **ARMS[arm]}
+    given |= {"budget": {"epochs": setting.epochs}, "final_seeds": [], "seed": setting.seed}
+    path = setting.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**given, "out": str(setting.folder / name)}))
     plan = space.load(path)
     summary = driver.run(plan, quiet=True)
     ledger = Ledger(plan)
@@ -100,18 +113,18 @@ def search(data: str, space_: str, arm: str, seed: int, epochs: int, folder: Pat
     return ledger.best_so_far, summary
 
 
-def race(data: str, space: str, seed: int, epochs: int, folder: Path) -> Race:
-    order = sorted(ARMS, reverse=bool(seed % 2))  # neither is always the one on the warm machine
+def race(setting: Setting) -> Race:
+    """Run both arms; which goes first changes with the seed, so that neither is always the one on the warm machine."""
     curves, summaries = {}, {}
-    for arm in order:
-        curves[arm], summaries[arm] = search(data, space, arm, seed, epochs, folder)
+    for arm in sorted(ARMS, reverse=bool(setting.seed % 2)):
+        curves[arm], summaries[arm] = search(setting, arm)
     if not all(curves.values()):
-        raise click.UsageError(f"{epochs} epochs are too few for one whole trial; raise --epochs")
+        raise click.UsageError(f"{setting.epochs} epochs are too few for one whole trial; raise --epochs")
     seconds_ratio, epochs_ratio = ratios(curves["random"], curves["asha"])
     whole_ratio = summaries["random"]["seconds"] / reached(curves["asha"], curves["random"][-1][2])[0]
     trials = {arm: sum(summary["trials"].values()) for arm, summary in summaries.items()}
     return Race(
-        seed, curves["random"][-1][2], curves["asha"][-1][2], seconds_ratio, epochs_ratio, whole_ratio,
+        setting.seed, curves["random"][-1][2], curves["asha"][-1][2], seconds_ratio, epochs_ratio, whole_ratio,
         trials["random"], trials["asha"], summaries["random"]["seconds"], summaries["asha"]["seconds"],
     )  # fmt: skip
 
@@ -153,7 +166,8 @@ def main(data: str, space: str, epochs: int, seeds: tuple[int, ...], path: Path 
     races = [Race(**kept) for kept in json.loads(path.read_text())] if path and path.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
-            races = [r for r in races if r.seed != seed] + [race(data, space, seed, epochs, Path(folder))]
+            setting = Setting(data, space, epochs, seed, Path(folder))
+            races = [r for r in races if r.seed != seed] + [race(setting)]
             if path:
                 path.write_text(json.dumps([asdict(r) for r in races], indent=2) + "\n")
     click.echo(f"{space}: {epochs} epochs each, validation NDCG@10\n\n{table(races)}")

@@ -8,26 +8,27 @@ reuses a stage was not judged there, and is next judged in the stage that it tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from m3dist import pipeline
 from m3dist.config import Config
-from m3dist.method import registry
+from m3dist.search import stages
 
 
-def epochs_per_step(config: Config, stage: str) -> int:
-    """Passes over the interactions behind one logged step: a round of stage 2 trains environments and masks."""
-    spec = registry.model(config.model).stage(stage)
-    return spec.passes_per_step(getattr(config, spec.section))
+@dataclass(frozen=True)
+class Rung:
+    """Where a trial is compared with those that got there before it."""
 
+    stage: str
+    epoch: int  # of the stage
 
-def _steps(config: Config, stage: str) -> int:
-    spec = registry.model(config.model).stage(stage)
-    return getattr(getattr(config, spec.section), spec.steps)
+    def __str__(self) -> str:
+        return f"rung at epoch {self.epoch} of {self.stage}"
 
 
 class Clock:
@@ -35,12 +36,11 @@ class Clock:
 
     def __init__(self, configs: Iterable[Config]):
         configs = list(configs)
-        stages = pipeline.planned(configs[0], test=False)
-        self.per_step = {stage: max(epochs_per_step(c, stage) for c in configs) for stage in stages}
-        self.length = {stage: max(_steps(c, stage) for c in configs) * self.per_step[stage] for stage in stages}
+        planned = stages.planned(configs[0])
+        self.per_step = {stage: max(stages.epochs_per_step(c, stage) for c in configs) for stage in planned}
+        self.length = {stage: max(stages.steps(c, stage) for c in configs) * self.per_step[stage] for stage in planned}
         self.total = sum(self.length.values())
-        spec = registry.model(configs[0].model)
-        self.reports = [stage for stage in stages if spec.stage(stage).validates]  # others have no ranking to measure
+        self.measured = {stage for stage in planned if stages.measured(configs[0], stage)}
 
     def epoch(self, stage: str, step: int) -> int:
         """Epochs of the stage behind a trial that logged its step `step` (from 0)."""
@@ -48,64 +48,68 @@ class Clock:
 
     def position(self, stage: str, epoch: int) -> int:
         """Epochs behind a trial after `epoch` epochs of a stage, those of earlier stages in full."""
-        before = 0
-        for name, length in self.length.items():
-            if name == stage:
-                return before + epoch
-            before += length
-        raise KeyError(stage)
+        planned = list(self.length)
+        return sum(self.length[name] for name in planned[: planned.index(stage)]) + epoch
 
 
 class Rungs:
-    """Judges trials by their best value so far at rungs grace * reduction^k of every stage that reports."""
+    """Judges trials by their best value so far at rungs grace * reduction^k of every stage that reports.
+
+    milestones: the epochs of a stage's rungs.
+    """
 
     def __init__(self, clock: Clock, mode: str, grace: int, reduction: float):
-        self.stages: dict[str, AsyncHyperBandScheduler] = {}
+        self._asha: dict[str, AsyncHyperBandScheduler] = {}
         self.milestones: dict[str, list[int]] = {}
         for stage, length in clock.length.items():
-            if stage not in clock.reports or not length:
+            if stage not in clock.measured or not length:
                 continue
             least = min(grace, length)
-            self.stages[stage] = AsyncHyperBandScheduler(
+            self._asha[stage] = AsyncHyperBandScheduler(
                 time_attr="epoch", metric="metric", mode=mode, max_t=length, grace_period=least,
                 reduction_factor=reduction, stop_last_trials=False,
             )  # fmt: skip
             self.milestones[stage] = []
             at = float(least)
             while at <= length:
-                self.milestones[stage].append(int(-(-at // 1)))
+                self.milestones[stage].append(math.ceil(at))
                 at *= reduction
-        self._left: dict[str, dict[str, int]] = {}  # trial -> stage -> rungs passed
+        self._passed: dict[tuple[str, str], int] = {}  # (trial, stage) -> rungs behind it
         self._best: dict[str, tuple[str, float]] = {}  # trial -> stage in which it reports now, best value there
 
-    def judge(self, trial: str, stage: str, epoch: int, best: float | None) -> str:
-        """Where the trial should stop, as "rung at epoch N of STAGE", or "". best: None where not measured."""
+    def judge(self, trial: str, stage: str, epoch: int, best: float | None) -> Rung | None:
+        """The rung at which the trial should stop, if any.
+
+        epoch: of the stage. best: the trial's best value in it; None where the stage is not measured.
+        """
         if trial in self._best and self._best[trial][0] != stage:
             before, value = self._best.pop(trial)
-            if stop := self._pass(trial, before, self.milestones[before][-1], value):
+            if stop := self._pass(trial, Rung(before, self.milestones[before][-1]), value):
                 return stop
-        if best is None or stage not in self.stages:
-            return ""
+        if best is None or stage not in self._asha:
+            return None
         self._best[trial] = (stage, best)
-        return self._pass(trial, stage, epoch, best)
+        return self._pass(trial, Rung(stage, epoch), best)
 
     def complete(self, trial: str) -> None:
         """A trial ended by itself: what it reached counts at the rungs that it needed no epochs for."""
         if trial in self._best:
             stage, value = self._best.pop(trial)
-            self._pass(trial, stage, self.milestones[stage][-1], value)
+            self._pass(trial, Rung(stage, self.milestones[stage][-1]), value)
 
-    def _pass(self, trial: str, stage: str, epoch: int, value: float) -> str:
-        passed = self._left.setdefault(trial, {})
-        stop = ""
-        for rung in self.milestones[stage][passed.get(stage, 0) :]:
-            if rung > epoch:
+    def _pass(self, trial: str, reached: Rung, value: float) -> Rung | None:
+        """Hold a trial's value against all rungs up to where it is; the first that it should not have passed."""
+        asha, who = self._asha[reached.stage], SimpleNamespace(trial_id=trial)
+        passed = self._passed.get((trial, reached.stage), 0)
+        stop = None
+        for epoch in self.milestones[reached.stage][passed:]:
+            if epoch > reached.epoch:
                 break
-            asha, who = self.stages[stage], SimpleNamespace(trial_id=trial)
-            if not passed.get(stage):
+            if not passed:
                 asha.on_trial_add(None, who)  # type: ignore[arg-type]
-            passed[stage] = passed.get(stage, 0) + 1
-            result: dict[str, Any] = {"epoch": rung, "metric": value}
+            passed += 1
+            result: dict[str, Any] = {"epoch": epoch, "metric": value}
             if not stop and asha.on_trial_result(None, who, result) == "STOP":  # type: ignore[arg-type]
-                stop = f"rung at epoch {rung} of {stage}"
+                stop = Rung(reached.stage, epoch)
+        self._passed[trial, reached.stage] = passed
         return stop

@@ -1,7 +1,7 @@
-"""What runs in a trial's process: one pipeline run that reports every epoch and ends itself when told to.
+"""What runs in a trial's process: one training run that reports every epoch and ends itself when told to.
 
 The search answers a report by leaving a file `stop` in the trial's folder before the report returns. A trial that
-reads it leaves its stages in order, workers and claims included; killing it would leave both to be found dead.
+reads it leaves its stages in order, workers and leases included; killing it would leave both to be found dead.
 Nothing here reads test data.
 """
 
@@ -13,126 +13,118 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from m3dist import pipeline
 from m3dist.config import Config
-from m3dist.search.claims import Claims
-from m3dist.search.rungs import epochs_per_step
-from m3dist.storage.artifacts import Store
+from m3dist.search import stages
+from m3dist.search.leases import Leases
+from m3dist.section import Section
 from m3dist.training.callbacks import Callback, Stopped
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class Watch(Callback):
-    """Listens to a run: counts epochs, keeps the best value, reports, and asks whether to go on.
+class Progress(Section):
+    """How far a trial had come when its process ended."""
 
-    before: epochs, seconds, and the stage with its best value of former sittings.
+    epochs: int = 0
+    seconds: float = 0.0
+    stage: str = ""
+    metric: float | None = None  # best in that stage
+
+
+class Job(Section):
+    """What a trial's process is told."""
+
+    trial: str
+    config: Config
+    metric: str
+    mode: Literal["max", "min"]
+    share: bool  # stages are trained once for all trials
+    threads: int = 1
+    before: Progress = Progress()
+
+
+class Watch(Callback):
+    """A callback of a training run: counts epochs, keeps the best value, reports, and asks whether to go on.
+
+    waited: seconds spent waiting for stages that other trials train. best: the best value of the metric in `stage`,
+    the one under way.
     """
 
-    def __init__(self, config: Config, trial: str, metric: str, mode: str, report: Report, before: dict[str, Any]):
-        self.config, self.trial, self.metric, self.mode, self.report = config, trial, metric, mode, report
-        self.epochs, self._earlier = before["epochs"], before["seconds"]
-        self.stage, self.best = before["stage"], before["metric"]
-        self.started = self.entered = time.monotonic()
-        self.waited = 0.0
-        self.cost: dict[str, dict[str, float]] = {}  # of every stage trained here
-        self.stage_done: Callable[[str], None] = lambda stage: None  # called when the next one begins
+    def __init__(self, job: Job, report: Report):
+        self.job, self.report = job, report
+        self.epochs, self.stage, self.best = job.before.epochs, job.before.stage, job.before.metric
+        self.started, self.waited = time.monotonic(), 0.0
 
     @property
     def seconds(self) -> float:
-        return self._earlier + time.monotonic() - self.started
+        """Of this trial so far, in all its processes, without those that it waited."""
+        return self.job.before.seconds + time.monotonic() - self.started - self.waited
 
-    def wanted(self) -> None:
-        """Raises Stopped when the search wants the trial to end."""
-        if Path(self.config.out, "stop").exists():
-            raise Stopped(self.trial)
+    def check(self) -> None:
+        """Raises Stopped when the search asked the trial to end."""
+        if Path(self.job.config.out, "stop").exists():
+            raise Stopped(self.job.trial)
 
     def on_epoch(self, stage: str, step: int, values: dict[str, float]) -> None:
-        if stage not in pipeline.planned(self.config, test=False):
+        if stage not in stages.planned(self.job.config):
             return
         if stage != self.stage:
-            self.stage_done(self.stage)
             self.stage, self.best = stage, None
-        n, now = epochs_per_step(self.config, stage), time.monotonic()
-        self.epochs += n
-        cost = self.cost.setdefault(stage, {"epochs": 0, "seconds": 0.0})
-        cost["epochs"] += n
-        cost["seconds"] += now - self.entered
-        self.entered = now
-        if (value := values.get(self.metric)) is not None:
-            better = self.best is None or (value > self.best if self.mode == "max" else value < self.best)
-            self.best = value if better else self.best
+        self.epochs += stages.epochs_per_step(self.job.config, stage)
+        if (value := values.get(self.job.metric)) is not None:
+            pick = max if self.job.mode == "max" else min
+            self.best = value if self.best is None else pick(self.best, value)
         self.report(
             {
-                "trial": self.trial, "stage": stage, "step": step, "epochs": self.epochs, "seconds": self.seconds,
+                "trial": self.job.trial, "stage": stage, "step": step, "epochs": self.epochs, "seconds": self.seconds,
                 "value": self.best,
             }
         )  # fmt: skip
-        self.wanted()
+        self.check()
 
 
-class Shared:
-    """Stages in a store that several trials share: a claim on every stage, and an account of what it took."""
+class SharedStages:
+    """The stages of a trial in a store that several trials share, with a lease on each.
 
-    def __init__(self, store: Path, owner: str, watch: Watch):
-        self.store, self.watch = Store(store), watch
-        self.claims = Claims(store / "claims", owner)
+    reused: the stages that were found done.
+    """
+
+    def __init__(self, job: Job, watch: Watch):
+        self.store, self.watch = stages.store(job.config), watch
+        keys = stages.keys(job.config, stages.open_data(job.config))
+        missing = [f"{stage}-{key}" for stage, key in keys.items() if not self.store.has(stage, key)]
+        self._leases = Leases(Path(self.store.root.path) / "leases", missing)
         self.reused: list[str] = []
-        self._held: dict[str, str] = {}
-        watch.stage_done = self._account_for
 
     @contextlib.contextmanager
-    def __call__(self, stage: str, key: str) -> Iterator[None]:
-        """Held while the stage is looked up and trained; waits while somebody else trains it."""
-        name, began = f"{stage}-{key}", time.monotonic()
-        with self.claims.hold(name, lambda: self.store.has(stage, key), self.watch.wanted) as mine:
+    def lease(self, stage: str, key: str) -> Iterator[None]:
+        """Held while the stage is looked up and trained; waits while another trial trains it."""
+        began = time.monotonic()
+        with self._leases.hold(f"{stage}-{key}", lambda: self.store.has(stage, key), self.watch.check) as mine:
             self.watch.waited += time.monotonic() - began
-            self.watch.entered = time.monotonic()
             if not mine:
                 self.reused.append(stage)
-            else:
-                self._held[stage] = name
             yield
-            if mine and self.store.has(stage, key):
-                self._account_for(stage)
-
-    def _account_for(self, stage: str) -> None:
-        """Write down what a finished stage cost here, for those who reuse it."""
-        if stage in self._held and stage in self.watch.cost:
-            _account(self.claims.root, self._held[stage]).write_text(json.dumps(self.watch.cost[stage]))
 
 
-def _account(claims: Path, name: str) -> Path:
-    return claims / f"{name}.cost"
+def run(job: Job, report: Report) -> dict[str, Any]:
+    """Run one trial and say how it ended: status, reason, stage, metric, reused, epochs and seconds, where known.
 
-
-def cost(store: Path, stage: str, key: str) -> dict[str, float]:
-    """Epochs and seconds that a finished stage of a shared store took; zeros where nobody kept an account."""
-    try:
-        return json.loads(_account(store / "claims", f"{stage}-{key}").read_text())
-    except (OSError, ValueError):
-        return {"epochs": 0, "seconds": 0.0}
-
-
-def run(job: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Run one trial and say how it ended; never raises for what a config can cause.
-
-    job: trial, config (plain values), metric, mode, share (trains stages once), before (see Watch).
+    Never raises for what a config can cause.
     """
-    config = Config.model_validate(job["config"])
-    out = Path(config.out)
+    out = Path(job.config.out)
     out.mkdir(parents=True, exist_ok=True)
-    watch = Watch(config, job["trial"], job["metric"], job["mode"], report, job["before"])
-    shared = Shared(Path(pipeline.artifact_store(config).root.path), job["trial"], watch) if job["share"] else None
+    watch = Watch(job, report)
+    shared = SharedStages(job, watch) if job.share else None
     end: dict[str, Any] = {"status": "finished"}
-    own = Claims(out / "claims", job["trial"])
     try:
-        with own.hold("trial", waiting=watch.wanted):  # the process of a former sitting may still be about
-            watch.wanted()
-            result = pipeline.run(config, [watch], quiet=True, test=False, lease=shared)
-        watch.best = result["validation"][job["metric"]]
+        # the trial's process of an earlier run of the search may still be about
+        with Leases(out / "leases").hold("trial", waiting=watch.check):
+            watch.check()
+            result = stages.train(job.config, watch, shared.lease if shared is not None else None)
+        watch.best = result["validation"][job.metric]
         end |= {"metric": watch.best, "stage": list(result["stages"])[-1]}
     except Stopped:
         end["status"] = "stopped"
@@ -145,11 +137,12 @@ def run(job: dict[str, Any], report: Report) -> dict[str, Any]:
     return {**end, "epochs": watch.epochs, "seconds": watch.seconds}
 
 
-def trainable(job: dict[str, Any]) -> None:
-    """The function that Ray Tune runs."""
+def trainable(values: dict[str, Any]) -> None:
+    """The function that Ray Tune runs; values: those of a Job."""
     import torch
     from ray import tune
 
-    torch.set_num_threads(job["threads"])  # processes that share cores must not compete with threads as well
+    job = Job.model_validate(values)
+    torch.set_num_threads(job.threads)  # processes that share cores must not compete with threads as well
     end = run(job, tune.report)
-    tune.report({"trial": job["trial"], "end": json.dumps(end)})
+    tune.report({"trial": job.trial, "end": json.dumps(end)})

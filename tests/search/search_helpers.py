@@ -1,7 +1,8 @@
-"""Small searches, and how tests write and run them."""
+"""Small searches, how tests write and run them, and what is known of their trials."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,24 @@ def write(folder: Path, **search: Any) -> Path:
 
 def plan_of(folder: Path, **search: Any) -> space.Plan:
     return space.load(write(folder, **search))
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """What a search wrote down so far; whole lines only, as the last one may be under way."""
+    log = out / "trials.jsonl"
+    text = log.read_text() if log.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def finished(out: Path) -> set[str]:
+    return {e["trial"] for e in events(out) if e["event"] == "ended" and e["status"] == "finished"}
+
+
+def steps(told: list[dict[str, Any]], stage: str = "merge") -> dict[str, int]:
+    """The last step of a stage that each trial told of and that has not ended."""
+    ended = {e["trial"] for e in told if e["event"] == "ended"}
+    results = [e for e in told if e["event"] == "result" and e["stage"] == stage]
+    return {e["trial"]: e["step"] for e in results if e["trial"] not in ended}
 
 
 def call(*arguments: str) -> int:

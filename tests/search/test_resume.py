@@ -1,112 +1,190 @@
-"""Searches that are killed or interrupted, and go on."""
+"""Searches that are killed or interrupted and go on, and trials whose processes are."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
-from search_helpers import BASE, plan_of, write
+from search_helpers import BASE, events, finished, plan_of, steps, write
 
 from m3dist import config as configs
-from m3dist.search import driver
+from m3dist.distributed import ray_train
+from m3dist.search import driver, leases
+from m3dist.search.space import Plan
+
+LONG = {**BASE, "merge": {"epochs": 12, "batch_size": 256, "evaluate_every": 1, "patience": 0}}
+SEARCH: dict[str, Any] = {"base": LONG, "scheduler": {"kind": "fifo"}, "concurrency": 1}
 
 
-def _command(path: Path, *extra: str) -> subprocess.Popen:
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-c", "from m3dist.cli.main import main; main()", "tune", str(path), *extra],
+@contextmanager
+def command(path: Path) -> Iterator[subprocess.Popen]:
+    """`m3dist tune` in a process of its own on the tests' Ray; killed at the end where it still runs."""
+    import ray
+
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from m3dist.cli.main import main; main()", "tune", str(path)],
         env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _wait_for(true: Callable[[], bool], process: subprocess.Popen) -> None:
-    until = time.monotonic() + 150
+def wait_for(true: Callable[[], bool], process: subprocess.Popen) -> None:
+    until = time.monotonic() + 300
     while not true():
         assert time.monotonic() < until, "the search hung"
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
 
 
-def _events(log: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the last one may be under way."""
-    text = log.read_text() if log.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Something done by a thread while the block runs; what goes wrong there is raised at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(act)
+        try:
+            yield
+        finally:
+            acting.result(120)
 
 
-def _finished(log: Path) -> set[str]:
-    return {e["trial"] for e in _events(log) if e["event"] == "ended" and e["status"] == "finished"}
+def runs_a_trial(process: psutil.Process) -> bool:
+    try:
+        return "ImplicitFunc" in " ".join(process.cmdline())  # as Ray Tune calls a function that it runs
+    except psutil.Error:  # gone, or about to be
+        return False
 
 
-def _under_way(events: list[dict[str, Any]]) -> dict[str, int]:
-    """Trials that have not ended, and the last step of stage 3 that they told of."""
-    ended = {e["trial"] for e in events if e["event"] == "ended"}
-    told = [e for e in events if e["event"] == "result" and e["stage"] == "merge"]
-    return {e["trial"]: e["step"] for e in told if e["trial"] not in ended}
+def check_usable(plan: Plan) -> None:
+    """What an interrupted search leaves: all trials that ended, and the best config so far."""
+    rows = pq.read_table(plan.out / "search.parquet").to_pylist()
+    assert finished(plan.out) <= {row["id"] for row in rows}
+    best = max((row for row in rows if row["measured"] == "merge"), key=lambda row: row["metric"])
+    assert configs.load(plan.out / "best.yaml").merge.lr == best["value.merge.lr"]
+    assert not (plan.out / "summary.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_killed_search_goes_on_and_finds_the_same(ray_here: None, tmp_path: Path) -> None:
-    long = {**BASE, "merge": {"epochs": 40, "batch_size": 256, "evaluate_every": 1, "patience": 0}}
-    settings: dict[str, Any] = {"budget": {"trials": 10}, "scheduler": {"kind": "fifo"}, "concurrency": 2, "base": long}
-    whole = driver.run(plan_of(tmp_path / "whole", **settings), quiet=True)
-    path = write(tmp_path / "killed", **settings)
-    log = tmp_path / "killed" / "s" / "trials.jsonl"
-    process = _command(path)
-    _wait_for(lambda: len(_finished(log)) >= 4 and any(n >= 10 for n in _under_way(_events(log)).values()), process)
-    process.kill()
-    process.wait()
-    before = _events(log)
-    finished, under_way = _finished(log), _under_way(before)
-    assert 4 <= len(finished) < 10
-    second = _command(path)
-    assert second.wait(400) == 0, second.stderr and second.stderr.read()
-    after = _events(log)[len(before) :]
+def check_went_on(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+    """No trial that had ended starts again; one that was under way goes on from a checkpoint.
+
+    A checkpoint is written after its epoch was told, so the first step that is told again is at most one back.
+    """
+    ended = {e["trial"] for e in before if e["event"] == "ended"}
     started = Counter(e["trial"] for e in after if e["event"] == "started")
-    assert not set(started) & finished
-    for trial, step in under_way.items():  # goes on from a checkpoint, which is written after an epoch was told
+    assert not set(started) & ended
+    under_way = steps(before)
+    assert len(under_way) == 1
+    for trial, step in under_way.items():
         first = next(e for e in after if e["event"] == "result" and e["trial"] == trial)
         assert (first["stage"], first["step"] >= step) == ("merge", True)
-    summary = json.loads((tmp_path / "killed" / "s" / "summary.json").read_text())
-    assert summary["trials"] == {"finished": 10}
+
+
+@pytest.mark.timeout(900)
+def test_a_search_that_was_stopped_and_killed_goes_on_and_finds_the_same(ray_here: None, tmp_path: Path) -> None:
+    settings = {**SEARCH, "budget": {"trials": 3}}
+    path, plan = write(tmp_path / "stopped", **settings), plan_of(tmp_path / "stopped", **settings)
+
+    def under_way(step: int, ended: int) -> bool:
+        """Whether so many trials ended and another is at this step of stage 3."""
+        return len(finished(plan.out)) == ended and max(steps(events(plan.out)).values(), default=-1) >= step
+
+    with command(path) as first:
+        wait_for(lambda: under_way(step=4, ended=0), first)
+        first.send_signal(signal.SIGTERM)  # as a cluster stops jobs
+        assert first.wait(100) == 130
+    check_usable(plan)
+    stopped_at = events(plan.out)
+
+    with command(path) as second:
+        wait_for(lambda: under_way(step=4, ended=1), second)
+        second.kill()
+        second.wait()
+    killed_at = events(plan.out)
+    check_went_on(stopped_at, killed_at[len(stopped_at) :])
+
+    def interrupt() -> None:
+        while not under_way(step=0, ended=2):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with meanwhile(interrupt), pytest.raises(KeyboardInterrupt):
+        driver.run(plan, quiet=True)
+    check_usable(plan)
+    check_went_on(killed_at, events(plan.out)[len(killed_at) :])
+
+    summary = driver.run(plan, quiet=True)
+    assert summary["trials"] == {"finished": 3}
+    whole = driver.run(plan_of(tmp_path / "whole", **settings), quiet=True)
     assert summary["best"]["values"] == whole["best"]["values"]
     assert summary["best"]["validation"] == pytest.approx(whole["best"]["validation"], rel=1e-6)
     assert summary["test"] == whole["test"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_control_c_leaves_a_usable_state(tmp_path: Path) -> None:
-    path = write(tmp_path, budget={"trials": 1000}, scheduler={"kind": "fifo"})  # more than fit before the signal
-    log = tmp_path / "s" / "trials.jsonl"
-    for number, least in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):  # a cluster stops jobs by SIGTERM
-        process = _command(path)
-        _wait_for(lambda n=least: len(_finished(log)) >= n, process)  # type: ignore[misc]
-        if number == signal.SIGINT:
-            other = _command(path)
-            assert other.wait(100) == 2
-            assert "is running already" in (other.stderr.read() if other.stderr else "")
-        process.send_signal(number)
-        assert process.wait(100) == 130
-    done = _finished(log)
-    rows = pq.read_table(tmp_path / "s" / "search.parquet").to_pylist()
-    assert done <= {row["id"] for row in rows}
-    best = max((row for row in rows if row["measured"] == "merge"), key=lambda row: row["metric"])
-    assert configs.load(tmp_path / "s" / "best.yaml").merge.lr == best["value.merge.lr"]
-    assert not (tmp_path / "s" / "summary.json").exists()
-    n = len(rows) + 1
-    again = _command(path, f"budget.trials={n}")
-    assert again.wait(300) == 0, again.stderr and again.stderr.read()
-    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
-    assert (summary["trials"], set(summary["final"])) == ({"finished": n}, {"0"})
+@pytest.mark.timeout(600)
+def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here: None, tmp_path: Path) -> None:
+    """As the system kills a process that takes too much memory."""
+    plan = plan_of(tmp_path, budget={"trials": 2}, retries=1, final_seeds=[], **SEARCH)
+    told: list[list[dict[str, Any]]] = []  # what was known at each kill
+
+    def kill_twice() -> None:
+        for _ in range(2):
+            known = len(told[-1]) if told else 0
+            while steps(events(plan.out)[known:]).get("t0000", 0) < 4:
+                time.sleep(0.01)
+            trials = [child for child in psutil.Process().children(recursive=True) if runs_a_trial(child)]
+            assert trials
+            for process in trials:
+                process.kill()
+            psutil.wait_procs(trials, timeout=20)
+            told.append(events(plan.out))
+
+    with meanwhile(kill_twice):
+        summary = driver.run(plan, quiet=True)
+    assert summary["trials"] == {"failed": 1, "finished": 1}
+    check_went_on(told[0], events(plan.out)[len(told[0]) :])
+    rows = {row["id"]: row for row in pq.read_table(plan.out / "search.parquet").to_pylist()}
+    assert rows["t0000"]["status"] == "failed"
+    assert "died" in rows["t0000"]["reason"]
+    assert summary["best"]["trial"] == "t0001"
+
+
+def test_a_search_that_runs_is_not_run_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(leases, "EXPIRY", 2.0)
+    plan, refused = plan_of(tmp_path), threading.Event()
+
+    def connect() -> None:
+        """The first run gets so far, and no further than until the second one was refused."""
+        assert refused.wait(60)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray_train, "connect", connect)
+
+    def first() -> None:
+        with pytest.raises(ConnectionError):
+            driver.run(plan, quiet=True)
+
+    with meanwhile(first):
+        while not (plan.out / "leases" / "driver.txt").exists():
+            time.sleep(0.01)
+        with pytest.raises(ValueError, match=f"is running already, by process {os.getpid()} on "):
+            driver.run(plan, quiet=True)
+        refused.set()

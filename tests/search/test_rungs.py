@@ -19,27 +19,32 @@ def test_positions_count_epochs_through_all_stages(tmp_path: Path) -> None:
     assert clock.position("merge", clock.epoch("merge", 0)) == 4 + 2 + 1
 
 
+def _said(rungs: Rungs, trial: str, stage: str, epoch: int, best: float | None) -> str:
+    stop = rungs.judge(trial, stage, epoch, best)
+    return str(stop or "")
+
+
 def test_rungs_compare_within_a_stage_only(tmp_path: Path) -> None:
     rungs = Rungs(_clock(tmp_path), "max", grace=2, reduction=2)
     assert rungs.milestones == {"align": [2, 4], "merge": [2, 4]}
-    assert rungs.judge("a", "align", 2, 0.5) == ""
-    assert rungs.judge("b", "align", 1, 0.1) == ""  # before the first rung
-    assert rungs.judge("b", "align", 2, 0.4) == "rung at epoch 2 of align"
-    assert rungs.judge("reuses", "merge", 2, 0.01) == ""  # first in merge: align's values do not count there
-    assert rungs.judge("c", "merge", 2, 0.005) == "rung at epoch 2 of merge"
-    assert rungs.judge("d", "invariance", 2, None) == ""
+    assert _said(rungs, "a", "align", 2, 0.5) == ""
+    assert _said(rungs, "b", "align", 1, 0.1) == ""  # before the first rung
+    assert _said(rungs, "b", "align", 2, 0.4) == "rung at epoch 2 of align"
+    assert _said(rungs, "reuses", "merge", 2, 0.01) == ""  # first in merge: align's values do not count there
+    assert _said(rungs, "c", "merge", 2, 0.005) == "rung at epoch 2 of merge"
+    assert _said(rungs, "d", "invariance", 2, None) == ""
 
 
 def test_a_stage_left_early_is_held_against_the_rungs_it_jumped(tmp_path: Path) -> None:
     rungs = Rungs(_clock(tmp_path), "max", grace=2, reduction=2)
     rungs.judge("a", "align", 2, 0.5)
     rungs.judge("a", "align", 4, 0.6)
-    assert rungs.judge("b", "align", 3, 0.55) == ""
-    assert rungs.judge("b", "invariance", 2, None) == "rung at epoch 4 of align"
+    assert _said(rungs, "b", "align", 3, 0.55) == ""
+    assert _said(rungs, "b", "invariance", 2, None) == "rung at epoch 4 of align"
 
 
 def test_lower_is_better_when_asked(tmp_path: Path) -> None:
     rungs = Rungs(_clock(tmp_path), "min", grace=2, reduction=2)
-    assert rungs.judge("a", "align", 2, 0.5) == ""
-    assert rungs.judge("b", "align", 2, 0.4) == ""
-    assert rungs.judge("c", "align", 2, 0.9) != ""
+    assert _said(rungs, "a", "align", 2, 0.5) == ""
+    assert _said(rungs, "b", "align", 2, 0.4) == ""
+    assert _said(rungs, "c", "align", 2, 0.9) == "rung at epoch 2 of align"

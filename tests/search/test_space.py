@@ -9,7 +9,7 @@ import pytest
 from search_helpers import SPACE, call, plan_of, small_synthetic, write
 
 from m3dist import config as configs
-from m3dist.search import space
+from m3dist.search import dimensions, space
 
 TUNE = Path(__file__).parents[2] / "tune"
 
@@ -61,6 +61,8 @@ POINT = {"align.lr": 0.01, "invariance.gamma": 0.1, "merge.lr": 0.02}
         ({"space": {"autoscaling": {"choice": [True, False]}}}, "changes nothing that is trained"),
         ({"budget": {}}, "at least one of trials, epochs and minutes"),
         ({"searcher": "grid"}, "searcher=grid needs grid or choice"),
+        ({"searcher": "optnua"}, "searcher: no such searcher; expected one of grid, "),
+        ({"searcher": "optnua"}, "did you mean optuna?"),
         ({"metric": "ndcg@7"}, "evaluation.k"),
         ({"points": [{"align.lr": 0.01, "merge.lr": 0.01}]}, "points[0]: expected a value of invariance.gamma"),
         ({"points": [POINT | {"merge.lr": 0.5}]}, "points[0].merge.lr: 0.5 is not in space.merge.lr"),
@@ -89,10 +91,10 @@ def test_conditions_hold_in_draws_and_grids(tmp_path: Path) -> None:
         "invariance.gate_noise": {"choice": [0.1, 0.2, 0.3], "when": {"invariance.gate": "hard_sigmoid"}},
     }
     plan = plan_of(tmp_path, space=given)
-    points = list(space.grid(plan.space))
+    points = list(dimensions.grid(plan.space))
     assert len(points) == 1 + 3
     rng = np.random.default_rng(0)
-    for values in [*points, *(space.draw(plan.space, dict.fromkeys(given, rng)) for _ in range(50))]:
+    for values in [*points, *(dimensions.draw(plan.space, dict.fromkeys(given, rng)) for _ in range(50))]:
         assert ("invariance.gate_noise" in values) == (values["invariance.gate"] == "hard_sigmoid")
 
 

@@ -47,8 +47,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> str:
         ledger.record("proposed", trial=f"t{n}", index=n, values=values, keys=plan.keys(values))
         ledger.record("result", trial=f"t{n}", stage="merge", step=3, epochs=4, seconds=1.0, metric=0.1 + n / 100)
         ledger.record("ended", trial=f"t{n}", status="finished", metric=0.1 + n / 100)
-        report.trial_board(plan, ledger, ledger.trials[f"t{n}"])
-    report.finish(plan, ledger, 0, quiet=True)
+        report.trial_board(plan, ledger.trials[f"t{n}"])
+    report.finish(plan, ledger, 0)
     ledger.close()
     shown = folder / "shown"
     shown.mkdir()
@@ -84,7 +84,7 @@ def test_the_server_gives_scalars_and_histograms(board: str) -> None:
     rounds = asked(board, "histograms/histograms?run=train&tag=invariance/mask%200")
     assert len(rounds) == 2
     images = asked(board, "images/tags")["search/search"]
-    assert set(images) == {"budget", "importance", "parallel"}
+    assert set(images) == {"history", "importance", "parallel"}
 
 
 def test_the_server_gives_a_trials_values_and_metrics(board: str) -> None:
