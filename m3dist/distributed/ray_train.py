@@ -33,7 +33,7 @@ from m3dist.training.tracking import Heard, Interrupts, RunFailed, Tracker
 
 Work = Callable[[Engine, Tracker, Any], None]
 _POLL = 0.1  # seconds between the driver's looks at the relay
-_SILENCE = 60.0  # seconds without workers after which the driver says what it waits for
+SILENCE = 60.0  # seconds without workers after which the driver says what it waits for
 _OUT_OF_MEMORY = (
     "a worker ran out of memory; lower batch_size or evaluation.block, or give workers machines with more of it"
 )
@@ -319,7 +319,7 @@ def run(
         handled, told, since = 0, False, time.monotonic()
         while True:
             alive = thread.is_alive()
-            if time.monotonic() - since > _SILENCE:
+            if time.monotonic() - since > SILENCE:
                 since = math.inf
                 if not ray.get(relay.begun.remote()):
                     free = _shown(ray.available_resources())
