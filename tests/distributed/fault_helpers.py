@@ -18,27 +18,33 @@ from parallel_helpers import SMALL
 from safetensors.torch import load_file
 
 LONG = [
-    *SMALL, "align.epochs=8", "merge.epochs=8", "align.batch_size=32", "merge.batch_size=32", "align.patience=0",
-    "merge.patience=0", "checkpoint.every_minutes=1e-5",
+    *SMALL, "align.epochs=8", "merge.epochs=8", "align.batch_size=64", "merge.batch_size=64", "backbone.groups=1",
+    "align.patience=0", "merge.patience=0", "checkpoint.every_minutes=5e-4",  # several in an epoch
 ]  # fmt: skip
 
 
-def start(out: Path, *extra: str, address: str = "") -> subprocess.Popen:
-    """`m3dist train` on this machine alone, or as a job of the cluster whose job API has this address."""
+def start(out: Path, *extra: str, address: str = "", ray: str = "") -> subprocess.Popen:
+    """`m3dist train` on this machine alone, as a job of the cluster whose job API has this address, or in this Ray."""
     submit = ["submit", "--address", address, "--"] if address else []
-    command = [sys.executable, "-m", "m3dist", *submit, "train", *LONG, f"out={out}", *extra]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=alone_env())
+    return _started([*submit, "train", *LONG, f"out={out}", *extra], ray)
+
+
+def resumed(out: Path, *values: str, ray: str = "") -> subprocess.Popen:
+    """`m3dist train --resume`."""
+    return _started(["train", "--resume", str(out), *values], ray)
 
 
 def resume(out: Path, *values: str) -> None:
-    command = [sys.executable, "-m", "m3dist", "train", "--resume", str(out), *values]
-    done = subprocess.run(command, timeout=300, env=alone_env(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """Go on to the end."""
+    process = resumed(out, *values)
+    assert process.wait(600) == 0, process.communicate()[1]
 
 
-def alone_env() -> dict[str, str]:
-    """The environment without a Ray cluster that this test session may be in."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def _started(arguments: list[str], ray: str) -> subprocess.Popen:
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # of this test session
+    command = [sys.executable, "-m", "m3dist", *arguments]
+    env |= {"RAY_ADDRESS": ray} if ray else {}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def until(condition: Callable[[], Any], seconds: float, process: subprocess.Popen) -> Any:
@@ -48,17 +54,19 @@ def until(condition: Callable[[], Any], seconds: float, process: subprocess.Pope
             return found
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    raise TimeoutError
+    process.kill()
+    raise TimeoutError(process.communicate()[1])
 
 
 def mid_epoch(out: Path, stage: str) -> Callable[[], bool]:
     """Whether a checkpoint inside an epoch after the first is there."""
 
-    def found() -> bool:
-        saved = list((out / "checkpoints").glob(f"{stage}-*/[0-9]*/meta.json"))
-        return any(not path.parent.name.startswith("00000") and path.parent.name[6:].strip("0") for path in saved)
+    return lambda: any(not name.startswith("00000") and name[6:].strip("0") for name in saved(out, stage))
 
-    return found
+
+def saved(out: Path, stage: str) -> set[str]:
+    """Names of the checkpoints of a stage: epoch and step."""
+    return {path.parent.name for path in (out / "checkpoints").glob(f"{stage}-*/[0-9]*/meta.json")}
 
 
 def artifacts(out: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -83,10 +91,10 @@ def same(out: Path, other: Path, exact: bool = True) -> None:
     assert not list((out / "checkpoints").glob("*/*"))
 
 
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Processes of Ray Train workers under a driver that started its own Ray."""
+def workers_under(pid: int) -> list[psutil.Process]:
+    """Processes of Ray Train workers under a process that started a Ray of its own."""
     found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for child in psutil.Process(pid).children(recursive=True):
         try:
             if "RayTrainWorker" in " ".join(child.cmdline()):
                 found.append(child)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
-from fault_helpers import mid_epoch, nothing_left, resume, same, start, until, workers_of
+import ray
+from fault_helpers import LONG, mid_epoch, nothing_left, resume, resumed, same, saved, start, until, workers_under
 
 from m3dist import config as configs
 from m3dist import pipeline
@@ -16,30 +19,60 @@ from m3dist import pipeline
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
-    process = start(out)  # in a process like the others: bits may depend on what else a process has loaded
+    # in a process like the others: bits may depend on what else a process has loaded
+    process = start(out, "checkpoint.every_minutes=0")
     assert process.wait(150) == 0, process.communicate()[1]
     return out
 
 
-@pytest.mark.parametrize("stage", ["align", "merge"])
-def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_goes_on(stage: str, tmp_path: Path, undisturbed: Path) -> None:
-    process = start(tmp_path, "checkpoint.every_minutes=0.002")
-    until(mid_epoch(tmp_path, stage), 150, process)
+@pytest.mark.timeout(1500)
+def test_ctrl_c_and_a_kill_change_no_bit(tmp_path: Path, undisturbed: Path) -> None:
+    """Ctrl-C in the middle of stage 1, which writes the only checkpoint there is; a kill in the middle of stage 3."""
+    process = start(tmp_path, "checkpoint.every_minutes=0", "checkpoint.every_epochs=0")
+    metrics = tmp_path / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1, 400, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(90) == 130
+    assert process.wait(200) == 130
+    assert len(saved(tmp_path, "align")) == 1
     assert not (tmp_path / "result.json").exists()
-    resume(tmp_path)
-    same(tmp_path, undisturbed)
-
-
-def test_a_killed_process_goes_on(tmp_path: Path, undisturbed: Path) -> None:
-    process = start(tmp_path)
-    until(mid_epoch(tmp_path, "merge"), 150, process)
+    process = resumed(tmp_path, "checkpoint.every_minutes=5e-4")
+    until(mid_epoch(tmp_path, "merge"), 400, process)
     process.kill()
     process.wait()
     (next((tmp_path / "checkpoints").glob("merge-*")) / "99999-0000001").mkdir()  # what a kill while saving leaves
     resume(tmp_path)
     same(tmp_path, undisturbed)
+
+
+@pytest.mark.timeout(1500)
+def test_a_run_of_workers_goes_on_whatever_happens(ray_here: None, tmp_path: Path) -> None:
+    """A killed worker, a killed driver and Ctrl-C, one after the other; other workers and strategies after each."""
+    address, here = ray.get_runtime_context().gcs_address, os.getpid()
+    few = ("model=ultragcn", "merge.epochs=20")
+    pipeline.run(configs.load(None, [*LONG, *few, f"out={tmp_path / 'undisturbed'}"]), quiet=True)
+    out = tmp_path / "run"
+
+    def further(process: subprocess.Popen) -> None:
+        before = max(saved(out, "merge"), default="")
+        until(lambda: max(saved(out, "merge"), default="") > before, 400, process)
+
+    process = start(out, *few, "workers=2", ray=address)
+    until(mid_epoch(out, "merge"), 400, process)
+    until(lambda: workers_under(here), 60, process)[0].kill()
+    further(process)
+    workers = workers_under(here)
+    process.kill()
+    process.wait()
+    nothing_left(workers)
+    process = resumed(out, "workers=2", "strategy=deepspeed", "zero_stage=2", ray=address)
+    further(process)
+    workers = workers_under(here)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(200) == 130
+    nothing_left(workers)
+    assert not (out / "result.json").exists()
+    resume(out, "workers=0", "strategy=ddp")
+    same(out, tmp_path / "undisturbed", exact=False)
 
 
 def test_resume_refuses_another_config(tmp_path: Path, undisturbed: Path) -> None:
@@ -62,12 +95,12 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("strategy", [[], ["strategy=deepspeed", "zero_stage=2"]])
 def test_a_killed_worker(strategy: list[str], tmp_path: Path, by_two: Path) -> None:
     process = start(tmp_path, "workers=2", *strategy)
     until(mid_epoch(tmp_path, "align"), 120, process)
-    until(lambda: workers_of(process), 20, process)[0].kill()
+    until(lambda: workers_under(process.pid), 60, process)[0].kill()
     children = psutil.Process(process.pid).children(recursive=True)
     assert process.wait(300) == 0, process.communicate()[1]
     same(tmp_path, by_two, exact=not strategy)

@@ -58,18 +58,33 @@ def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path:
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-def test_a_callback_hears_workers_and_ends_them(tmp_path: Path) -> None:
-    heard = []
+@pytest.mark.timeout(600)
+def test_callbacks_hear_workers_and_end_them(tmp_path: Path, alone: dict[str, Any]) -> None:
+    """Twice, after an epoch and after a step; what was trained till then stays."""
+    heard: list[tuple[str, int, float]] = []
 
-    class Stop(Callback):
+    class AfterTwoEpochs(Callback):
         def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
             heard.append((stage, epoch, values["loss"]))
             if len(heard) == 2:
                 raise Stopped
 
+    class AtAStep(Callback):
+        def on_stage_begin(self, stage: str) -> None:
+            heard.append((stage, -1, 0.0))
+
+        def on_step(self, stage: str, epoch: int, step: int) -> None:
+            heard.append((stage, epoch, step))
+            raise Stopped
+
     with pytest.raises(Stopped):
-        trained(tmp_path, "workers=1", callbacks=[Stop()])
+        trained(tmp_path, "workers=1", callbacks=[AfterTwoEpochs()])
     assert [at for *at, _ in heard] == [["align", 0], ["align", 1]]
+    heard.clear()
+    with pytest.raises(Stopped):
+        trained(tmp_path, "workers=1", callbacks=[AtAStep()])
+    assert [at for *at, _ in heard] == [["align", -1], ["align", 2]]  # from where the first one ended
+    assert trained(tmp_path)["test"] == pytest.approx(alone["test"], abs=1e-6)
 
 
 def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
@@ -203,10 +218,20 @@ def test_a_busy_cluster_is_waited_for_aloud(tmp_path: Path, monkeypatch: pytest.
 
     said: list[str] = []
     tracker = Tracker(None)
-    monkeypatch.setattr(tracker, "say", said.append)
     monkeypatch.setattr(watch, "SILENCE", 2.0)
-    holder = ray.remote(num_cpus=2)(lambda: time.sleep(15)).remote()  # all there is
-    launch.run(launch.Task(work, "busy"), small("workers=1", f"out={tmp_path}"), tracker)
+    free = tmp_path / "free"
+
+    def say(text: str) -> None:
+        said.append(text)
+        free.touch()
+
+    def hold() -> None:
+        while not free.exists():
+            time.sleep(0.1)
+
+    monkeypatch.setattr(tracker, "say", say)
+    holder = ray.remote(num_cpus=2)(hold).remote()  # all there is
+    launch.run(launch.Task(work, "busy"), small("workers=1", f"out={tmp_path / 'run'}"), tracker)
     assert re.match(r"waiting for 1 worker of 1 CPU each for \d+ s; the cluster's 1 node\(s\) have 0 CPU", said[0])
     assert said[-1].startswith("1 worker on ")
     ray.get(holder)
