@@ -153,9 +153,9 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     if config.epochs == 0:
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
-    steps = stepper(task, config, at, fitting.sums)
+    stepper = _stepper(task, plan, fitting)
     while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
-        report = _epoch(task, plan, fitting, steps, tracker)
+        report = _epoch(task, plan, fitting, stepper, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
         epoch, last = at.epoch, at.epoch == config.epochs - 1
@@ -183,13 +183,9 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     return at.best
 
 
-def stepper(task: Task, settings: Fit, at: Progress, sums: Sums) -> Stepper:
-    """One step after the other: the learning rate of its place in the fit, the step, and what it reports.
-
-    at: where the fit stands, which the caller moves on, as it seeks the draws of every epoch. sums: where the steps'
-    terms are added up.
-    """
-    draws, engine = task.draws, task.dense.engine
+def _stepper(task: Task, plan: Plan, fitting: Fitting) -> Stepper:
+    """One step after the other: the learning rate of its place in the fit, the step, and what it reports."""
+    draws, at, settings = task.draws, fitting.at, plan.settings
     total = settings.epochs * draws.steps
 
     def one() -> None:
@@ -198,23 +194,23 @@ def stepper(task: Task, settings: Fit, at: Progress, sums: Sums) -> Stepper:
             task.dense.scale(left, 1 - (at.epoch * draws.steps + at.step) / total)
             for rate in task.rates:
                 rate.scale(left)
-        sums.add(task.step())
+        fitting.sums.add(task.step())
         draws.advance()
 
     why_not = "" if task.fixed else "the shapes of a step depend on its data"
-    if engine.world > 1:
+    if fitting.engine.world > 1:
         why_not = why_not or "several workers train together"
-    return Stepper(one, engine.device, why_not or task.dense.why_not)
+    return Stepper(one, fitting.engine.device, why_not or task.dense.why_not)
 
 
-def _epoch(task: Task, plan: Plan, fitting: Fitting, steps: Stepper, tracker: Tracker) -> dict[str, float]:
+def _epoch(task: Task, plan: Plan, fitting: Fitting, stepper: Stepper, tracker: Tracker) -> dict[str, float]:
     """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
     at, engine, draws = fitting.at, fitting.engine, task.draws
     fitting.sums.start(at.sums if engine.rank_zero else {})
     draws.seek(at.epoch, at.step)
     started, first = time.perf_counter(), at.step
     while at.step < draws.steps:
-        steps()
+        stepper()
         at.step += 1
         tracker.step(plan.stage, at.epoch, at.step)
         if at.step < draws.steps and (engine.world == 1 or at.step % _CHECK == 0):
