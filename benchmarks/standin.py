@@ -99,17 +99,17 @@ _library.fallback(torch.library.fallthrough_kernel, dispatch_key="AutocastPrivat
 
 
 class DeviceTensor(torch.Tensor):
-    """A tensor of the device; `values` holds its numbers on the CPU and shares memory as the tensor itself would."""
+    """A tensor of the device; `inner` holds its numbers on the CPU and shares memory as the tensor itself would."""
 
-    values: torch.Tensor
+    inner: torch.Tensor
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor) -> DeviceTensor:
+    def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
         where = {}
-        if values.layout == torch.strided:
-            where = {"strides": values.stride(), "storage_offset": values.storage_offset()}
-        out = torch.Tensor._make_wrapper_subclass(cls, values.size(), dtype=values.dtype, device=f"{NAME}:0", **where)
-        out.values = values
+        if inner.layout == torch.strided:
+            where = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        out = torch.Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype, device=f"{NAME}:0", **where)
+        out.inner = inner
         return out
 
     @classmethod
@@ -117,13 +117,13 @@ class DeviceTensor(torch.Tensor):
         return _run(op, args, kwargs or {}, _ignored)
 
     def __repr__(self, **_: Any) -> str:
-        return f"{NAME}({self.values!r})"
+        return f"{NAME}({self.inner!r})"
 
     def tolist(self) -> Any:
         mode = _Dispatch.active
         if mode is not None:
             mode.counted.waits += 1
-        return self.values.tolist()
+        return self.inner.tolist()
 
 
 _ignored = Counted()  # takes the counts of operations outside a `with Standin()`
@@ -173,11 +173,11 @@ def _run(op: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
                     f"{op}: expected all tensors to be on the same device, but found one of shape {tuple(x.shape)} on "
                     f"cpu beside one on {NAME}:0"
                 )
-    known = {id(x.values): x for x in ours}
+    known = {id(x.inner): x for x in ours}
 
     def behind(x: Any) -> Any:
         if isinstance(x, DeviceTensor):
-            return x.values
+            return x.inner
         return _HOST if isinstance(x, torch.device) and _is_ours(x) else x
 
     def wrapped(x: Any) -> Any:

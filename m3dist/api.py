@@ -37,6 +37,6 @@ def train(
     return Run(config.out)
 
 
-def load(run: str | Path) -> Run:
-    """Open a finished run by its folder or URI. Raises ValueError when there is none."""
-    return Run(run)
+def load(run: str | Path, device: str = "auto") -> Run:
+    """Open a finished run by its folder or URI. device: where it ranks. Raises ValueError when there is none."""
+    return Run(run, device)

@@ -179,13 +179,13 @@ class Config(Section):
     stages: tuple[str, ...] | None = None  # the model's first stages; default: all of them
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
-    use_gpu: bool = False  # one for each worker
+    use_gpu: bool | Literal["auto"] = "auto"  # one for each worker; auto: where there are as many
     resources_per_worker: dict[str, PositiveFloat] = {}  # Ray's names, such as CPU; default: 1 CPU, and 1 GPU if used
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
     deepspeed: dict[str, Any] = {}  # further values of DeepSpeed's own config
     embeddings: Literal["replicated", "sharded"] = "replicated"  # all rows of tables on every worker, or its part
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"  # of steps; auto: tf32 on GPUs, float32 on CPUs
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
     autoscaling: bool = False  # the cluster can grow: wait for workers instead of refusing

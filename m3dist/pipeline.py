@@ -27,6 +27,7 @@ from m3dist import config as configs
 from m3dist import results
 from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
+from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
@@ -88,9 +89,9 @@ def final_stage(config: Config) -> str:
     return registry.model(config.model).final.name
 
 
-def scorer(config: Config, tensors: dict[str, Tensor]) -> Scorer:
-    """The final stage's tensors, ready to rank."""
-    return registry.load(registry.model(config.model).scorer)(tensors, config)
+def scorer(config: Config, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Scorer:
+    """The final stage's tensors, ready to rank on a device."""
+    return registry.load(registry.model(config.model).scorer)({k: x.to(device) for k, x in tensors.items()}, config)
 
 
 def resumed(run: str, overrides: tuple[str, ...]) -> Config:
@@ -146,6 +147,10 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
     """Compute the artifacts of a job's steps that are not there yet; every worker calls it alike."""
     config = job.config
     registry.register(job.classes)
+    if engine.rank_zero:
+        tracker.say(
+            f"on {devices.described(engine.device)}" + (f", {engine.world} workers" if engine.world > 1 else "")
+        )
     dataset, store, spec = open_data(config, held), artifact_store(config), registry.model(config.model)
     key = keys(config, dataset)
     context = Context(dataset, config, engine, tracker, lambda stage: store.load(stage, key[stage])[0])
@@ -154,7 +159,7 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
             continue
         saved = Checkpoints(_checkpoints(config, name, key), key[name], config.checkpoint, engine)
         if name == TEST:
-            output = _test(context, scorer(config, context.read(spec.final.name)))
+            output = _test(context, scorer(config, context.read(spec.final.name), engine.device))
         else:
             stage = spec.stage(name)
             output = registry.load(stage.run)(context.at(stage, saved))

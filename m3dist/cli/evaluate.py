@@ -8,11 +8,12 @@ import click
 @click.command(name="evaluate")
 @click.argument("run")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
-def command(run: str, split: str) -> None:
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(run: str, split: str, device: str) -> None:
     """Rank the whole catalogue for every user of a finished RUN and print the metrics.
 
     Those named /cold count only held-out items without training interactions."""
     from m3dist.serving.run import Run
 
-    for name, value in sorted(Run(run).evaluate(split).items()):
+    for name, value in sorted(Run(run, device).evaluate(split).items()):
         click.echo(f"{name:<20}{value:.6f}")

@@ -13,7 +13,8 @@ import click
 @click.option("--out", required=True, help="Parquet file to write: a path or a URI.")
 @click.option("--user", "users", multiple=True, help="Original id; repeat it. Without users: all of them.")
 @click.option("--users", "file", help="A text file of original ids, one a line.")
-def command(run: str, k: int, out: str, users: tuple[str, ...], file: str | None) -> None:
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(run: str, k: int, out: str, users: tuple[str, ...], file: str | None, device: str) -> None:
     """Write each user's best unseen items: original ids, score and the modalities' weights."""
     import pyarrow.parquet as pq
 
@@ -22,7 +23,7 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], file: str | None
 
     target = Folder(out)  # an unknown kind of URI is told before anything is ranked
     wanted = [*users, *(_listed(file) if file else [])]
-    table = Run(run).recommend(wanted or None, k)
+    table = Run(run, device).recommend(wanted or None, k)
     try:
         pq.write_table(table, target.path, filesystem=target.fs)
     except OSError as error:

@@ -160,7 +160,7 @@ def inside(config: Config | None, here: dict[str, Any], places: dict[str, str]) 
         yield skipped("storage", "no CONFIG or --storage names a folder to write and read")
     elif not faults:
         yield ok("storage", f"{', '.join(places.values())}: every node reads what every node writes")
-    gpu = bool(config and config.use_gpu) and any(each["cuda"] for each in facts.values())
+    gpu = bool(config and config.use_gpu is True) and any(each["cuda"] for each in facts.values())
     backend = "nccl" if gpu else "gloo"
     world, wrong = probe.all_reduce(backend)
     if wrong:

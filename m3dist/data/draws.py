@@ -193,6 +193,11 @@ class Draws:
         return self.step + self._before
 
     @property
+    def number_here(self) -> int:
+        """The same on the host, which does not follow captured steps."""
+        return self._epoch * self.steps + self.here
+
+    @property
     def present(self) -> tuple[int, int]:
         """How many interactions this worker's part of the step has, and the global batch, on the host.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m3dist.config import Config
 from m3dist.data.parts import share
+from m3dist.distributed import devices
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ class Engine:
     def of(config: Config, rank: int = 0, world: int = 1, device: str | torch.device | None = None) -> Engine:
         """A worker as a config describes it; alone, on the GPU when the config uses one."""
         if device is None:
-            device = "cuda" if config.use_gpu else "cpu"
-            if config.use_gpu and not torch.cuda.is_available():
-                raise ValueError("use_gpu: this process sees no GPU; set use_gpu=false")
+            device = devices.wanted(config.use_gpu)
         strategy = Strategy(config.strategy, config.zero_stage, config.deepspeed, config.precision)
         return Engine(rank, world, device, strategy)
 
@@ -66,12 +65,21 @@ class Engine:
         return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 where configured; with `auto`, on GPUs that have it. float32 elsewhere."""
-        precision = self.strategy.precision
-        auto = precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if auto or precision == "bf16":
+        """bf16 where it is configured, float32 elsewhere."""
+        if self.strategy.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def fast_products(self) -> Iterator[None]:
+        """Matrix products of steps by TF32 on GPUs that have it, unless the precision is float32; what is ranked or
+        written is computed outside."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.strategy.precision != "float32"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
     def share(self, n: int) -> tuple[int, int]:
         """This worker's contiguous part of 0..n-1."""

@@ -52,7 +52,7 @@ def connect() -> None:
 
 def per_worker(config: Config) -> dict[str, float]:
     """Ray resources of one worker."""
-    default = {"CPU": 1.0, "GPU": 1.0} if config.use_gpu else {"CPU": 1.0}
+    default = {"CPU": 1.0, "GPU": 1.0} if config.use_gpu is True else {"CPU": 1.0}
     return default | dict(config.resources_per_worker)
 
 
@@ -64,7 +64,7 @@ def check(config: Config) -> None:
     """Raises ValueError, in one line, when the cluster can never run this config."""
     resources = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if config.use_gpu and not resources.get("GPU") and not config.autoscaling:
+    if config.use_gpu is True and not resources.get("GPU") and not config.autoscaling:
         raise ValueError(f"use_gpu: the cluster has no GPU ({_shown(resources)}); set use_gpu=false or join another")
     if not config.autoscaling:
         require("workers", least_workers(config), per_worker(config))
@@ -277,6 +277,9 @@ def run(
     errors or when workers died more often than config.max_failures.
     """
     connect()
+    if config.use_gpu == "auto":
+        there = ray.cluster_resources().get("GPU", 0) >= least_workers(config)
+        config = config.model_copy(update={"use_gpu": there})
     check(config)
     relay: Any = _here(ray.remote(num_cpus=0)(_Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"

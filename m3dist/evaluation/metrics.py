@@ -21,18 +21,6 @@ from m3dist.evaluation.topk import top_k
 _TOGETHER = 1 << 13  # users whose metrics are found at once
 
 
-def hits(item_uk: Tensor, users: Users, relevant: Seen) -> Tensor:
-    """bool [u, k]: which of the listed items are relevant."""
-    row, item = relevant.rows(users)
-    if not len(row):
-        return torch.zeros_like(item_uk, dtype=torch.bool)
-    stride = 1 << 32
-    keys = row * stride + item
-    wanted = torch.arange(len(users), device=item_uk.device)[:, None] * stride + item_uk
-    at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return keys[at] == wanted
-
-
 def per_user(hit_uk: Tensor, relevant_u: Tensor, ks: tuple[int, ...]) -> dict[str, Tensor]:
     """Metrics of every user, float64 [u], at every K; all are 0 where nothing is relevant.
 
@@ -124,12 +112,12 @@ def evaluate(ranking: Ranking, users: np.ndarray, judged: Judged, keep: bool = F
     nothing = per_user(torch.zeros(1, k, device=device), torch.zeros(1, dtype=torch.int64, device=device), judged.ks)
     total.add(nothing)
     for some, item_uk, there_uk, further in _gathered(ranking.blocks(Users.of(users, device)), judged):
-        hit_uk = hits(item_uk, some, relevant) & there_uk
+        hit_uk = relevant.hold(some, item_uk) & there_uk
         values = per_user(hit_uk, relevant.count(some), judged.ks)
         total.add(values | further)
         if judged.cold is not None:
             count_u = judged.cold.count(some)
-            of_cold = per_user(hits(item_uk, some, judged.cold) & there_uk, count_u, judged.ks)
+            of_cold = per_user(judged.cold.hold(some, item_uk) & there_uk, count_u, judged.ks)
             total.add({f"{name}/cold": x for name, x in of_cold.items()})
             total.cold_users += int((judged.cold.here[some.here + 1] > judged.cold.here[some.here]).sum())
         for at in judged.ks:
@@ -175,6 +163,6 @@ def _among_cold(block: Block, judged: Judged) -> dict[str, Tensor]:
     if judged.cold is None or judged.cold_C is None:
         return {}
     at_uk, score_uk = top_k(block.scores.index_select(1, judged.cold_C), max(judged.ks))
-    hit_uk = hits(judged.cold_C[at_uk], block.users, judged.cold) & (score_uk > float("-inf"))
+    hit_uk = judged.cold.hold(block.users, judged.cold_C[at_uk]) & (score_uk > float("-inf"))
     values = per_user(hit_uk, judged.cold.count(block.users), judged.ks)
     return {f"{name}/cold-only": x for name, x in values.items()}

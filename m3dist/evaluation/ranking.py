@@ -8,6 +8,7 @@ Shapes: U users, u of a block, I items, n pairs of a split, k list length, M rec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from m3dist.evaluation.topk import top_k
+
+_STRIDE = 1 << 32  # above all item ids
 
 
 class Users(NamedTuple):
@@ -65,6 +68,20 @@ class Seen:
         user = np.repeat(np.arange(len(self.here) - 1), np.diff(self.here))
         kept = kept_I[item]
         return Seen.of((user[kept], item[kept]), len(self.here) - 1, self.item.device)
+
+    @functools.cached_property
+    def _keys(self) -> Tensor:
+        """Of every pair, ascending."""
+        user = torch.repeat_interleave(self.bounds.diff(), output_size=len(self.item))
+        return user * _STRIDE + self.item
+
+    def hold(self, users: Users, item_uk: Tensor) -> Tensor:
+        """bool [u, k]: which of these items are among their user's."""
+        if not len(self.item):
+            return torch.zeros_like(item_uk, dtype=torch.bool)
+        wanted_uk = users.there_u.unsqueeze(1) * _STRIDE + item_uk
+        at_uk = torch.searchsorted(self._keys, wanted_uk).clamp_(max=len(self.item) - 1)
+        return self._keys[at_uk] == wanted_uk
 
     def count(self, users: Users) -> Tensor:
         """How many each user has, [u]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_GROUP = 16  # columns whose maximum stands for them in the first pass on a CPU
+_GROUP = 16  # columns whose maximum stands for them in the first pass
 _NAN = "the model's scores hold NaN; lower the learning rate"
 
 
@@ -22,7 +22,7 @@ def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     k = min(k, score_uI.shape[1])
     groups = score_uI.shape[1] // _GROUP
-    if score_uI.device.type == "cpu" and groups > 2 * k:
+    if groups > 2 * k:
         item, score, doubtful_u = _by_groups(score_uI, k, groups)
     else:
         score, item = _largest(score_uI, k)
@@ -40,17 +40,18 @@ def top_k(score_uI: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _by_groups(score_uI: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates [u, k + 1] in two passes over rows that stay in cache, and the rows that may have missed one.
+    """Candidates [u, k + 1] in two passes, and the rows that may have missed one.
 
     Columns g, g + G, g + 2G, ... form group g; the k groups with the best maxima hold the k best items unless the k-th
     maximum is tied with a group left out, since k items beat everything outside. Only these groups' columns, and those
     behind the last group, are looked at.
     """
     u, n_items = score_uI.shape
-    tail = torch.arange(groups * _GROUP, n_items)
+    device = score_uI.device
+    tail = torch.arange(groups * _GROUP, n_items, device=device)
     maximum_uG = score_uI[:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1)
     value, best_uk = _largest(maximum_uG, k)
-    columns = (best_uk[:, :k].unsqueeze(2) + torch.arange(_GROUP) * groups).flatten(1)
+    columns = (best_uk[:, :k].unsqueeze(2) + torch.arange(_GROUP, device=device) * groups).flatten(1)
     columns = torch.cat([columns, tail.expand(u, len(tail))], dim=1)
     score, at = _largest(score_uI.gather(1, columns), k)
     return columns.gather(1, at), score, value[:, k - 1] == value[:, k]

@@ -75,8 +75,8 @@ def _contrastive(
 
 
 class ClubSamples(NamedTuple):
-    """v_m [M, C, w] and z_m [M, C, D] of the items under contrast, which of them have the modality, the columns of v that
-    each modality has, and which items are this worker's anchors (low, high)."""
+    """v_m [M, C, w] and z_m [M, C, D] of the items under contrast, which of them have the modality, the columns of v
+    that each modality has, and which items are this worker's anchors (low, high)."""
 
     v_MCw: Tensor
     z_MCD: Tensor
@@ -89,13 +89,13 @@ QParameters = tuple[Tensor, Tensor, Tensor, Tensor]  # hidden [M, D, H] and bias
 
 
 def club(samples: ClubSamples, q: QParameters) -> tuple[Tensor, Tensor]:
-    """CLUB's bounds on I(v; z) (Cheng et al. 2020, eq. 6 of the paper), [M], and the mean of -log q(v|z), summed over M.
+    """CLUB's bounds on I(v; z) (Cheng et al. 2020, eq. 6 of the paper), [M], and the mean of -log q(v|z), over all M.
 
-    q is a diagonal Gaussian whose mean and log variance, kept within +-5 by tanh since a vanishing variance would make the
-    bound explode, come from one hidden layer. The bound is the mean over pairs of log q(v_i|z_i) minus log q(v_j|z_i) over
-    all j; the average over j of a squared distance needs only the first two moments of v, so its cost is linear in C. The
-    bounds' gradients are those of v and z, with q held fixed; the likelihood's are those of q, with v and z held fixed.
-    Both are this worker's shares.
+    q is a diagonal Gaussian whose mean and log variance come from one hidden layer; the latter is kept within +-5 by
+    tanh, since a vanishing variance would make the bound explode. The bound is the mean over pairs of log q(v_i|z_i)
+    minus log q(v_j|z_i) over all j; the average over j of a squared distance needs only the first two moments of v, so
+    its cost is linear in C. The bounds' gradients are those of v and z, with q held fixed; the likelihood's are those
+    of q, with v and z held fixed. Both are this worker's shares.
     """
     with torch.no_grad():
         bounds_M, nll, of_samples, of_q = _club(samples, [x.float() for x in q])

@@ -232,22 +232,3 @@ def _by_tiles(
             second_ED = torch.mm(member_RET[r], torch.bmm(length_RT1t[r], pull_TtD.square_()).squeeze(1))
         out.append(Fit(count_RE[r], loss_RE[r], gradient_EcD, bias_grad_REc[r], second_ED))
     return out
-
-
-def environment_variance(gradient_EcD: Tensor, second_ED: Tensor, count_ED: Tensor) -> Tensor:
-    """The Var-term (after InvRL, Du et al. 2022): how much environments' gradients differ, per dimension [D].
-
-    gradient, second: sums of samples' gradients, and of their squares over c; count: samples, which may differ between
-    dimensions of several representations side by side. The squared deviation of the environments' mean gradients from
-    their mean, summed over environments and c, less what sampling alone would give (the within-environment variance
-    over count): a batch's noise would otherwise drown the difference. Environments with fewer than two samples have no
-    variance and are left out. Never below 0.
-    """
-    there_ED = (count_ED >= 2).to(second_ED.dtype)
-    number_D = there_ED.sum(0).clamp(min=1)
-    count_ED = count_ED.clamp(min=1)
-    mean_EcD = gradient_EcD * (there_ED / count_ED).unsqueeze(1)
-    within_ED = second_ED / count_ED - mean_EcD.square().sum(1)
-    noise_D = (within_ED * (there_ED / (count_ED - 1).clamp(min=1))).sum(0)
-    away_EcD = (mean_EcD - mean_EcD.sum(0) / number_D) * there_ED.unsqueeze(1)
-    return (away_EcD.square().sum(dim=(0, 1)) - (1 - 1 / number_D) * noise_D).clamp(min=0)

@@ -55,14 +55,15 @@ class AlignModel(nn.Module):
         self, sampled: Sampled, contrast: Contrast, rows: Rows, x_R: list[Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, Rows]:
         """Terms, their sum, and the gradients of the rows."""
-        align, (tables,) = self.config, self._tables
+        align, (tables,), project = self.config, self._tables, self.backbone.project
+        assert project is not None
         at_c = sampled.item.slots.slot_L[sampled.scored :]
         v, common, z_McD = self.aligner(x_R, at_c)
-        content_Rc = self.backbone.project(torch.cat([*v, common], dim=1))
+        content_Rc = project(torch.cat([*v, common], dim=1))
         terms_M, loss, grads = backbone_loss(tables, sampled, rows, [content_Rc])
         out = {name: x_M.sum() for name, x_M in terms_M.items()}
         if tables.config.projection_l2:
-            penalty = tables.config.projection_l2 * self.backbone.project.weight.square().sum() * sampled.part
+            penalty = tables.config.projection_l2 * project.weight.square().sum() * sampled.part
             out["l2"], loss = out["l2"] + penalty.detach(), loss + penalty
         out["recommendation"] = loss.detach()
         parts = [*(x.index_select(0, at_c) for x in (*v, common)), *z_McD.unbind()]

@@ -129,7 +129,8 @@ class Backbones:
         scored = sum(x.numel() for x in ids)
         ids += [] if more is None else [more]
         wanted = [Wanted(self.user, user_X, batch.user_B), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
-        return Sampled(batch, *touch(self.engine, wanted), samples, scored)
+        user, item = touch(self.engine, wanted)
+        return Sampled(batch, user, item, samples, scored)
 
     def rows(self, sampled: Sampled) -> Rows:
         """The rows that a step reads."""

@@ -2,8 +2,8 @@
 
 A step's gradients have closed forms (`losses.projection`): no autograd over samples.
 
-Shapes: n interactions, b places of this worker's share of a batch, N negatives, E environments, c content width of users,
-D representation width.
+Shapes: n interactions, b places of this worker's share of a batch, N negatives, E environments, c content width of
+users, D representation width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, normal
 from m3dist.distributed.engine import Engine
 from m3dist.losses.known import known
-from m3dist.losses.projection import Fit, Projection, Samples, Tiles, environment_variance, projection_fits
+from m3dist.losses.masks import Columns, Penalties, mask_loss
+from m3dist.losses.projection import Projection, Samples, Tiles, projection_fits
 from m3dist.method.backbone import spared
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
@@ -123,7 +124,7 @@ def fresh(seed: int, c: int, D: int, keys: Sequence[str | int]) -> Trained:
 
 
 class EnvironmentModels(nn.Module):
-    """Projections of some environments of some representations; forward gives this worker's share of their loss (eq. 7).
+    """Projections of environments of some representations; forward gives this worker's share of their loss (eq. 7).
 
     names: of as many environments of each. psi: 1 - m of every representation, [D].
     """
@@ -149,7 +150,9 @@ class EnvironmentModels(nn.Module):
         """environment_Rn: of every interaction, in the order of `names`."""
         place_Rb = self.place_RE.gather(1, environment_Rn.index_select(1, step.batch.index_Pb[0]).long())
         parameters = [(getattr(self, f"W_{r}"), getattr(self, f"b_{r}")) for r in self.names]
-        projections = [Projection(self.x[r], W.detach(), b.detach()) for r, (W, b) in zip(self.names, parameters)]
+        projections = [
+            Projection(self.x[r], W.detach(), b.detach()) for r, (W, b) in zip(self.names, parameters, strict=True)
+        ]
         share_b, samples = step.share_b, step.samples
         weighted = replace(
             samples, positive_b=samples.positive_b * share_b, base_b=samples.base_b * share_b,
@@ -167,24 +170,15 @@ class EnvironmentModels(nn.Module):
 
 
 class Masks(nn.Module):
-    """Gates of some representations, each with a projection of its own; forward gives their terms.
-
-    L_mask is mean_e L_e(Phi), `fit`, + gamma the mean of (Var o m)^2, `variance`, + rho the mean of m^2, `size`. Var is
-    measured on the whole representation and held constant: a mask entry pays for how unlike the environments are in its
-    dimension, and cannot lower the price by shrinking. It is relative to its mean over dimensions, and both regularisers
-    are means over D, so gamma and rho depend neither on widths nor on the scale of gradients.
-    """
+    """Gates of some representations, each with a projection of its own; forward gives `losses.masks.mask_loss`."""
 
     def __init__(self, frozen: Frozen, logits: Mapping[int, Tensor], round_: int):
         super().__init__()
         self.frozen, self.rs = frozen, [*logits]
         settings = frozen.settings
         self.rho, self.gamma = settings.rho, gamma_of(settings, round_)
-        self.widths, self.tiles = [len(x) for x in logits.values()], frozen.tiles(settings.environments)
-        device = frozen.engine.device
-        self._width_R = torch.tensor(self.widths, dtype=torch.float32, device=device)
-        self._spread_S = torch.arange(len(self.widths)).repeat_interleave(torch.tensor(self.widths)).to(device)
-        self._member_RS = (self._spread_S == torch.arange(len(self.widths), device=device)[:, None]).float()
+        self.tiles = frozen.tiles(settings.environments)
+        self.columns = Columns([len(x) for x in logits.values()], frozen.engine.device)
         self.gates = nn.ModuleDict()
         for r, logit_D in logits.items():
             gate = Gate(len(logit_D), settings.gate, settings.init, settings.gate_noise)
@@ -206,42 +200,17 @@ class Masks(nn.Module):
             xs = [self.frozen.x[r] for r in self.rs]
             scaled = [Projection(x, (W * m)[None], b[None]) for x, W, b, m in zip(xs, W, b, masks, strict=True)]
             fits = projection_fits(step.samples, scaled, environment_Rb, self.tiles, moments=True)
-            values, gradients = self._weighed(fits, W, torch.cat(masks), step.share_b.sum())
-        loss_R = values.pop("loss")
-        named = {f"{r}/{name}": x for name, x_R in (values | {"loss": loss_R}).items() for r, x in zip(self.rs, x_R)}
-        return known(loss_R.sum(), [*W, *b, *masks], gradients), named
-
-    def _weighed(
-        self, fits: list[Fit], W: list[Tensor], mask_S: Tensor, part: Tensor
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Terms of every representation [R], and gradients of W, b and masks. S: all representations' D side by side."""
-        engine, E = self.frozen.engine, self.frozen.settings.environments
-        count_RE, loss_RE = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("count_E", "loss_E"))
-        gradient_EcS = torch.cat([fit.gradient_EcD for fit in fits], dim=2)
-        second_ES = torch.cat([fit.second_ED for fit in fits if fit.second_ED is not None], dim=1)
-        all_EcS = gradient_EcS
-        if engine.world > 1:
-            all_EcS = gradient_EcS.clone()
-            engine.add_up([count_RE, second_ES, all_EcS])
-        there_RE = count_RE > 0
-        weight_RE = there_RE / (count_RE.clamp(min=1) * there_RE.sum(1, keepdim=True).clamp(min=1))
-        of_S = self._spread_S
-        variance_S = environment_variance(all_EcS, second_ES, count_RE.T.index_select(1, of_S))
-        mean_variance_R = self._means(variance_S).clamp(min=1e-30)
-        relative_S = variance_S / mean_variance_R.index_select(0, of_S)
-        penalty_S, D_S = relative_S.square() * (self.gamma * part), self._width_R.index_select(0, of_S)
-        mean_cS = (gradient_EcS * weight_RE.T.index_select(1, of_S).unsqueeze(1)).sum(0)
-        fit_R, square_S = (weight_RE * loss_RE).sum(1), mask_S.square()
-        variance_R, size_R = self._means(penalty_S * square_S), self._means(square_S) * (self.rho * part)
-        by_mask_S = (torch.cat(W, dim=1) * mean_cS).sum(0) + 2 * mask_S * (penalty_S + self.rho * part) / D_S
-        by_bias = torch.bmm(weight_RE.unsqueeze(1), torch.stack([fit.bias_Ec for fit in fits])).squeeze(1)
-        by_W = (mean_cS * mask_S).split(self.widths, dim=1)
-        values = {"fit": fit_R, "variance": variance_R, "size": size_R, "loss": fit_R + variance_R + size_R}
-        return values, [*by_W, *by_bias.unbind(), *by_mask_S.split(self.widths)]
-
-    def _means(self, x_S: Tensor) -> Tensor:
-        """Over each representation's dimensions, [R]."""
-        return torch.mv(self._member_RS, x_S) / self._width_R
+            penalties = Penalties(self.gamma, self.rho, step.share_b.sum())
+            parameters = torch.cat(W, dim=1), torch.cat(masks)
+            found = mask_loss(fits, parameters, penalties, self.columns, self.frozen.engine.add_up)
+        terms = {"fit": found.fit_R, "variance": found.variance_R, "size": found.size_R}
+        terms["loss"] = found.fit_R + found.variance_R + found.size_R
+        widths = self.columns.widths
+        gradients = [
+            *found.W_grad_cV.split(widths, dim=1), *found.bias_grad_Rc.unbind(), *found.mask_grad_V.split(widths)
+        ]  # fmt: skip
+        named = {f"{r}/{name}": x for name, x_R in terms.items() for r, x in zip(self.rs, x_R, strict=True)}
+        return known(terms["loss"].sum(), [*W, *b, *masks], gradients), named
 
 
 def gamma_of(settings: Invariance, round_: int) -> float:

@@ -16,7 +16,6 @@ from m3dist.config import Config
 from m3dist.evaluation import ranking
 from m3dist.method import fusion
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
-from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
@@ -42,6 +41,7 @@ class Fused:
         if "gate.mean" in tensors:
             self.gate = fusion.AttentionGate(self.models)
             self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
+            self.gate.to(tensors["gate.mean"].device)
 
     def scores(self, user_u: Tensor) -> list[Tensor]:
         """Every member's, [u, I]; the next call overwrites them."""
@@ -49,7 +49,7 @@ class Fused:
 
     def weights(self, scores: list[Tensor]) -> Tensor:
         """omega [u, M] by the configured strategy."""
-        if self.models == 1 or self.strategy == "equal":
+        if self.strategy == "equal":
             return fusion.equal_weights(scores[0], self.models)
         if self.strategy == "loss":
             assert self.loss_weight is not None
@@ -63,8 +63,10 @@ class Fused:
     def __call__(self, user_u: Tensor, mask: ranking.Mask) -> tuple[Tensor, Tensor | None]:
         """Fused scores [u, I], which the next call overwrites, and weights [u, M]; no weights of a single member."""
         scores = self.scores(user_u)
+        if self.models == 1:
+            return scores[0], None
         weight_uM = self.weights(scores)
-        return fusion.fuse(weight_uM, scores), weight_uM if self.models > 1 else None
+        return fusion.fuse(weight_uM, scores), weight_uM
 
 
 def scorer(tensors: dict[str, Tensor], config: Config) -> Fused:
@@ -85,7 +87,7 @@ class MergeModel(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Rows]:
         """Terms [M], their sum, and the gradients of the rows. contents: of the item slots, [R, w] of each member."""
         (tables,) = self._tables
-        projections = [backbone.project for backbone in self.backbones]
+        projections = [backbone.project for backbone in tables.models]
         projected = [None if p is None else p(x) for p, x in zip(projections, contents, strict=True)]
         terms, loss, grads = backbone_loss(tables, sampled, rows, projected)
         weights = [p.weight for p in projections if p is not None]
@@ -96,9 +98,7 @@ class MergeModel(nn.Module):
 
     def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
         """Whole rows of a member's items."""
-        backbone = self.backbones[m]
-        assert isinstance(backbone, UltraGCN)
-        return backbone.item_rows(id_Id, content_Iw)
+        return self._tables[0].models[m].item_rows(id_Id, content_Iw)
 
 
 class MergeTask:
@@ -164,9 +164,10 @@ class ValidationPairs:
 
     def __init__(self, data: DeviceData, seed: int):
         self.data = data
-        self.user, self.item = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
+        pairs = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
+        self.user, self.item = (x.to(data.device) for x in pairs)
         generator = torch.Generator().manual_seed(derive(seed, "validation"))
-        self.negative = torch.randint(data.n_items, (len(self.user),), generator=generator)
+        self.negative = torch.randint(data.n_items, (len(self.user),), generator=generator).to(data.device)
 
     def scores(self, fused: Fused, items: Tensor) -> Tensor:
         """Every member's score of each pair's user with these items, [n, M]."""
@@ -188,9 +189,9 @@ def fit_fusion(context: Context, fused: Fused, strategy: str) -> dict[str, Tenso
         here = users[data.mine(users)].split(1024)
         blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in here]
         confidence = data.joined(torch.cat(blocks))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "gate"))
-            gate = fusion.AttentionGate(fused.models)
+            gate = fusion.AttentionGate(fused.models).to(data.device)
         gate.mean, gate.std = confidence.mean(0), confidence.std(0).clamp(min=1e-6)
         optimizer = torch.optim.Adam(gate.parameters(), lr=settings.attention_lr)
         at = torch.searchsorted(users, pairs.user)
@@ -235,7 +236,7 @@ def fused(context: Context) -> Output:
     """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
     aligned, masks = context.read("align"), context.read("invariance")
     M = len(context.dataset.modalities)
-    phi = [masks[f"mask.{r}"] * aligned[f"representation.{r}"] for r in range(M + 1)]
+    phi = [masks[f"mask.{r}"] * aligned[f"representation.{r}"].float() for r in range(M + 1)]
     contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
     return train(context, contents, _start(context, "align", "member"))
 

@@ -14,12 +14,46 @@ import torch
 from torch import Tensor
 
 from m3dist.config import Config
-from m3dist.distributed.engine import Engine
+from m3dist.distributed.engine import Dense, Engine
 from m3dist.method.assignment import Blocks, Models, assign
 from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, Trained
 from m3dist.training.steps import Stepper, Sums
 
 Learned = tuple[Tensor, dict[str, float]]  # a gate's new logits [D], and the means of its terms
+
+
+class Steps:
+    """Steps over the training interactions of what one purpose trains."""
+
+    def __init__(self, frozen: Frozen, purpose: str, step: Callable[[Step], dict[str, Tensor]], dense: Dense):
+        self.engine, self.dense, self.sums = frozen.engine, dense, Sums()
+        self.draws = draws = frozen.draws(purpose)
+        draws.seek(0, 0)
+
+        def one() -> None:
+            self.sums.add(step(frozen.step(draws)))
+            draws.advance()
+
+        self._stepper = Stepper(one, self.engine, dense.why_not)
+
+    def __call__(self) -> None:
+        """The next step."""
+        self._stepper()
+
+    def take(self, epochs: int, interrupted: Callable[[], bool]) -> dict[str, float]:
+        """Every step of some epochs; the means of what they report, over all workers.
+
+        Raises KeyboardInterrupt when it is interrupted: a round of large data is long.
+        """
+        for epoch in range(epochs):
+            self.draws.seek(epoch, 0)
+            for _ in range(self.draws.steps):
+                if interrupted():
+                    raise KeyboardInterrupt
+                self()
+        totals = self.engine.totals(self.sums.read())
+        self._stepper.close()
+        return {name: total / max(epochs * self.draws.steps, 1) for name, total in totals.items()}
 
 
 class Trainer:
@@ -40,17 +74,17 @@ class Trainer:
         """Every interaction's environment under these representations, int16 [R, n]."""
         return torch.stack([environment[r].to(self.engine.device, torch.int16) for r in rs])
 
-    def environments(
+    def environment_steps(
         self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
         round_: int,
-    ) -> dict[int, Trained]:  # fmt: skip
-        """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation.
+    ) -> tuple[Steps, EnvironmentModels]:  # fmt: skip
+        """Steps of the models of the named environments of each representation, and the models.
 
         psi: 1 - m of every representation, [D]. environment: of every interaction, [n].
         """
-        settings, here_Rn = self.settings, self._stacked(environment, names)
+        here_Rn = self._stacked(environment, names)
         module = EnvironmentModels(self.frozen, names, self.on_device(psi), round_)
-        dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.environment_lr}])
+        dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": self.settings.environment_lr}])
 
         def step(step: Step) -> dict[str, Tensor]:
             loss = dense(step, here_Rn)
@@ -58,14 +92,15 @@ class Trainer:
             dense.step()
             return {"loss": loss.detach()}
 
-        self._train(step, f"environments.{round_}", settings.environment_epochs)
-        return module.trained(dense.state())
+        return Steps(self.frozen, f"environments.{round_}", step, dense), module
 
-    def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
-        """One round of mask learning of some representations."""
-        settings, here_Rn = self.settings, self._stacked(environment, logits)
+    def mask_steps(
+        self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int
+    ) -> tuple[Steps, Masks]:
+        """Steps of the masks of some representations, and the masks."""
+        here_Rn = self._stacked(environment, logits)
         module = Masks(self.frozen, logits, round_)
-        dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": settings.mask_lr}])
+        dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": self.settings.mask_lr}])
 
         def step(step: Step) -> dict[str, Tensor]:
             loss, terms = dense(step, here_Rn)
@@ -73,31 +108,26 @@ class Trainer:
             dense.step()
             return terms
 
-        found = self._train(step, f"masks.{round_}", settings.mask_epochs)
+        return Steps(self.frozen, f"masks.{round_}", step, dense), module
+
+    def environments(
+        self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
+        round_: int,
+    ) -> dict[int, Trained]:  # fmt: skip
+        """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation."""
+        steps, module = self.environment_steps(names, psi, environment, round_)
+        steps.take(self.settings.environment_epochs, self.interrupted)
+        return module.trained(steps.dense.state())
+
+    def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
+        """One round of mask learning of some representations."""
+        steps, _ = self.mask_steps(logits, environment, round_)
         means: dict[int, dict[str, float]] = {r: {} for r in logits}
-        for name, mean in found.items():
+        for name, mean in steps.take(self.settings.mask_epochs, self.interrupted).items():
             r, _, term = name.partition("/")
             means[int(r)][term] = mean
-        state = dense.state()
+        state = steps.dense.state()
         return {r: (state[f"gates.{r}.logit"].cpu(), means[r]) for r in logits}
-
-    def _train(self, step: Callable[[Step], dict[str, Tensor]], purpose: str, epochs: int) -> dict[str, float]:
-        """Take every step of some epochs; means of what they report, over all workers."""
-        draws, sums = self.frozen.draws(purpose), Sums()
-
-        def one() -> None:
-            sums.add(step(self.frozen.step(draws)))
-            draws.advance()
-
-        why_not = "several workers train together" if self.engine.world > 1 else ""
-        stepper = Stepper(one, self.engine.device, why_not)
-        for epoch in range(epochs):
-            draws.seek(epoch, 0)
-            for _ in range(draws.steps):
-                self._heed()
-                stepper()
-        totals = self.engine.totals(sums.read())
-        return {name: total / max(epochs * draws.steps, 1) for name, total in totals.items()}
 
     def assign(self, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
         """The best environment of each interaction, int16 [n]; 0 outside a part of all."""
@@ -106,8 +136,3 @@ class Trainer:
     def assign_part(self, models: Models, part: tuple[int, int]) -> Tensor:
         """The same of the part alone, in the order of `blocks.interactions(*part)`."""
         return self.assign(models, part)[self.blocks.interactions(*part)]
-
-    def _heed(self) -> None:
-        """Raises KeyboardInterrupt when the run was interrupted."""
-        if self.interrupted():
-            raise KeyboardInterrupt

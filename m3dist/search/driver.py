@@ -38,7 +38,7 @@ _HEAD = {"memory": float(64 << 20)}  # of a trial that leads workers: it waits f
 
 def needs(config: Config) -> list[dict[str, float]]:
     """What Ray reserves for a trial's own process and the actors that it makes."""
-    own = {"CPU": 1.0} | ({"GPU": 1.0} if config.use_gpu else {})
+    own = {"CPU": 1.0} | ({"GPU": 1.0} if config.use_gpu is True else {})
     actor = {"CPU": 1.0} | dict(config.actor_resources)
     return [dict(_HEAD) if config.workers else own, *(actor for _ in range(config.actors))]
 

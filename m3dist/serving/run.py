@@ -17,15 +17,20 @@ import torch
 
 from m3dist import config as configs
 from m3dist import pipeline
+from m3dist.distributed import devices
+from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.evaluation.ranking import Block, Users
 from m3dist.storage.folders import Folder
 
 
 class Run:
-    """`root` is a folder or its URI. Raises ValueError when it is no finished run, or its data set changed since."""
+    """`root` is a folder or its URI; device: where it ranks, by default on a GPU where there is one.
 
-    def __init__(self, root: str | Path):
+    Raises ValueError when it is no finished run, or its data set changed since.
+    """
+
+    def __init__(self, root: str | Path, device: str | torch.device = "auto"):
         folder = Folder(root)
         try:
             finished = folder.exists("result.json")
@@ -43,12 +48,12 @@ class Run:
         if not store.has(stage, key):
             raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
         self.tensors = store.load(stage, key)[0]
-        self.evaluator = Evaluator(self.dataset, self.config.evaluation)
+        self.evaluator = Evaluator(self.dataset, self.config.evaluation, Engine(device=devices.found(device)))
 
     @functools.cached_property
     def score(self) -> Any:
         """The run's `evaluation.ranking.Scorer`."""
-        return pipeline.scorer(self.config, self.tensors)
+        return pipeline.scorer(self.config, self.tensors, self.evaluator.engine.device)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Metrics on `val` or `test`."""

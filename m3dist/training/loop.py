@@ -153,9 +153,9 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     if config.epochs == 0:
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
-    stepper = _stepper(task, plan, fitting)
+    take = stepper(task, config, fitting.sums)
     while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
-        report = _epoch(task, plan, fitting, stepper, tracker)
+        report = _epoch(task, plan, fitting, take, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
         epoch, last = at.epoch, at.epoch == config.epochs - 1
@@ -178,39 +178,39 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
             raise Stopped(f"{stage}: stopped after epoch {epoch}")
         if request == _END:
             raise KeyboardInterrupt
+    take.close()
     tracker.progress(stage, at.epoch, at.epoch, f"best {metric} {at.best.get(metric, math.nan):.4f}")
     fitting.restore(fitting.kept)
     return at.best
 
 
-def _stepper(task: Task, plan: Plan, fitting: Fitting) -> Stepper:
-    """One step after the other: the learning rate of its place in the fit, the step, and what it reports."""
-    draws, at, settings = task.draws, fitting.at, plan.settings
-    total = settings.epochs * draws.steps
+def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:
+    """One step after the other from where `draws` stands: the learning rate of its place in the fit, the step, and what
+    it reports, which is added to `sums`."""
+    draws, total = task.draws, settings.epochs * task.draws.steps
+    kept = sums or Sums()
 
     def one() -> None:
         if settings.decay == "linear":  # from where the fit stands, so that a resumed run has the same
             left = 1 - draws.number / total
-            task.dense.scale(left, 1 - (at.epoch * draws.steps + at.step) / total)
+            task.dense.scale(left, 1 - draws.number_here / total)
             for rate in task.rates:
                 rate.scale(left)
-        fitting.sums.add(task.step())
+        kept.add(task.step())
         draws.advance()
 
     why_not = "" if task.fixed else "the shapes of a step depend on its data"
-    if fitting.engine.world > 1:
-        why_not = why_not or "several workers train together"
-    return Stepper(one, fitting.engine.device, why_not or task.dense.why_not)
+    return Stepper(one, task.dense.engine, why_not or task.dense.why_not)
 
 
-def _epoch(task: Task, plan: Plan, fitting: Fitting, stepper: Stepper, tracker: Tracker) -> dict[str, float]:
+def _epoch(task: Task, plan: Plan, fitting: Fitting, take: Stepper, tracker: Tracker) -> dict[str, float]:
     """The rest of an epoch, from the step at which the fit stands; the mean of every term and the throughput."""
     at, engine, draws = fitting.at, fitting.engine, task.draws
     fitting.sums.start(at.sums if engine.rank_zero else {})
     draws.seek(at.epoch, at.step)
     started, first = time.perf_counter(), at.step
     while at.step < draws.steps:
-        stepper()
+        take()
         at.step += 1
         tracker.step(plan.stage, at.epoch, at.step)
         if at.step < draws.steps and (engine.world == 1 or at.step % _CHECK == 0):

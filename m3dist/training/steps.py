@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from m3dist.distributed.engine import Engine
+
 _WARM = 3  # steps that run before one is captured: they make the optimiser's state and the libraries' workspaces
 
 
@@ -62,25 +64,39 @@ class Stepper:
     The first steps run one by one, and are steps like the others.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device, why_not: str = ""):
-        self.step, self.why_not = step, why_not
+    def __init__(self, step: Callable[[], None], engine: Engine, why_not: str = ""):
+        self.step, self.engine, self.why_not = step, engine, why_not
         self._graph: torch.cuda.CUDAGraph | None = None
         self._taken = 0
-        if device.type != "cuda":
-            self.why_not = self.why_not or "steps are captured on CUDA devices alone"
+        if engine.device.type != "cuda":
+            self.why_not = "steps are captured on CUDA devices alone"
+        elif engine.world > 1:
+            self.why_not = "several workers train together"
         else:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(engine.device)
 
     def __call__(self) -> None:
         if self._graph is not None:
             self._graph.replay()
-        elif self.why_not:
+            return
+        with self.engine.fast_products():
+            self._take()
+
+    def _take(self) -> None:
+        if self.why_not:
             self.step()
         elif self._taken < _WARM:
             self._beside(self.step)
             self._taken += 1
         else:
             self._capture()
+
+    def close(self) -> None:
+        """Give a captured step's memory back."""
+        if self._graph is not None:
+            torch.cuda.synchronize()
+            self._graph.reset()
+            self._graph = None
 
     def _beside(self, step: Callable[[], None]) -> None:
         """On a stream of its own, as capturing asks of the steps before."""

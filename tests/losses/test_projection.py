@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m3dist.losses.projection import Fit, Projection, Samples, Tiles, environment_variance, projection_fits
+from m3dist.losses.projection import Fit, Projection, Samples, Tiles, projection_fits
 
 d, c, N, ITEMS = 3, 2, 8, 11
 
@@ -127,37 +127,3 @@ def test_on_a_device_the_same_numbers_without_waiting(counted: Any, one_for_all:
     for a, b in zip(got, want, strict=True):
         for name in ("count_E", "loss_E", "gradient_EcD", "bias_Ec", "second_ED"):
             torch.testing.assert_close(getattr(a, name).cpu(), getattr(b, name), rtol=1e-5, atol=1e-5)
-
-
-def variance_of(content: list[torch.Tensor], pull: list[torch.Tensor]) -> Fit:
-    gradient = torch.stack([u.T @ g for u, g in zip(content, pull, strict=True)])
-    second = torch.stack([u.square().sum(1) @ g.square() for u, g in zip(content, pull, strict=True)])
-    count = torch.tensor([len(u) for u in content], dtype=torch.float64)
-    return Fit(count, count, gradient, gradient[:, :, 0], second)
-
-
-def test_variance_is_the_deviation_less_the_sampling_noise() -> None:
-    """Of the environments with two samples and more: the third and the fourth play no part."""
-    content = [randn(n, 2, seed=n) for n in (5, 7, 1, 0)]
-    pull = [randn(n, 3, seed=10 + n) + 4 * (n == 7) for n in (5, 7, 1, 0)]
-    means, noise = [], torch.zeros(3, dtype=torch.float64)
-    for u, g in zip(content[:2], pull[:2], strict=True):
-        each = torch.stack([torch.outer(u[b], g[b]) for b in range(len(u))])
-        means.append(each.mean(0))
-        noise += each.var(0).sum(0) / len(u)
-    middle = sum(means) / 2
-    want = sum((m - middle).square().sum(0) for m in means) - noise / 2
-    torch.testing.assert_close(environment_variance(variance_of(content, pull)), want.clamp(min=0))
-
-
-def test_variance_finds_the_dimension_that_differs() -> None:
-    content = [randn(4000, 2, seed=s) + 1 for s in range(2)]
-    pull = [randn(4000, 2, seed=s) for s in (5, 6)]
-    pull[1][:, 1] += 1
-    variance = environment_variance(variance_of(content, pull))
-    assert variance[1] > 50 * variance[0]
-
-
-def test_variance_of_one_environment_is_zero() -> None:
-    fit = variance_of([randn(4, 2), randn(1, 2)], [randn(4, 3), randn(1, 3)])
-    assert environment_variance(fit).tolist() == [0, 0, 0]
