@@ -19,6 +19,7 @@ from rich.table import Table
 
 import m3dist
 from benchmarks.costs import Cost
+from m3dist.distributed.engine import Engine
 
 Call = Callable[[], object]
 
@@ -60,9 +61,7 @@ def seconds(call: Call, repeats: int = 5, least: float = 0.0) -> float:
     return alternate({"it": call}, repeats, least)["it"]
 
 
-def alternate(
-    calls: dict[str, Call], repeats: int = 5, least: float = 0.0, device: str = "cpu"
-) -> dict[str, float]:
+def alternate(calls: dict[str, Call], repeats: int = 5, least: float = 0.0, device: str = "cpu") -> dict[str, float]:
     """Median seconds of every call. They take turns, so that a busy neighbour slows all of them alike.
 
     On a GPU (device: "cuda") the clock is read when the GPU has done all that it was given.
@@ -94,7 +93,10 @@ def repeated(call: Call, times: int) -> Call:
 
 @dataclass(frozen=True)
 class Roof:
-    """What a device can do at best: float32 matrix products in FLOP/s, and memory in bytes/s."""
+    """What a device can do at best: matrix products of float32 numbers in FLOP/s, and memory in bytes/s.
+
+    On a GPU products are by TF32, as steps have them.
+    """
 
     flops: float
     bandwidth: float
@@ -110,17 +112,22 @@ class Roof:
 
 @functools.cache
 def product(device: str) -> tuple[Call, float]:
-    """A float32 matrix product large enough to reach a device's rate, and its FLOP."""
-    n = 8192 if device == "cuda" else 1536
+    """A matrix product large enough to reach a device's rate, and its FLOP."""
+    n, engine = 8192 if device == "cuda" else 1536, Engine(device=device)
     a, out = torch.randn(n, n, device=device), torch.empty(n, n, device=device)
-    return lambda: torch.mm(a, a, out=out), 2.0 * n**3
+
+    def multiply() -> None:
+        with engine.fast_products():
+            torch.mm(a, a, out=out)
+
+    return multiply, 2.0 * n**3
 
 
 def roof(device: str = "cpu") -> Roof:
-    """Both rates of the device, measured by products and by copies between arrays too large for a cache."""
+    """Both rates of a device, measured by products and by copies between arrays too large for a cache."""
     gpu = _gpu()
     if device == "cuda":
-        return Roof(gpu["GPU float32 GFLOP/s"] * 1e9, gpu["GPU GB/s"] * 1e9, gpu, device)
+        return Roof(gpu["GPU TF32 GFLOP/s"] * 1e9, gpu["GPU GB/s"] * 1e9, gpu, device)
     multiply, flop = product(device)
     a, b = torch.zeros(1 << 27), torch.zeros(1 << 27)  # 512 MiB each
     took = alternate({"product": multiply, "copy": lambda: b.copy_(a)}, 7)
@@ -128,14 +135,16 @@ def roof(device: str = "cpu") -> Roof:
 
 
 def _gpu() -> dict[str, float]:
-    """float32 and bf16 products of 8192 x 8192, and copies; empty without a GPU."""
+    """Products of 8192 x 8192 in three precisions, and copies; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
+    fast, flop = product("cuda")
     x, bf16 = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     a = torch.zeros(1 << 29, device="cuda")
     b = torch.empty_like(a)
-    took = alternate({"float32": lambda: x @ x, "bf16": lambda: bf16 @ bf16, "copy": lambda: b.copy_(a)}, 10, 0, "cuda")
-    rates = {f"GPU {name} GFLOP/s": 2 * 8192**3 / took[name] / 1e9 for name in ("float32", "bf16")}
+    products: dict[str, Call] = {"float32": lambda: x @ x, "TF32": fast, "bf16": lambda: bf16 @ bf16}
+    took = alternate({**products, "copy": lambda: b.copy_(a)}, 10, device="cuda")
+    rates = {f"GPU {name} GFLOP/s": flop / took[name] / 1e9 for name in products}
     return {**rates, "GPU GB/s": 2 * a.numel() * 4 / took["copy"] / 1e9}
 
 

@@ -112,6 +112,4 @@ def ranks(subject: Subject, size: str, limits: Roof) -> Row:
     spent = costs.ranking(len(users), subject.data.n_items, user_Ud.shape[1])
     values = against_roof(pass_, spent, limits, repeats=5)
     rate = len(users) / values["ms"] * 1e3
-    return Row(
-        "steps", f"ranking, {size}", {"users/s": rate, **values, "peak MiB": peak_mib(pass_, limits.device)}
-    )
+    return Row("steps", f"ranking, {size}", {"users/s": rate, **values, "peak MiB": peak_mib(pass_, limits.device)})

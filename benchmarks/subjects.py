@@ -23,8 +23,7 @@ from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
 from m3dist.training.context import Context
 from m3dist.training.data import DeviceData
-from m3dist.training.loop import Progress, Task, stepper
-from m3dist.training.steps import Sums
+from m3dist.training.loop import Task, stepper
 
 
 class Subject:
@@ -144,15 +143,14 @@ def touched(draws: Draws, backbones: Backbones, steps: int = 5) -> tuple[int, in
 
 def stepping(task: Task, settings: Fit) -> Callable[[], object]:
     """A call that takes the next step as a fit does, drawing included; one epoch after another, without end."""
-    at, draws = Progress(), task.draws
-    take = stepper(task, settings, at, Sums())
-    draws.seek(0, 0)
+    draws, take, epoch, left = task.draws, stepper(task, settings), -1, 0
 
     def one() -> None:
-        if at.step == draws.steps:
-            at.epoch, at.step = (at.epoch + 1) % settings.epochs, 0
-            draws.seek(at.epoch, 0)
+        nonlocal epoch, left
+        if not left:
+            epoch, left = (epoch + 1) % settings.epochs, draws.steps
+            draws.seek(epoch, 0)
         take()
-        at.step += 1
+        left -= 1
 
     return one
