@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from benchmarks.measure import Report, Roof, Row
 from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
 from m3dist.config import load
+from m3dist.distributed import devices
 
 
 @dataclass
@@ -38,10 +39,13 @@ SECTIONS = {
     "whole": "where the wall-clock of `m3dist train` on --data goes",
 }
 NEED_DATA = ("peers", "whole")
+ON_GPUS = ("steps", "plain")
 
 
 def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Options) -> Iterator[Row]:
-    subjects: Callable[[str], Subject] = lambda name: Subject(made(SIZES[name], folder / name))  # noqa: E731
+    def subjects(name: str) -> Subject:
+        return Subject(made(SIZES[name], folder / name), device=limits.device)
+
     if section == "steps":
         for name in sizes:
             yield from steps.measure(subjects(name), name, limits)
@@ -59,6 +63,10 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
 @click.command(help=__doc__)
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @click.option("--size", "sizes", multiple=True, help=f"Only this one of {', '.join(SIZES)}; may be repeated.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help=f"Where {' and '.join(ON_GPUS)} run; on cuda nothing else is measured.",
+)  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help=f"A prepared data set, for {' and '.join(NEED_DATA)}.")
 @click.option("--python", "pythons", multiple=True, help="A Python that has some of the peers; may be repeated.")
 @click.option("--peer", "some", multiple=True, help="Only this peer; may be repeated.")
@@ -71,7 +79,7 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the numbers here.")
 @click.option("--compare", "old", type=click.Path(path_type=Path), help="A file that --json wrote: show new / old.")
 def main(
-    sections: tuple[str, ...], sizes: tuple[str, ...], data: Path | None, pythons: tuple[str, ...],
+    sections: tuple[str, ...], sizes: tuple[str, ...], device: str, data: Path | None, pythons: tuple[str, ...],
     some: tuple[str, ...], budget: float, target: float, values: tuple[str, ...], path: Path | None, old: Path | None,
 ) -> None:  # fmt: skip
     console = Console()
@@ -83,11 +91,16 @@ def main(
             if needy := [name for name in sections if name in NEED_DATA]:
                 raise ValueError(f"{', '.join(needy)}: give --data a folder that `m3dist prepare` made")
             chosen = [name for name in chosen if name not in NEED_DATA]
+        if device == "cuda":
+            if elsewhere := [name for name in sections if name not in ON_GPUS]:
+                raise ValueError(f"{', '.join(elsewhere)}: measured on the CPU alone; leave --device cuda out")
+            chosen = [name for name in chosen if name in ON_GPUS]
+            devices.found(device)
         load(None, values)
         before = Report.read(old) if old else None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    limits = measure.roof()
+    limits = measure.roof(device)
     report = Report(measure.machine(limits))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

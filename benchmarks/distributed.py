@@ -30,12 +30,12 @@ from benchmarks import costs, measure
 from benchmarks.gang import gang, peak_mib
 from benchmarks.measure import Report, Row
 from benchmarks.sizes import SIZES, Size, made
+from benchmarks.subjects import stepping
 from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import environments
 from m3dist.method.align import AlignTask
-from m3dist.method.backbone import Rows
 from m3dist.method.merge import MergeTask
 from m3dist.training.context import Context
 from m3dist.training.loop import Fitting
@@ -71,26 +71,28 @@ def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Pat
     engine = Engine.of(config, rank, world, "cpu")
     before = peak_mib()
     task = task_of(kind, config, root, engine)
-    rows = Rows(task.data, config.backbone, task.sampler(0, 0, rank, world))
+    task.draws.seek(0, 0)
+    sampled = (task.member if isinstance(task, AlignTask) else task.members).sample(task.draws.draw())
+    step = stepping(task, config.align if isinstance(task, AlignTask) else config.merge)
     for table in task.tables.values():
         table.first.fill_(0)  # pages that training touches in time
         table.second.fill_(0)
     fitting = Fitting(task, None)  # holds the best copy
     engine.sent, seconds = 0, []
-    for t in range(steps + 1):
+    for _ in range(steps + 1):
         engine.barrier()
         started = time.perf_counter()
-        task.step(task.sampler(t // task.sampler.steps, t % task.sampler.steps, rank, world))
+        step()
         seconds.append(time.perf_counter() - started)
     held = sum(x.nbytes for table in task.tables.values() for x in table.parts().values())
+    kept = sum(fitting.kept[name].nbytes for name in fitting.rows())
+    rows = {"users": sampled.user, "items": sampled.item}
     return {
         "seconds": statistics.median(seconds[1:]),
         "sent": engine.sent / (steps + 1),
-        "users": len(rows.user.ids_R),
-        "items": len(rows.item.ids_R),
-        "all users": len(rows.user.ids_R if rows.user.ids_G is None else rows.user.ids_G),
-        "all items": len(rows.item.ids_R if rows.item.ids_G is None else rows.item.ids_G),
-        "tables MiB": (held + sum(fitting.kept[name].nbytes for name in task.tables)) / 2**20,
+        **{name: len(x.slots.ids_R) for name, x in rows.items()},
+        **{f"all {name}": len(x.slots.ids_R if x.ids_G is None else x.ids_G) for name, x in rows.items()},
+        "tables MiB": (held + kept) / 2**20,
         "before MiB": before,
         "peak MiB": peak_mib(),
         "dense bytes": sum(p.nbytes for p in task.dense.named().values()),
@@ -135,8 +137,7 @@ def startup(folder: Path) -> Iterator[Row]:
     timed("data in memory, s", lambda: (context.data.pairs, context.data.features))
     timed("item-item graph, s", lambda: context.data.weights(config.backbone))
     align = timed("align's objects, s", lambda: AlignTask(context))
-    aligned = {**align.state(), **{f"representation.{r}": x for r, x in enumerate(align.representations())}}
-    tensors = environments.Frozen.tensors(context.dataset, aligned)
+    tensors = environments.Frozen.tensors(context.dataset, align.output({}).tensors)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
     timed("merge's objects, s", lambda: MergeTask(context, [*context.data.features]))
     yield Row("startup", "seconds until a stage can step, ml1m", values)

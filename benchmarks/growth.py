@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.measure import Row, alternate, repeated, seconds
 from benchmarks.sizes import SIZES, Size, made
-from benchmarks.subjects import Subject, stepping
-from m3dist.evaluation import ranking
+from benchmarks.subjects import Subject, stepping, touched
+from m3dist.evaluation import metrics, ranking
 
 TABLES = (10**4, 10**5, 10**6, 10**7)
 CATALOGUES = (10**4, 10**5, 10**6)
@@ -33,10 +34,11 @@ def measure(folder: Path) -> Iterator[Row]:
 def _step(size: Size, folder: Path) -> tuple[float, int]:
     """Milliseconds of a step on ids, and distinct rows that it touches."""
     subject = Subject(made(size, folder), "backbone.dim=32")
-    step = stepping(subject.ids.step, subject.ids.sampler)
-    for _ in range(subject.ids.sampler.steps):  # the system hands out a table's memory when it is first written
+    task = subject.ids
+    step = stepping(task, subject.config.merge)
+    for _ in range(task.draws.steps):  # the system hands out a table's memory when it is first written
         step()
-    return seconds(step, 30, 1.0) * 1e3, sum(subject.touched(subject.ids.sampler))
+    return seconds(step, 30, 1.0) * 1e3, sum(touched(task.draws, task.members))
 
 
 def tables(what: str, counts: tuple[int, ...], folder: Path, pairs: int = 200_000) -> Iterator[Row]:
@@ -94,12 +96,12 @@ def evaluation(counts: tuple[int, ...], users: int = 512, width: int = 128) -> I
         item_Id = torch.randn(n, width, generator=generator)
         drawn = torch.randint(n, (2, len(seen)), generator=generator).numpy()
         masked, held = (ranking.Seen.of((seen, part), users) for part in drawn)
-        product, judged = ranking.Product(user_Ud, item_Id), ranking.Judged(held, n, (10, 20))
-        score = lambda u, product=product: (product(u), None)  # noqa: E731
-        lists = ranking.Ranking(score, [masked], 20, max(16, min(256, 2**26 // n)))
+        product, judged = ranking.Product(user_Ud, item_Id), metrics.Judged(held, (10, 20))
+        score = lambda u, mask, product=product: (product(u), None)  # noqa: E731
+        lists = ranking.Ranking(score, [masked], n, 20, max(16, min(256, 2**26 // n)))
 
-        def pass_(lists: ranking.Ranking = lists, judged: ranking.Judged = judged) -> object:
-            return ranking.evaluate(lists, torch.arange(users), judged)
+        def pass_(lists: ranking.Ranking = lists, judged: metrics.Judged = judged) -> object:
+            return metrics.evaluate(lists, np.arange(users), judged)
 
         per = seconds(repeated(pass_, max(1, 10**5 // n)), 3) / max(1, 10**5 // n) / n
         first = first or per

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import m3dist
+from benchmarks.costs import Cost
+from m3dist.distributed.engine import Engine
 
 Call = Callable[[], object]
 
@@ -58,16 +61,22 @@ def seconds(call: Call, repeats: int = 5, least: float = 0.0) -> float:
     return alternate({"it": call}, repeats, least)["it"]
 
 
-def alternate(calls: dict[str, Call], repeats: int = 5, least: float = 0.0) -> dict[str, float]:
-    """Median seconds of every call. They take turns, so that a busy neighbour slows all of them alike."""
+def alternate(calls: dict[str, Call], repeats: int = 5, least: float = 0.0, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of every call. They take turns, so that a busy neighbour slows all of them alike.
+
+    On a GPU (device: "cuda") the clock is read when the GPU has done all that it was given.
+    """
+    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     while len(next(iter(times.values()))) < repeats or time.perf_counter() - began < least:
         for name, call in calls.items():
+            wait()
             started = time.perf_counter()
             call()
+            wait()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -84,71 +93,76 @@ def repeated(call: Call, times: int) -> Call:
 
 @dataclass(frozen=True)
 class Roof:
-    """What this process can do at best: float32 matrix products in FLOP/s, and memory in bytes/s."""
+    """What a device can do at best: matrix products of float32 numbers in FLOP/s, and memory in bytes/s.
+
+    On a GPU products are by TF32, as steps have them.
+    """
 
     flops: float
     bandwidth: float
-    gpu: dict[str, float] = field(default_factory=dict)  # rates of a GPU, where there is one
+    gpu: dict[str, float] = field(default_factory=dict)  # all rates of a GPU, where there is one
+    device: str = "cpu"
 
-    def share(self, flop: float, moved: float, took: float) -> dict[str, float]:
+    def share(self, spent: Cost, took: float) -> dict[str, float]:
         """The part of the better of both bounds that a step of `took` seconds reached."""
-        compute, memory = flop / self.flops, moved / self.bandwidth
+        compute, memory = spent.flop / self.flops, spent.moved / self.bandwidth
         bound = "compute" if compute >= memory else "memory"
         return {f"share of the roof ({bound})": max(compute, memory) / took}
 
 
-_MATRIX = torch.randn(1536, 1536)
-_PRODUCT = torch.empty(1536, 1536)
+@functools.cache
+def product(device: str) -> tuple[Call, float]:
+    """A matrix product large enough to reach a device's rate, and its FLOP."""
+    n, engine = 8192 if device == "cuda" else 1536, Engine(device=device)
+    a, out = torch.randn(n, n, device=device), torch.empty(n, n, device=device)
+
+    def multiply() -> None:
+        with engine.fast_products():
+            torch.mm(a, a, out=out)
+
+    return multiply, 2.0 * n**3
 
 
-def multiply() -> None:
-    """A matrix product large enough to reach the machine's rate: 2 * 1536^3 FLOP."""
-    torch.mm(_MATRIX, _MATRIX, out=_PRODUCT)
-
-
-MULTIPLY_FLOP = 2 * 1536**3
-
-
-def roof() -> Roof:
-    """Both rates, measured: products of 1536 x 1536 float32, and copies between arrays too large for a cache."""
+def roof(device: str = "cpu") -> Roof:
+    """Both rates of a device, measured by products and by copies between arrays too large for a cache."""
+    gpu = _gpu()
+    if device == "cuda":
+        return Roof(gpu["GPU TF32 GFLOP/s"] * 1e9, gpu["GPU GB/s"] * 1e9, gpu, device)
+    multiply, flop = product(device)
     a, b = torch.zeros(1 << 27), torch.zeros(1 << 27)  # 512 MiB each
     took = alternate({"product": multiply, "copy": lambda: b.copy_(a)}, 7)
-    return Roof(MULTIPLY_FLOP / took["product"], 2 * a.numel() * 4 / took["copy"], _gpu())
+    return Roof(flop / took["product"], 2 * a.numel() * 4 / took["copy"], gpu)
 
 
 def _gpu() -> dict[str, float]:
-    """float32 and bf16 products of 8192 x 8192, and copies; empty without a GPU."""
+    """Products of 8192 x 8192 in three precisions, and copies; empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
-
-    def rate(call: Call) -> float:
-        def waited() -> None:
-            call()
-            torch.cuda.synchronize()
-
-        return seconds(waited, 10)
-
-    out = {}
-    for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        x = torch.randn(8192, 8192, device="cuda", dtype=dtype)
-        out[f"GPU {name} GFLOP/s"] = 2 * 8192**3 / rate(lambda x=x: x @ x) / 1e9
+    fast, flop = product("cuda")
+    x, bf16 = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     a = torch.zeros(1 << 29, device="cuda")
     b = torch.empty_like(a)
-    return {**out, "GPU GB/s": 2 * a.numel() * 4 / rate(lambda: b.copy_(a)) / 1e9}
+    products: dict[str, Call] = {"float32": lambda: x @ x, "TF32": fast, "bf16": lambda: bf16 @ bf16}
+    took = alternate({**products, "copy": lambda: b.copy_(a)}, 10, device="cuda")
+    rates = {f"GPU {name} GFLOP/s": flop / took[name] / 1e9 for name in products}
+    return {**rates, "GPU GB/s": 2 * a.numel() * 4 / took["copy"] / 1e9}
 
 
-def against_roof(
-    call: Call, flop: float, moved: float, limits: Roof, repeats: int = 7, least: float = 1.0
-) -> dict[str, float]:
+def against_roof(call: Call, spent: Cost, limits: Roof, repeats: int = 7, least: float = 1.0) -> dict[str, float]:
     """Median seconds of a call and its share of the roof, whose product rate is measured in turns with it."""
-    took = alternate({"it": call, "product": multiply}, repeats, least)
-    here = Roof(MULTIPLY_FLOP / took["product"], limits.bandwidth)
-    return {"ms": took["it"] * 1e3, **here.share(flop, moved, took["it"])}
+    multiply, flop = product(limits.device)
+    took = alternate({"it": call, "product": multiply}, repeats, least, limits.device)
+    here = Roof(flop / took["product"], limits.bandwidth)
+    return {"ms": took["it"] * 1e3, **here.share(spent, took["it"])}
 
 
-def peak_mib(call: Call) -> float:
-    """The most resident memory of this process during a call, data and libraries included; NaN where the system does
-    not say."""
+def peak_mib(call: Call, device: str = "cpu") -> float:
+    """The most memory during a call: on a GPU of its tensors; else resident, data and libraries included, and NaN where
+    the system does not say."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() / 2**20
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         clear.write_text("5")
@@ -163,6 +177,7 @@ def machine(limits: Roof) -> dict[str, Any]:
     model = next((x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")), platform.processor())
     return {
         "cpu": model,
+        "device": torch.cuda.get_device_name() if limits.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,

@@ -1,12 +1,16 @@
 """A plain implementation in the style of published scripts, to measure against.
 
-Every positive has negatives of its own, the whole catalogue is projected in every step, dense Adam walks whole
-tables, environments' models train one after another, and evaluation masks and ranks one user after another in Python.
+Each epoch shuffles the interactions, every positive has negatives of its own, the whole catalogue is projected in every
+step, dense Adam walks whole tables, environments' models train one after another, and evaluation masks and ranks one
+user after another in Python.
 
 Shapes: U users, I items, w width of content, b batch, n negatives of each positive, s neighbours.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +19,22 @@ from torch import Tensor, nn
 
 from m3dist.config import Backbone
 from m3dist.models.ultragcn import Weights
+
+
+class Batch(NamedTuple):
+    """Interactions, and negatives of each."""
+
+    user_b: Tensor
+    item_b: Tensor
+    negative_bn: Tensor
+
+
+def batches(user: Tensor, item: Tensor, items: int, size: int, negatives: int = 50) -> Iterator[Batch]:
+    """Batches without end: each epoch shuffles the interactions, whose users and items are given."""
+    while True:
+        for index_b in torch.randperm(len(user), device=user.device).split(size):
+            negative_bn = torch.randint(items, (len(index_b), negatives), device=user.device)
+            yield Batch(user[index_b].long(), item[index_b].long(), negative_bn)
 
 
 class PlainUltraGCN(nn.Module):
@@ -49,7 +69,7 @@ class PlainUltraGCN(nn.Module):
         config, weights = self.config, self.weights
         items, users = self.items(), self.user(user_b)
         total = self.cross_entropies(users, items, user_b, item_b, negative_bn)
-        near, omega = weights.neighbour_Ik[item_b][:, columns_s], weights.omega_Ik[item_b][:, columns_s]
+        near, omega = (x.view(-1, weights.K)[item_b][:, columns_s] for x in (weights.neighbour, weights.omega))
         score_bs = (users[:, None] * items[near]).sum(2)
         scale = config.nu * config.neighbours / len(columns_s) / len(user_b)
         total = total - scale * (omega * F.logsigmoid(score_bs)).sum()

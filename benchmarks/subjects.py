@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import count
 
 import torch
 from torch import Tensor
 
-from m3dist.config import Config, load
+from m3dist.config import Config, Fit, load
 from m3dist.data.dataset import Dataset
-from m3dist.data.sampling import Batch, Draws, Sampler
+from m3dist.data.draws import Draws
+from m3dist.distributed.engine import Engine
 from m3dist.evaluation.ranking import Product, Ranking
 from m3dist.method import environments
 from m3dist.method.align import AlignTask
 from m3dist.method.assignment import Models
-from m3dist.method.backbone import Rows
+from m3dist.method.backbone import Backbones
 from m3dist.method.merge import Fused, MergeTask
 from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
 from m3dist.training.context import Context
 from m3dist.training.data import DeviceData
+from m3dist.training.loop import Task, stepper
 
 
 class Subject:
     """The stages' tasks on one data set, untrained: a step costs the same at the start of training and at its end."""
 
-    def __init__(self, dataset: Dataset, *overrides: str):
-        self.dataset, self.overrides = dataset, overrides
+    def __init__(self, dataset: Dataset, *overrides: str, device: str = "cpu"):
+        self.dataset, self.overrides, self.device = dataset, overrides, device
         self.config: Config = load(None, overrides)
-        self.context = Context(dataset, self.config)
+        self.context = Context(dataset, self.config, Engine.of(self.config, device=device))
         self.user, self.item = self.data.pairs
 
     @property
@@ -44,7 +45,7 @@ class Subject:
 
     def other(self, *overrides: str) -> Subject:
         """The same data under further overrides."""
-        return Subject(self.dataset, *self.overrides, *overrides)
+        return Subject(self.dataset, *self.overrides, *overrides, device=self.device)
 
     def part(self, steps: int = 12, *overrides: str) -> Subject:
         """The same under overrides, with the interactions of `steps` steps of stage 2 alone, drawn at random."""
@@ -52,12 +53,9 @@ class Subject:
         n = steps * out.config.invariance.batch_size
         if n < len(out.user):
             kept = torch.randperm(len(out.user), generator=torch.Generator().manual_seed(0))[:n].sort().values
+            kept = kept.to(out.user.device)
             out.user, out.item = out.user[kept], out.item[kept]
         return out
-
-    def sampler(self, batch_size: int, draws: Draws, purpose: str) -> Sampler:
-        """Global steps over the interactions."""
-        return Sampler((self.user, self.item), self.data.n_items, batch_size, draws, (self.config.seed, purpose))
 
     @cached_property
     def backbone(self) -> MergeTask:
@@ -67,13 +65,14 @@ class Subject:
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """Users' rows and items' of `backbone`, whose products are its scores."""
-        return self.backbone.members[0].user.weight, self.backbone.matrices()["0.matrix"]
+        return self.backbone.members.user.weight[0], self.backbone.matrices()["0.matrix"]
 
     def lists(self, user_Ud: Tensor, item_Id: Tensor) -> Ranking:
         """Validation lists by products of these rows."""
-        product, settings = Product(user_Ud, item_Id), self.config.evaluation
-        seen = self.context.evaluator.seen("val")
-        return Ranking(lambda user_u: (product(user_u), None), seen, max(settings.k), settings.block)
+        product = Product(user_Ud, item_Id)
+        return self.context.evaluator.ranking(
+            lambda user_u, mask: (product(user_u), None), max(self.config.evaluation.k), "val"
+        )
 
     @cached_property
     def ids(self) -> MergeTask:
@@ -86,8 +85,7 @@ class Subject:
 
     @cached_property
     def aligned(self) -> dict[str, Tensor]:
-        parts = {f"representation.{r}": x for r, x in enumerate(self.align.representations())}
-        return self.align.state() | parts
+        return self.align.output({}).tensors
 
     @cached_property
     def representations(self) -> list[Tensor]:
@@ -106,7 +104,7 @@ class Subject:
     def trainer(self) -> Trainer:
         """Stage 2 in this process."""
         tensors = environments.Frozen.tensors(self.dataset, self.aligned)
-        return Trainer(tensors | {"user": self.user, "item": self.item}, "cpu", self.config)
+        return Trainer(tensors | {"user": self.user, "item": self.item}, self.device, self.config)
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""
@@ -129,18 +127,30 @@ class Subject:
         generator = torch.Generator().manual_seed(0)
         return [torch.randint(E, (n,), generator=generator) for _ in self.representations]
 
-    def touched(self, sampler: Sampler, steps: int = 5) -> tuple[int, int]:
-        """Distinct users and items of a step, on average."""
-        rows = [Rows(self.data, self.config.backbone, sampler(0, step % sampler.steps)) for step in range(steps)]
-        return sum(len(r.user.ids_R) for r in rows) // steps, sum(len(r.item.ids_R) for r in rows) // steps
+
+def touched(draws: Draws, backbones: Backbones, steps: int = 5) -> tuple[int, int]:
+    """Distinct users and items of a step, on average over the first ones of an epoch."""
+    draws.seek(0, 0)
+    steps = min(steps, draws.steps)
+    count = torch.zeros(2, dtype=torch.int64)
+    for _ in range(steps):
+        sampled = backbones.sample(draws.draw())
+        count += torch.tensor([int((x.slots.ids_R < x.table.n).sum()) for x in (sampled.user, sampled.item)])
+        draws.advance()
+    users, items = (count // steps).tolist()
+    return users, items
 
 
-def stepping(step: Callable[[Batch], object], sampler: Sampler) -> Callable[[], object]:
-    """A call that takes the next step, sampling included."""
-    number = count()
+def stepping(task: Task, settings: Fit) -> Callable[[], object]:
+    """A call that takes the next step as a fit does, drawing included; one epoch after another, without end."""
+    draws, take, epoch, left = task.draws, stepper(task, settings), -1, 0
 
-    def one() -> object:
-        epoch, at = divmod(next(number), sampler.steps)
-        return step(sampler(epoch, at))
+    def one() -> None:
+        nonlocal epoch, left
+        if not left:
+            epoch, left = (epoch + 1) % settings.epochs, draws.steps
+            draws.seek(epoch, 0)
+        take()
+        left -= 1
 
     return one

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row
-from benchmarks.subjects import Subject
-from benchmarks.versus import plain_model, plain_sampler, plain_step
+from benchmarks.subjects import Subject, stepping
+from benchmarks.versus import plain_batches, plain_model, plain_step
 from m3dist.data.dataset import Dataset
 from m3dist.method.merge import MergeTask
 
@@ -94,7 +94,7 @@ def validation(subject: Subject) -> Callable[[np.ndarray | Callable], float]:
 
     def ndcg(scores: np.ndarray | Callable) -> float:
         score = scores if callable(scores) else lambda u: torch.from_numpy(scores[u.numpy()])
-        return subject.context.evaluator.evaluate(lambda u: (score(u), None), "val")[0]["ndcg@10"]
+        return subject.context.evaluator.evaluate(lambda u, mask: (score(u), None), "val")[0]["ndcg@10"]
 
     return ndcg
 
@@ -103,34 +103,44 @@ def ours(name: str, subject: Subject, rank: Callable, limits: Limits) -> dict[st
     """Our backbone, or the plain one, with the default values, learning rate falling over the default epochs."""
     config, course = subject.config.merge, Course(limits)
     task: MergeTask = subject.ids if name.endswith("ids") else subject.backbone
-    sampler = plain_sampler(subject, config.batch_size) if name.startswith("plain") else task.sampler
-    model, content = None, task.contents[0]
-    if name.startswith("plain"):
-        assert content is not None
-        model = plain_model(subject, content)
-        model.project.load_state_dict(task.members[0].model.project.state_dict())  # the same start
-        model.user.weight.data.copy_(task.members[0].user.weight)
-        model.item.weight.data.copy_(task.members[0].item.weight)
-        plain, adam = plain_step(model, subject, config.lr)
-    spent = 0.0
+    plain = _Plain(subject, task) if name.startswith("plain") else None
+    step, steps, spent = stepping(task, config), task.draws.steps, 0.0
     for epoch in range(config.epochs):
         began = time.perf_counter()
-        for at in range(sampler.steps):
-            rate = 1 - (epoch + at / sampler.steps) / config.epochs
-            if model is None:
-                task.dense.scale_lr(rate)
-                task.step(sampler(epoch, at))
+        for at in range(steps):
+            if plain is None:
+                step()
             else:
-                adam.param_groups[0]["lr"] = config.lr * rate
-                plain(sampler(epoch, at))
+                plain.step(1 - (epoch + at / steps) / config.epochs)
         spent += time.perf_counter() - began
-        if model is None:
-            user, item = task.members[0].user.weight, task.matrices()["0.matrix"]
+        if plain is None:
+            user, item = task.members.user.weight[0], task.matrices()["0.matrix"]
         else:
-            user, item = model.user.weight.detach(), model.items().detach()
+            user, item = plain.model.user.weight.detach(), plain.model.items().detach()
         if not course.add(spent, rank(lambda u, user=user, item=item: user[u] @ item.T)):
             break
     return course.values()
+
+
+class _Plain:
+    """The plain backbone, which starts where ours does."""
+
+    def __init__(self, subject: Subject, task: MergeTask):
+        self.lr, content = subject.config.merge.lr, task.contents[0]
+        project = task.members.models[0].project
+        assert content is not None
+        assert project is not None
+        self.model = plain_model(subject, content[: subject.data.n_items])
+        self.model.project.load_state_dict(project.state_dict())
+        self.model.user.weight.data.copy_(task.members.user.weight[0])
+        self.model.item.weight.data.copy_(task.members.item.weight[0])
+        self.batches = plain_batches(subject, subject.config.merge.batch_size)
+        self._step, self._adam = plain_step(self.model, subject, self.lr)
+
+    def step(self, left: float) -> None:
+        """left: of the learning rate."""
+        self._adam.param_groups[0]["lr"] = self.lr * left
+        self._step(next(self.batches))
 
 
 def _has(python: str, package: str) -> bool:

@@ -192,9 +192,13 @@ class Dense:
             yield self.module
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the sum of all workers' losses; those of leaves outside the module are `world` times theirs."""
+        """Gradients of the sum of all workers' losses; those of leaves outside the module are `world` times theirs.
+
+        A module without parameters has none.
+        """
         world = self.engine.world
-        (loss if world == 1 else loss * world).backward()
+        if loss.requires_grad:
+            (loss if world == 1 else loss * world).backward()
 
     def step(self) -> None:
         if self.optimizer is not None:

@@ -16,13 +16,12 @@ from rich.console import Console
 from benchmarks import __main__ as cli
 from benchmarks import costs, growth, measure, peers, timed, whole
 from benchmarks.measure import Report, Row
-from benchmarks.plain import PlainEnvironment, PlainUltraGCN, ndcg
+from benchmarks.plain import PlainEnvironment, PlainUltraGCN, batches, ndcg
 from benchmarks.sizes import SIZES, Size, made
-from benchmarks.subjects import Subject
-from m3dist.evaluation import ranking
-from m3dist.losses import Projection
-from m3dist.method import environments
-from m3dist.seeding import numpy_rng
+from benchmarks.subjects import Subject, stepping
+from m3dist.distributed.engine import Engine
+from m3dist.evaluation import metrics, ranking
+from m3dist.method.environments import EnvironmentModels
 
 SMALL = [
     "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=12", "backbone.nu=0.3", "backbone.l2=0.01",
@@ -43,37 +42,72 @@ def plain(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
 
 def test_plain_backbone_computes_our_loss(subject: Subject) -> None:
     task = subject.other("backbone.sampling=per_positive", "backbone.init_std=0.3").backbone
-    member, content = task.members[0], task.contents[0]
+    project, content = task.members.models[0].project, task.contents[0]
+    assert project is not None
     assert content is not None
-    model = plain(subject, content)
-    model.user.weight.data.copy_(member.user.weight)
-    model.item.weight.data.copy_(member.item.weight)
-    model.project.load_state_dict(member.model.project.state_dict())
-    batch = task.sampler(0, 0)
-    columns = numpy_rng(batch.seed, "neighbours").permutation(10)[: subject.config.backbone.neighbour_samples]
-    theirs = model.loss(batch.user_b, batch.item_b, batch.negative, torch.from_numpy(columns))
-    assert float(theirs.detach()) == pytest.approx(float(task.step(batch)["loss"]), rel=1e-5)
+    model = plain(subject, content[: subject.data.n_items])
+    model.user.weight.data.copy_(task.members.user.weight[0])
+    model.item.weight.data.copy_(task.members.item.weight[0])
+    model.project.load_state_dict(project.state_dict())
+    task.draws.seek(0, 0)
+    batch = task.draws.draw()
+    theirs = model.loss(batch.user_Pb[0], batch.item_Pb[0], batch.negative[0], batch.columns_s)
+    assert float(theirs.detach()) == pytest.approx(float(task.step()["loss"]), rel=1e-5)
 
 
 def test_plain_environments_compute_our_loss(subject: Subject) -> None:
     """Each environment's mean over its own interactions, weighted by its share of the batch."""
     frozen, psi = subject.trainer.frozen, subject.representations[0]
-    E, D, c = 3, psi.shape[1], subject.config.backbone.content_dim
-    step = frozen.step(frozen.sampler("t"), 0, 0)
-    batch, environment_b = step.batch, torch.arange(96) % E
-    models = [environments.fresh(subject.config.seed, c, D, ("t", e)) for e in range(E)]
-    together = Projection(*(torch.stack(parts) for parts in zip(*models, strict=True)))
-    assigned = environments.Assigned(0, environment_b, range(E))
-    ours = float(environments.environment_loss(frozen, step, assigned, torch.ones(D), together))
+    E, n = 3, len(subject.user)
+    ours = EnvironmentModels(frozen, {0: range(E)}, {0: torch.ones(psi.shape[1])}, 0)
+    draws = frozen.draws("t")
+    draws.seek(0, 0)
+    step = frozen.step(draws)
+    batch, environment_n = step.batch, (torch.arange(n) % E).to(torch.int16)
+    user_b, item_b, environment_b = batch.user_Pb[0], batch.item_Pb[0], environment_n[batch.index_Pb[0]]
     total = 0.0
-    for e in range(E):
-        model = PlainEnvironment(frozen.user_Uk, frozen.item_Id, psi, plain(subject, psi))
-        model.project.weight.data.copy_(models[e][0])
-        model.project.bias.data.copy_(models[e][1])
+    for e, (W, b) in enumerate(zip(ours.W_0, ours.b_0, strict=True)):
+        model = PlainEnvironment(frozen.user_Uk, frozen.item_Id[:-1], psi, plain(subject, psi))
+        model.project.weight.data.copy_(W)
+        model.project.bias.data.copy_(b)
         mine = environment_b == e
-        negative_bn = batch.negative.expand(int(mine.sum()), -1)
-        total += float(model.loss(batch.user_b[mine], batch.item_b[mine], negative_bn).detach()) / E
-    assert total == pytest.approx(ours, rel=1e-5)
+        count = int(mine.sum())
+        loss = model.loss(user_b[mine], item_b[mine], batch.negative.expand(count, -1))
+        total += float(loss.detach()) * count / len(user_b)
+    assert total == pytest.approx(float(ours(step, environment_n[None]).detach()), rel=1e-5)
+
+
+def test_plain_batches_have_every_interaction_once_an_epoch() -> None:
+    user, item = torch.arange(10, dtype=torch.int32), torch.arange(10, dtype=torch.int32) % 4
+    drawn = batches(user, item, items=4, size=4, negatives=200)
+    epochs = [[next(drawn) for _ in range(3)] for _ in range(2)]
+    users = [torch.cat([batch.user_b for batch in epoch]) for epoch in epochs]
+    assert not torch.equal(*users)
+    for epoch, user_n in zip(epochs, users, strict=True):
+        assert sorted(user_n.tolist()) == list(range(10))
+        assert [len(batch.user_b) for batch in epoch] == [4, 4, 2]
+        for batch in epoch:
+            assert torch.equal(batch.item_b, batch.user_b % 4)
+            assert batch.negative_bn.shape == (len(batch.user_b), 200)
+            assert batch.negative_bn.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_stepping_goes_through_epochs_as_a_fit_does(subject: Subject) -> None:
+    task = subject.other("merge.epochs=2").ids
+    step, steps, seen = stepping(task, task.config), task.draws.steps, []
+    real = task.step
+
+    def noted() -> dict[str, torch.Tensor]:
+        seen.append((int(task.draws.number), float(task.lr.now)))
+        return real()
+
+    task.step = noted  # type: ignore[method-assign]
+    for _ in range(2 * steps + 1):
+        step()
+    assert [number for number, _ in seen] == [*range(2 * steps), 0]
+    assert [lr for _, lr in seen] == pytest.approx(
+        [task.config.lr * (1 - number / (2 * steps)) for number, _ in seen], abs=1e-8
+    )
 
 
 def test_plain_loop_ranks_as_ours(subject: Subject) -> None:
@@ -83,9 +117,9 @@ def test_plain_loop_ranks_as_ours(subject: Subject) -> None:
     pairs = [subject.dataset.interactions(split) for split in ("train", "val")]
     sets = [[set(item[user == u].tolist()) for u in range(data.n_users)] for user, item in pairs]
     seen, held = (ranking.Seen.of(pair, data.n_users) for pair in pairs)
-    lists = ranking.Ranking(lambda u: (score_UI[u].clone(), None), [seen], 20, 64)
-    judged = ranking.Judged(held, data.n_items, (20,))
-    ours = ranking.evaluate(lists, torch.arange(data.n_users), judged)[0].means()
+    lists = ranking.Ranking(lambda u, mask: (score_UI[u].clone(), None), [seen], data.n_items, 20, 64)
+    judged = metrics.Judged(held, (20,))
+    ours = metrics.evaluate(lists, np.arange(data.n_users), judged)[0].means(Engine(), None)
     assert ndcg(score_UI.numpy(), *sets, 20) == pytest.approx(ours["ndcg@20"], rel=1e-6)
 
 
@@ -128,15 +162,15 @@ def test_the_command_writes_json_and_refuses_what_it_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", Size(users=150, items=200, pairs=3000, widths=(6,)))
-    monkeypatch.setattr(measure, "roof", lambda: measure.Roof(1e11, 1e10))
+    monkeypatch.setattr(measure, "roof", lambda device: measure.Roof(1e11, 1e10))
     out = tmp_path / "out.json"
     result = CliRunner().invoke(cli.main, ["steps", "--size", "tiny", "--json", str(out)])
     assert result.exit_code == 0, result.output
     rows = json.loads(out.read_text())["rows"]
     assert any(row["what"] == "merge step, tiny" and row["values"]["ms"] > 0 for row in rows)
     assert all(0 < value < 2 for row in rows for name, value in row["values"].items() if name.startswith("share"))
-    for bad in (["stepz"], ["--size", "huge"], ["steps", "--compare", str(tmp_path / "none.json")],
-                ["peers"], ["--peer", "nobody"]):  # fmt: skip
+    for bad in (["stepz"], ["--size", "huge"], ["steps", "--compare", str(tmp_path / "none.json")], ["peers"],
+                ["--peer", "nobody"], ["growth", "--device", "cuda"]):  # fmt: skip
         refused = CliRunner().invoke(cli.main, bad)
         assert refused.exit_code == 2
         assert "Traceback" not in refused.output
