@@ -53,4 +53,4 @@ def lean(context: Context) -> Output:
 
 
 def scorer(tensors: dict[str, Tensor], config: Config) -> Scorer:
-    return lambda user_u: (tensors["0.user"][user_u] @ tensors["0.matrix"].T + tensors["lean"], None)
+    return lambda user_u, mask: (tensors["0.user"][user_u] @ tensors["0.matrix"].T + tensors["lean"], None)
