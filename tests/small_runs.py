@@ -34,5 +34,5 @@ def trained(out: Path, *extra: str, **options: Any) -> dict[str, Any]:
 def popularity(dataset: Dataset, config: Config) -> dict[str, float]:
     """Validation metrics of ranking by training interactions."""
     degree_I = torch.from_numpy(dataset.degrees[1]).float()
-    score = lambda user_u: (degree_I.expand(len(user_u), -1).clone(), None)  # noqa: E731
+    score = lambda user_u, mask: (degree_I.expand(len(user_u), -1).clone(), None)  # noqa: E731
     return Evaluator(dataset, config.evaluation).evaluate(score, "val")[0]

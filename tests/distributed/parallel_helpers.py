@@ -26,10 +26,11 @@ from m3dist.distributed.engine import Engine
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
 from m3dist.method.merge import MergeTask
+from m3dist.storage.artifacts import Output
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
-from m3dist.training.context import Context, Output
+from m3dist.training.context import Context
 from m3dist.training.loop import Plan, fit
 from m3dist.training.tracking import Tracker
 

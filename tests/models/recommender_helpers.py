@@ -12,9 +12,9 @@ from torch import Tensor
 
 from m3dist.config import validate
 from m3dist.data.dataset import Dataset
-from m3dist.data.sampling import Batch
+from m3dist.data.draws import mix
 from m3dist.method.recommender import BaselineTask
-from m3dist.models.base import Given, Recommender
+from m3dist.models.base import Batch, Given, Recommender
 from m3dist.training.context import Context
 
 PAIRS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 4)]  # 4 users, 5 items
@@ -66,13 +66,11 @@ def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def batch_of(users: list[int], items: list[int], negatives: Any, parts: tuple[int, int] | None = None) -> Batch:
+    """A step's samples, or those of them that a worker has; its random numbers are always the same."""
     user, item, negative = (torch.tensor(x) for x in (users, items, negatives))
-    low, high = parts or (0, len(users))
-    mine = negative[low:high] if negative.ndim == 2 else negative
-    return Batch(
-        torch.arange(low, high), user[low:high], item[low:high], mine, len(users), item, user, negative, (low, high), 7,
-        (high - low,),
-    )  # fmt: skip
+    mine = slice(*(parts or (0, len(users))))
+    own = negative[mine] if negative.ndim == 2 else negative
+    return Batch(user[mine], item[mine], own, len(users), mix(torch.arange(1, 5)))
 
 
 def scores(model: Recommender) -> Tensor:
@@ -88,6 +86,8 @@ def trained(root: Path, model: str, epochs: int, **baseline: Any) -> tuple[dict[
     context = Context(Dataset(root), config)
     task = BaselineTask(context)
     for epoch in range(epochs):
-        for step in range(task.sampler.steps):
-            task.step(task.sampler(epoch, step))
+        task.draws.seek(epoch, 0)
+        for _ in range(task.draws.steps):
+            task.step()
+            task.draws.advance()
     return task.evaluate(), popularity(context.dataset, config)

@@ -12,6 +12,7 @@ from recommender_helpers import batch_of, linear, made, randomise, scores, tiny,
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.config import validate
+from m3dist.evaluation.ranking import Mask, Users
 from m3dist.method.registry import RECOMMENDERS, recommender_class
 from m3dist.models.base import Given, Recommender
 from m3dist.models.cb2cf import CB2CF
@@ -132,8 +133,8 @@ def test_train_evaluate_recommend(planted_root: Path, tmp_path: Path) -> None:
     top = opened.recommend([5], 3).to_pylist()
     assert [row["rank"] for row in top] == [1, 2, 3]
     assert [row["weight_model"] for row in top] == [1.0] * 3
-    user, item = opened.dataset.interactions("train")
-    s = opened.score(torch.tensor([5]))[0][0]
+    users = Users.of(np.array([5]), "cpu")
+    s = opened.score(users.there_u, Mask([], users, opened.dataset.n_items))[0][0]
     for split in ("train", "val", "test"):
         user, item = opened.dataset.interactions(split)
         s[item[user == 5].astype(int)] = float("-inf")

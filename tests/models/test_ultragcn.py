@@ -1,35 +1,52 @@
-"""The backbone's loss where every positive has negatives of its own, against a loop."""
+"""UltraGCN's constants by hand, and the rows whose products are its scores."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from m3dist.models import ultragcn
+from m3dist.models.ultragcn import UltraGCN, Weights
+
+W = (1.0, 0.7, 0.9, 1.1)
+DEGREES = torch.tensor([3, 1, 0]), torch.tensor([2, 0])
+GRAPH = torch.tensor([[1, 0], [0, 1]]), torch.tensor([[0.5, 0.0], [0.25, 0.125]])
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def test_weights_are_those_of_the_paper() -> None:
+    """beta_ui = 1/d_u sqrt((d_u + 1) / (d_i + 1)), of eq. 9; a user without interactions counts as one with one."""
+    weights = Weights(DEGREES, W, 0.5)
+    for u, d_u in enumerate((3, 1, 1)):
+        base, scale = weights.negative(torch.tensor([u]))
+        for i, d_i in enumerate((2, 0)):
+            beta = ((d_u + 1) / (d_i + 1)) ** 0.5 / d_u
+            positive = weights.positive(torch.tensor([[u]]), torch.tensor([[i]]))
+            assert positive.shape == (1, 1)
+            assert float(positive) == pytest.approx(W[0] + 0.5 * W[1] * beta, rel=1e-6)
+            assert base + float(scale * weights.c_I[i]) == pytest.approx(W[2] + 0.5 * W[3] * beta, rel=1e-6)
 
 
-@pytest.mark.parametrize("items", [4, 400])
-def test_own_negatives_value_and_gradients(items: int) -> None:
-    """The same as a loop, with few items, which are all scored, and with many, of which the negatives alone are."""
-    degrees = torch.tensor([3, 1, 2]), torch.tensor([2, 1, 3, *[0] * (items - 3)])
-    weights = ultragcn.Weights(degrees, (1.0, 0.7, 0.9, 1.1), 0.5)
-    user_id, item_id = torch.tensor([0, 2]), torch.tensor([1, 3])
-    negative = torch.tensor([[0, 1, 1], [2, 0, 3]])  # one of them twice
-    user, item = randn(2, 5).requires_grad_(), randn(items, 5, seed=1).requires_grad_()
-    got = ultragcn.interaction_loss(user, item, (item_id, negative), (user_id, item_id, negative), weights)
-    c_I, a_U = weights.c_I.double(), weights.a_U.double()
-    want = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
-    for b, (u, i) in enumerate(zip(user_id.tolist(), item_id.tolist(), strict=True)):
-        want[0] -= (1.0 + 0.5 * 0.7 * a_U[u] * c_I[i]) * (user[b] @ item[i]).sigmoid().log()
-        for j in negative[b].tolist():
-            weight = 0.9 + 0.5 * 1.1 * a_U[u] * c_I[j]
-            want[1] -= weight * (1 - (user[b] @ item[j]).sigmoid()).log()
-    for ours, value in zip(got, want, strict=True):
-        torch.testing.assert_close(ours, value, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        torch.autograd.grad(sum(got), [user, item]), torch.autograd.grad(sum(want), [user, item]), rtol=1e-6, atol=1e-7
-    )
+def test_neighbours_stand_by_column_and_are_scaled_to_the_sum_over_all() -> None:
+    """An item that is not there, 2, has itself as a neighbour of no weight."""
+    weights = Weights(DEGREES, W, 0.5, GRAPH)
+    item_X, both = torch.tensor([1, 0, 2]), torch.tensor([1, 0])
+    near_sX, omega_sX = weights.neighbours(item_X, both)
+    assert near_sX.tolist() == [[1, 0, 2], [0, 1, 2]]
+    assert omega_sX.tolist() == [[0.125, 0.0, 0.0], [0.25, 0.5, 0.0]]
+    near_sX, omega_sX = weights.neighbours(item_X, both[1:])
+    assert near_sX.tolist() == [[0, 1, 2]]
+    assert omega_sX.tolist() == [[0.5, 1.0, 0.0]]
+
+
+def test_ids_and_weights_of_what_is_not_there_are_finite() -> None:
+    weights = Weights(DEGREES, W, 0.5, GRAPH)
+    nobody, nothing = torch.tensor([3]), torch.tensor([2])
+    for x in (weights.positive(nobody, nothing), weights.negative(nobody)[1], weights.c_I[nothing]):
+        assert torch.isfinite(x).all()
+
+
+def test_an_items_row_is_its_id_and_its_projected_content() -> None:
+    model, id_Rd, content_Rw = UltraGCN(4, 3), torch.randn(5, 2), torch.randn(5, 4)
+    assert model.project is not None
+    want = torch.cat([id_Rd, content_Rw @ model.project.weight.T + model.project.bias], dim=1)
+    torch.testing.assert_close(model.item_rows(id_Rd, content_Rw), want)
+    assert torch.equal(UltraGCN(0, 3).item_rows(id_Rd, None), id_Rd)
