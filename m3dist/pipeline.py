@@ -72,9 +72,10 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     """The artifact key of every step of a run, in order."""
     out: dict[str, str] = {}
     spec = registry.model(config.model)
-    for stage in spec.stages:
+    for stage in spec.planned(config):
         reads = [configs.value(config, name) for name in (stage.section, *stage.reads)]
-        out[stage.name] = digest([dataset.fingerprint, config.seed, stage.run, reads, [out[x] for x in stage.inputs]])
+        inputs = [out[name] for name in stage.inputs if name in out]
+        out[stage.name] = digest([dataset.fingerprint, config.seed, stage.run, reads, inputs])
     return out | {TEST: digest([out[spec.final.name], config.evaluation.k])}
 
 
@@ -153,7 +154,7 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
         )
     dataset, store, spec = open_data(config, held), artifact_store(config), registry.model(config.model)
     key = keys(config, dataset)
-    context = Context(dataset, config, engine, tracker, lambda stage: store.load(stage, key[stage])[0])
+    context = Context(dataset, config, engine, tracker, lambda stage: store.load(stage, key[stage]))
     for name in job.steps:
         if engine.largest(int(engine.rank_zero and store.has(name, key[name]))):
             continue

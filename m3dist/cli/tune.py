@@ -40,7 +40,7 @@ def describe(plan, console) -> None:  # type: ignore[no-untyped-def]
         when = f" when {dimension.when}" if dimension.when else ""
         table.add_row(name, plan.stage[name], f"{kind} {dimension.ends()}{when}")
     console.print(table)
-    clock, scheduler = Clock(plan.extremes()), plan.search.scheduler
+    clock, scheduler = Clock(plan.extremes(), plan.dataset), plan.search.scheduler
     console.print(f"points: {plan.size:,.0f}; epochs of a whole trial: {clock.total}, by stage {clock.length}")
     if scheduler.kind == "asha":
         console.print(f"rungs: {Rungs(clock, plan.search.mode, scheduler.grace, scheduler.reduction).milestones}")

@@ -1,5 +1,7 @@
 """UltraGCN's loss (Mao et al., CIKM 2021) and its gradients in closed form, for members that train on the same samples.
 
+Rows are float32 and autocast is off: products go into the float32 gradients directly.
+
 Shapes: M members; X = P b positives in P groups of b; N negatives that a group shares; s neighbours of each positive's
 item; T = s + 1 items that meet one user alone; L = T X + P N rows of items; k width of rows.
 """
@@ -63,11 +65,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Of the terms: nu of neighbours, negative_weight of the mean over negatives, l2_k of every column of rows."""
+    """Of the terms: nu of neighbours, negative_weight of the mean over negatives."""
 
     nu: float
     negative_weight: float
-    l2_k: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,13 @@ class Found:
 
 @torch.no_grad()
 def ultragcn(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients) -> Found:
-    """L_O + kappa L_C + nu L_I (eq. 8, 10, 15) + L2: means over the global batch of which these samples are a part.
+    """L_O + kappa L_C + nu L_I (eq. 8, 10, 15): means over the global batch of which these samples are a part.
 
     item_MLk: rows of the s neighbours of every positive, [s, X], then of the positives [X], then of the negatives
-    [P, N]. L2 is on the rows of users, positives and negatives, per sample.
+    [P, N].
     """
-    out = begin(user_MPbk, item_MLk, samples, coefficients.l2_k)
+    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
     add_logistic(user_MPbk, item_MLk, samples, coefficients, out)
-    return out
-
-
-def begin(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, l2_k: Tensor) -> Found:
-    """L2 and its gradients alone; those of neighbours are 0."""
-    X = samples.share_Pb.numel()
-    out = Found({}, torch.empty_like(user_MPbk), torch.empty_like(item_MLk))
-    first = item_MLk.shape[1] - X - samples.weight_PN.numel()
-    if first:
-        out.item_grad_MLk[:, :first] = 0
-    out.terms["l2"] = _l2(user_MPbk.flatten(1, 2), item_MLk[:, first:], samples, l2_k, out)
     return out
 
 
@@ -116,29 +106,6 @@ def add_logistic(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coeffici
     each_Pb = samples.share_Pb * (coefficients.negative_weight / N)
     weights = (each_Pb * samples.base, each_Pb * samples.scale_Pb, samples.weight_PN)
     out.terms["negative"] = _add_negatives(user_MPbk, item_MLk[:, -P * N :].unflatten(1, (P, N)), weights, out)
-
-
-def _l2(user_MXk: Tensor, item_MJk: Tensor, samples: Samples, l2_k: Tensor, out: Found) -> Tensor:
-    """Sum of l2_k times squares of users, positives and negatives, per sample, [M]; a mean over a group's negatives.
-
-    item_MJk: rows of positives [X] and negatives [P, N]. Writes the gradients over whatever `out` holds of these rows.
-    """
-    M, X, k = user_MXk.shape
-    P, N = samples.weight_PN.shape
-    user_grad, item_grad = out.user_grad_MPbk.view(M, X, k), out.item_grad_MLk[:, -(X + P * N) :]
-    double_k = 2 * l2_k
-    of_sample_Xk = samples.share_Pb.view(X, 1) * double_k
-    torch.mul(user_MXk, of_sample_Xk, out=user_grad)
-    torch.mul(item_MJk[:, :X], of_sample_Xk, out=item_grad[:, :X])
-    of_group_P1k = (samples.share_Pb.sum(1, keepdim=True) / N * double_k).unsqueeze(1)
-    for item_Jk, grad_Jk in zip(item_MJk, item_grad, strict=True):
-        torch.mul(item_Jk[X:].view(P, N, k), of_group_P1k, out=grad_Jk[X:].view(P, N, k))
-    return (_dots(user_grad, user_MXk) + _dots(item_grad, item_MJk)) / 2
-
-
-def _dots(a_MXk: Tensor, b_MXk: Tensor) -> Tensor:
-    """The product of each member's rows with those of the other, [M]."""
-    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(a_MXk, b_MXk, strict=True)])
 
 
 def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
@@ -198,7 +165,7 @@ def _add_negatives(user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, 
             for u, v, into in zip(user, item, score, strict=True):
                 torch.bmm(u, v.mT, out=into)
             slope, soft = softplus(score)
-            total_M[members] += soft.mul_(weight_pbN).sum((1, 2, 3))
+            total_M[members].add_(soft.mul_(weight_pbN).sum((1, 2, 3)))
             slope.mul_(weight_pbN)
             for u, v, dl, du, dv in zip(
                 user, item, slope, user_grad[members, at, rows], item_grad[members, at], strict=True

@@ -5,13 +5,16 @@ Shapes: R representations; E environments; c width of users' content; V columns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m3dist.losses.projection import Fit
+
+_SURE = 3.0  # standard errors of chance beyond which environments differ
 
 
 class Columns:
@@ -34,12 +37,49 @@ class Columns:
         return self.mean_RV @ x_V
 
 
+class Moments(nn.Module):
+    """Running sums over the samples of a fit: of their gradients with respect to W, the squares of these, and counts.
+
+    A step's sums are added and what was there is worth less by `keep`, so that about 1 / (1 - keep) steps speak: a
+    single batch has a few samples of an environment. `steps` counts them.
+    """
+
+    gradient_EcV: Tensor
+    second_EV: Tensor
+    count_RE: Tensor
+    steps: Tensor
+
+    def __init__(self, environments: int, c: int, columns: Columns, window: int):
+        super().__init__()
+        E, (R, V), device = environments, columns.member_RV.shape, columns.member_RV.device
+        self.keep, self.window = 1 - 1 / window, window
+        self.register_buffer("gradient_EcV", torch.zeros(E, c, V, device=device), persistent=False)
+        self.register_buffer("second_EV", torch.zeros(E, V, device=device), persistent=False)
+        self.register_buffer("count_RE", torch.zeros(R, E, device=device), persistent=False)
+        self.register_buffer("steps", torch.zeros((), device=device), persistent=False)
+
+    def add(self, gradient_EcV: Tensor, second_EV: Tensor, count_RE: Tensor) -> None:
+        """A step's sums over all workers."""
+        kept_sums = (self.gradient_EcV, self.second_EV, self.count_RE)
+        for kept, new in zip(kept_sums, (gradient_EcV, second_EV, count_RE), strict=True):
+            kept.mul_(self.keep).add_(new)
+        self.steps.add_(1)
+
+    def effect(self, columns: Columns, small: float) -> Tensor:
+        """`environment_effect` of what was seen so far, [V]; 0 before there is a window of steps."""
+        count_EV = columns.of(self.count_RE.T)
+        effect_V = environment_effect(self.gradient_EcV, self.second_EV, count_EV, small)
+        return effect_V * (self.steps >= self.window)
+
+
 @dataclass(frozen=True)
 class Penalties:
-    """gamma of the Var-term, rho of the mask's size, and this worker's share of the global batch, a scalar tensor."""
+    """gamma of the environments' effects, rho of the mask's distance from its middle, l2 of W, and this worker's share
+    of the global batch, a scalar tensor."""
 
     gamma: float
     rho: float
+    l2: float
     share: Tensor
 
 
@@ -55,56 +95,81 @@ class Terms:
     mask_grad_V: Tensor
 
 
-def _alone(tensors: list[Tensor]) -> None:
-    """One worker's sums are those of all."""
+@dataclass(frozen=True)
+class Sums:
+    """A step's sums over this worker's samples of every environment, all representations side by side."""
+
+    gradient_EcV: Tensor
+    second_EV: Tensor
+    bias_REc: Tensor
+    loss_RE: Tensor
+    count_RE: Tensor
+
+    @staticmethod
+    def of(fits: Sequence[Fit]) -> Sums:
+        """fits: with moments."""
+        return Sums(
+            torch.cat([fit.gradient_EcD for fit in fits], dim=2),
+            torch.cat([fit.second_ED for fit in fits if fit.second_ED is not None], dim=1),
+            torch.stack([fit.bias_Ec for fit in fits]),
+            torch.stack([fit.loss_E for fit in fits]),
+            torch.stack([fit.count_E for fit in fits]),
+        )
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """Of the samples of all workers: the step's counts, and v, the environments' effect in every dimension."""
+
+    count_RE: Tensor
+    effect_V: Tensor
 
 
 @torch.no_grad()
 def mask_loss(
-    fits: Sequence[Fit], parameters: tuple[Tensor, Tensor], penalties: Penalties, columns: Columns,
-    over_workers: Callable[[list[Tensor]], None] = _alone,
-) -> Terms:  # fmt: skip
-    """mean_e L_e(Phi) + gamma Var-term + rho mean(m^2), this worker's part.
+    sums: Sums, parameters: tuple[Tensor, Tensor], penalties: Penalties, columns: Columns, everyone: Everyone
+) -> Terms:
+    """mean_e L_e(Phi) + gamma mean((v m)^2) + rho mean((m - 1/2)^2) + l2 |W|^2, this worker's part.
 
-    fits: of W times the mask, with moments. parameters: W [c, V] and the mask [V]. Var is measured on the whole
-    representation and held constant: a mask entry pays for how unlike the environments are in its dimension, and cannot
-    lower the price by shrinking. It is relative to its mean over dimensions, and both penalties are means over D, so
-    gamma and rho depend neither on widths nor on the scale of gradients. over_workers: adds tensors up, in place.
+    sums: of fits of W times the mask. parameters: W [c, V] and the mask [V]. v is held constant: a mask entry pays for
+    it and cannot lower the price by shrinking. Both penalties are means over dimensions, so that gamma and rho do not
+    depend on widths.
     """
-    W_cV, mask_V = parameters
-    gradient_EcV = torch.cat([fit.gradient_EcD for fit in fits], dim=2)
-    second_EV = torch.cat([fit.second_ED for fit in fits if fit.second_ED is not None], dim=1)
-    count_RE, loss_RE = torch.stack([fit.count_E for fit in fits]), torch.stack([fit.loss_E for fit in fits])
-    everyone = [count_RE, second_EV, gradient_EcV.clone()]
-    over_workers(everyone)
+    (W_cV, mask_V), count_RE = parameters, everyone.count_RE
     there_RE = count_RE > 0
     weight_RE = there_RE / (count_RE.clamp(min=1) * there_RE.sum(1, keepdim=True).clamp(min=1))
-    mean_cV = (gradient_EcV * columns.of(weight_RE.T).unsqueeze(1)).sum(0)  # over environments of their means
-    variance_V = environment_variance(everyone[2], second_EV, columns.of(count_RE.T))
-    relative_V = variance_V / columns.of(columns.mean(variance_V)).clamp(min=1e-30)
-    priced_V = relative_V.square_().mul_(mask_V)
-    gamma, rho = penalties.gamma * penalties.share, penalties.rho * penalties.share
-    penalty_V = (priced_V * gamma).add_(mask_V * rho).mul_(2 / columns.width_V)
-    bias_Rc = torch.bmm(weight_RE.unsqueeze(1), torch.stack([fit.bias_Ec for fit in fits])).squeeze(1)
+    mean_cV = (sums.gradient_EcV * columns.of(weight_RE.T).unsqueeze(1)).sum(0)  # over environments of their means
+    gamma, rho, l2 = (x * penalties.share for x in (penalties.gamma, penalties.rho, penalties.l2))
+    priced_V, away_V = everyone.effect_V.square() * mask_V, mask_V - 0.5
+    penalty_V = (priced_V * gamma + away_V * rho) * (2 / columns.width_V)
+    bias_Rc = torch.bmm(weight_RE.unsqueeze(1), sums.bias_REc).squeeze(1)
+    fit_R = torch.linalg.vecdot(weight_RE, sums.loss_RE) + columns.member_RV @ W_cV.square().sum(0) * l2
     return Terms(
-        torch.linalg.vecdot(weight_RE, loss_RE), columns.mean(priced_V.mul_(mask_V)) * gamma,
-        columns.mean(mask_V.square()) * rho, mean_cV * mask_V, bias_Rc, penalty_V.add_((W_cV * mean_cV).sum(0)),
+        fit_R, columns.mean(priced_V * mask_V) * gamma, columns.mean(away_V.square()) * rho,
+        (mean_cV * mask_V).add_(W_cV * (2 * l2)), bias_Rc, penalty_V.add_((W_cV * mean_cV).sum(0)),
     )  # fmt: skip
 
 
-def environment_variance(gradient_EcV: Tensor, second_EV: Tensor, count_EV: Tensor) -> Tensor:
-    """The Var-term (after InvRL, Du et al. 2022): how much environments' gradients differ, per dimension [V].
+def environment_effect(gradient_EcV: Tensor, second_EV: Tensor, count_EV: Tensor, small: float) -> Tensor:
+    """The Var-term (after InvRL, Du et al. 2022) as a size of effect in [0, 1), per dimension [V].
 
     gradient: sums over each environment's samples of their gradients with respect to W; second: sums of their squares
-    over c; count: samples. The squared deviation of the environments' mean gradients from their mean, summed over
-    environments and c, less what sampling alone would give (the within-environment variance over count): a batch's
-    noise would otherwise drown the difference. Environments with fewer than two samples of the batch have no variance
-    and are left out. Never below 0.
+    over c; count: samples. Between environments lies the squared deviation of their mean gradients from the mean of
+    these, summed over c, beyond what sampling alone would give with `_SURE` standard errors; within lies the variance
+    of one sample. Their ratio f^2 (Cohen 1988) depends neither on the scale of gradients nor on the number of samples,
+    and it is 0 where environments do not differ. The effect is f^2 / (f^2 + small). Environments with fewer than two
+    samples have no variance and are left out.
     """
+    c = gradient_EcV.shape[1]
     there_EV = (count_EV >= 2).to(second_EV.dtype)
     number_V, count_EV = there_EV.sum(0).clamp(min=1), count_EV.clamp(min=2)
+    freedom_V = (number_V - 1).clamp(min=1)
     each_EV = there_EV / count_EV
     mean_EcV = gradient_EcV * each_EV.unsqueeze(1)
-    noise_EV = (second_EV * each_EV - mean_EcV.square().sum(1)) / (count_EV - 1)
+    within_EV = (second_EV * each_EV - mean_EcV.square().sum(1)).clamp(min=0) * (count_EV / (count_EV - 1))
+    noise_V = (within_EV / count_EV).sum(0) / number_V * freedom_V
     away_EcV = (mean_EcV - mean_EcV.sum(0) / number_V).mul_(there_EV.unsqueeze(1))
-    return (away_EcV.square_().sum((0, 1)) - (1 - 1 / number_V) * noise_EV.sum(0)).clamp(min=0)
+    sure_V = 1 + _SURE * math.sqrt(2 / c) * freedom_V.rsqrt()
+    excess_V = (away_EcV.square_().sum((0, 1)) - noise_V * sure_V).clamp(min=0) / freedom_V
+    ratio_V = excess_V / (within_EV.sum(0) / number_V).clamp(min=1e-30)
+    return torch.where(number_V > 1, ratio_V / (ratio_V + small), 0.0)

@@ -1,19 +1,17 @@
-"""UltraGCN's loss where every positive has negatives of its own, as the paper draws them, with gradients in closed form.
+"""UltraGCN's loss where every positive has negatives of its own, as the paper draws them; gradients in closed form.
 
-Negatives are read where their rows stand among the slots of a step, so that no row is copied once a negative where a step
-has few items for its negatives: all are scored then, and those picked.
+Negatives are read where their rows stand among the slots of a step, so that no row is copied once a negative where a
+step has few items for its negatives: all are scored then, and those picked.
 
 Shapes: M members; X = P b positives; n negatives of each; R slots of distinct items; k width of rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from m3dist.losses.logistic import Coefficients, Found, Samples, add_pairs, begin, softplus
+from m3dist.losses.logistic import Coefficients, Found, Samples, add_pairs, softplus
 
 _SPARSE = 64  # slots to score for each negative, from which on negatives are scored one by one
 _BLOCK = 256  # users whose scores are held at once
@@ -30,8 +28,7 @@ def ultragcn_own(
     """
     slot_MRk, slot_Xn = negatives
     share_X, n = samples.share_Pb.view(-1), slot_Xn.shape[1]
-    none = replace(samples, weight_PN=samples.weight_PN.new_zeros(len(samples.share_Pb), 0))
-    out = begin(user_MPbk, item_MLk, none, coefficients.l2_k)
+    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
     weight_TX = (samples.positive_Pb.view(-1) * share_X).unsqueeze(0)
     if samples.omega_sX is not None:
         weight_TX = torch.cat([samples.omega_sX * (coefficients.nu * share_X), weight_TX])
@@ -51,12 +48,6 @@ def ultragcn_own(
             value += add((user_Xk[rows], slot_Rk), slot_Xn[rows], weight_Xn[rows], (du[rows], dv))
         values.append(value)
     out.terms["negative"] = torch.stack(values)
-    times_R = slot_MRk.new_zeros(slot_MRk.shape[1]).scatter_add_(
-        0, slot_Xn.reshape(-1), (share_X / n).unsqueeze(1).expand(-1, n).reshape(-1)
-    )
-    of_slot_Rk = times_R.unsqueeze(1) * (2 * coefficients.l2_k)
-    slot_grad.addcmul_(slot_MRk, of_slot_Rk)
-    out.terms["l2"] = out.terms["l2"] + (slot_MRk.square() * of_slot_Rk).sum((1, 2)) / 2
     return out, slot_grad
 
 

@@ -1,8 +1,9 @@
 """Stage 2's fits: backbone losses in which only projections of the content are free, by environments of the samples.
 
-score(u, i) = u_id . v_id + u_c . (W x_i + bias), with a projection for each environment or one for all. A sample's
-gradient with respect to W is the outer product of u_c and `pull`, the sum of dl/ds_i x_i over its items: W' u_c is
-taken once a row and meets x there, no item is projected and nothing needs autograd.
+score(u, i) = s_ui + u_c . (W x_i + bias), with a projection for each environment or one for all, under UltraGCN's
+loss or a softmax of each positive among the negatives. A sample's gradient with respect to W is the outer product of
+u_c and `pull`, the sum of dl/ds_i x_i over its items: W' u_c is taken once a row and meets x there, no item is
+projected and nothing needs autograd.
 
 Rows are sorted by environment. On a GPU they stand in tiles of 32 rows of one environment each, at most b / 32 + E of
 them, so that shapes are fixed and every product is a batch over tiles; rows that fill a tile up weigh nothing. On a CPU
@@ -30,8 +31,9 @@ _TILE = 32
 class Samples:
     """A step's samples, which all representations share; a sample that is not there has weights 0.
 
-    score_bN, own_b: the ids' part of scores of negatives and of the positive. content_bc: u_c. The weight of a positive
-    is positive_b, that of user u and negative j base_u + scale_u weight_j. item_b, negative_N: rows of x.
+    score_bN, own_b: s of negatives and of the positive, what content adds to. content_bc: u_c. The weight of a positive
+    is positive_b, that of user u and negative j base_u + scale_u weight_j. item_b, negative_N: rows of x. tau: of the
+    softmax, in which negatives have no weights; None for UltraGCN's loss.
     """
 
     score_bN: Tensor
@@ -43,6 +45,7 @@ class Samples:
     weight_N: Tensor
     item_b: Tensor
     negative_N: Tensor
+    tau: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,16 +102,27 @@ class _Slopes:
     own_slope_B: Tensor
 
 
-def _slopes(score_BN: Tensor, own_B: Tensor, weight_4B: Tensor, weight_N: Tensor) -> _Slopes:
+def _slopes(score_BN: Tensor, own_B: Tensor, weight_4B: Tensor, samples: Samples) -> _Slopes:
     """weight_4B: of positives, base and scale of negatives, and what else; rows may have more dimensions than one.
 
     Overwrites the scores.
     """
+    if samples.tau is not None:
+        return _among(score_BN.div_(samples.tau), own_B / samples.tau, weight_4B[0], samples.tau)
     positive_B, base_B1, scale_B1 = weight_4B[0], weight_4B[1].unsqueeze(-1), weight_4B[2].unsqueeze(-1)
     slope_BN, soft_BN = softplus(score_BN)
-    weight_BN = torch.mul(scale_B1, weight_N).add_(base_B1)
+    weight_BN = torch.mul(scale_B1, samples.weight_N).add_(base_B1)
     loss_B = soft_BN.mul_(weight_BN).sum(-1).addcmul_(positive_B, F.softplus(-own_B))
     return _Slopes(loss_B, slope_BN.mul_(weight_BN), torch.sigmoid(-own_B).mul_(positive_B).neg_())
+
+
+def _among(score_BN: Tensor, own_B: Tensor, weight_B: Tensor, tau: float) -> _Slopes:
+    """The softmax of positives among negatives; scores are over tau already, and are overwritten."""
+    total_B = torch.logaddexp(own_B, torch.logsumexp(score_BN, -1))
+    slope_B = weight_B / tau
+    slope_BN = score_BN.sub_(total_B.unsqueeze(-1)).exp_().mul_(slope_B.unsqueeze(-1))
+    gap_B = total_B - own_B
+    return _Slopes(gap_B * weight_B, slope_BN, torch.expm1(-gap_B).mul_(slope_B))
 
 
 def _by_rows(samples: Samples, projection: Projection, environment_b: Tensor, E: int, moments: bool) -> Fit:
@@ -131,9 +145,7 @@ def _by_rows(samples: Samples, projection: Projection, environment_b: Tensor, E:
     ):
         score.addmm_(torch.mm(content, W_cD, out=query), x_ND.T)
     score_BN.add_(shift_B.unsqueeze(1))
-    found = _slopes(
-        score_BN, shift_B.add_(weight_4B[3]).add_(torch.linalg.vecdot(query_BD, x_BD)), weight_4B, samples.weight_N
-    )
+    found = _slopes(score_BN, shift_B.add_(weight_4B[3]).add_(torch.linalg.vecdot(query_BD, x_BD)), weight_4B, samples)
     pull_BD = query_BD  # whose place it takes
     for slope, pull in zip(found.slope_BN.split(own), pull_BD.split(own), strict=True):
         torch.mm(slope, x_ND, out=pull)
@@ -215,7 +227,7 @@ def _by_tiles(
         score_RBN[r].addmm_(query_BD, x_ND.T)
         own_RB[r].add_(torch.linalg.vecdot(query_BD, x_BD))
         xs.append((x_BD, x_ND))
-    found = _slopes(score_RBN, own_RB, weight_4RB, samples.weight_N)
+    found = _slopes(score_RBN, own_RB, weight_4RB, samples)
     bias_RBc = content_RBc * found.slope_BN.sum(2).add_(found.own_slope_B).unsqueeze(2)
     bias_grad_REc = torch.bmm(member_RET, bias_RBc.view_as(content_RTtc).sum(2))
     loss_RE = torch.bmm(member_RET, found.loss_B.view(R, T, _TILE).sum(2, keepdim=True)).squeeze(2)

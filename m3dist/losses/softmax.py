@@ -10,57 +10,34 @@ item; L = (s + 1) X + P N rows of items; k width of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.losses.logistic import Coefficients, Found, Samples, add_logistic, add_pairs, begin, blocks
+from m3dist.losses.logistic import Coefficients, Found, Samples, add_pairs, blocks
 
 _EPSILON = 1e-8  # of squared lengths
-_COLDEST = 1 / 80  # the lowest temperature: exp of the largest score is a float32 number
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """tau, a scalar tensor, taken as 1/80 where it is below; grad_M: where given, the gradient with respect to log(tau)
-    is written there, [M]."""
-
-    tau: Tensor
-    grad_M: Tensor | None = None
+COLDEST = 1 / 80  # the lowest temperature: exp of the largest score is a float32 number
 
 
 @torch.no_grad()
-def softmax(
-    user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients, temperature: Temperature
-) -> Found:
-    """The softmax of every positive among its group's negatives, weighted by positive_Pb, + nu L_I + L2.
+def softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients, tau: float) -> Found:
+    """The softmax of every positive among its group's negatives, weighted by positive_Pb, + nu L_I.
 
-    Rows of items stand as in `logistic.ultragcn`. Weights of negatives play no part. L_I and L2 are UltraGCN's.
+    tau: the temperature, no less than `COLDEST`. Rows of items stand as in `logistic.ultragcn`. Weights of negatives
+    play no part. L_I is UltraGCN's.
     """
-    out = begin(user_MPbk, item_MLk, samples, coefficients.l2_k)
+    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
     if samples.omega_sX is not None:
         weight_sX = samples.omega_sX * (coefficients.nu * samples.share_Pb.view(-1))
         out.terms["neighbours"] = add_pairs(user_MPbk, item_MLk, weight_sX, out).sum(1)
-    out.terms["softmax"] = add_softmax(user_MPbk, item_MLk, samples, temperature, out)
+    out.terms["softmax"] = add_softmax(user_MPbk, item_MLk, samples, tau, out)
     return out
 
 
-@torch.no_grad()
-def mixture(
-    user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients: Coefficients,
-    temperature: Temperature, part: float,
-) -> Found:  # fmt: skip
-    """`part` times UltraGCN's loss and 1 - part times the softmax, with L2 once."""
-    out = begin(user_MPbk, item_MLk, samples, coefficients.l2_k)
-    add_logistic(user_MPbk, item_MLk, replace(samples, share_Pb=samples.share_Pb * part), coefficients, out)
-    rest = replace(samples, share_Pb=samples.share_Pb * (1 - part))
-    out.terms["softmax"] = add_softmax(user_MPbk, item_MLk, rest, temperature, out)
-    return out
-
-
-def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, temperature: Temperature, out: Found) -> Tensor:
+def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: float, out: Found) -> Tensor:
     """Add the gradients of the weighted softmax; its sum over positives, [M].
 
     With a = u / (|u| tau) and w = v / |v|, all scores are a . w, and what a or w gain along themselves is taken away on
@@ -68,11 +45,7 @@ def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, temperatu
     """
     M, P, b, k = user_MPbk.shape
     X, N = P * b, samples.weight_PN.shape[1]
-    tau, user_MXk, user_grad = (
-        temperature.tau.clamp(min=_COLDEST),
-        user_MPbk.flatten(1, 2),
-        out.user_grad_MPbk.flatten(1, 2),
-    )
+    user_MXk, user_grad = user_MPbk.flatten(1, 2), out.user_grad_MPbk.flatten(1, 2)
     item_MJk, item_grad = (x[:, -(X + P * N) :] for x in (item_MLk, out.item_grad_MLk))
     own_MXk, own_grad, far_grad = item_MJk[:, :X], item_grad[:, :X], item_grad[:, X:]
     user_length_MX1, item_length_MJ1 = _inverse_length(user_MXk).div_(tau), _inverse_length(item_MJk)
@@ -84,8 +57,6 @@ def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, temperatu
     slope_MX1 = found.slope_MPb.view(M, X, 1) * own_length_MX1
     pull_MXk = found.pull_MPbk.view(M, X, k).addcmul_(own_MXk, slope_MX1, value=-1)  # the gradient of a
     along_MX1 = torch.linalg.vecdot(pull_MXk, a_MXk).unsqueeze(2)
-    if temperature.grad_M is not None:
-        torch.sum(along_MX1, (1, 2), out=temperature.grad_M).neg_()
     user_grad.addcmul_(pull_MXk, user_length_MX1)
     user_grad.addcmul_(a_MXk, along_MX1.mul_(user_length_MX1).mul_(tau**2), value=-1)
     own_grad.addcmul_(a_MXk, slope_MX1, value=-1)

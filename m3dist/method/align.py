@@ -21,7 +21,7 @@ from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct, spread
 from m3dist.evaluation import ranking
 from m3dist.losses.contrastive import Anchors, contrastive
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
 from m3dist.models.alignment import Aligner, Club
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
@@ -119,13 +119,12 @@ class AlignTask:
             club = Club(align.dim, widths[:-1], align.club_hidden)
         self.member = Backbones(data, config, [sum(widths)], [("align", "member")])
         self.tables = {"user": self.member.user, "item": self.member.item}
-        key, backbone = derive(config.seed, "align"), config.backbone
-        self.draws = data.draws(key, align.batch_size, plan(backbone), backbone.groups)
+        self.draws = self.member.draws(derive(config.seed, "align"), align.batch_size)
         self.dense = data.engine.wrap(
             AlignModel(context, aligner, club, self.member),
             [
                 {"params": list(aligner.parameters()), "lr": align.encoder_lr},
-                {"params": list(self.member.models[0].parameters()), "lr": align.lr},
+                self.member.parameters(align.lr),
                 {"params": list(club.parameters()), "lr": align.club_lr},
             ],
         )
@@ -159,8 +158,8 @@ class AlignTask:
     def evaluate(self) -> dict[str, float]:
         with self.dense.reading() as model:
             (id_Id,) = self.member.item.whole(self.data.engine)
-            item_Id = model.catalogue([x[:-1] for x in self.x], id_Id).float()
-        product, low = ranking.Product(self.member.user.weight[0], item_Id), self.member.user.low
+            item_Id = self.member.scored(model.catalogue([x[:-1] for x in self.x], id_Id).float())
+        product, low = ranking.Product(self.member.users()[0], item_Id), self.member.user.low
         return self.evaluator.evaluate(lambda user_u, mask: (product(user_u - low), None), "val")[0]
 
     def output(self, meta: dict[str, Any]) -> Output:

@@ -1,6 +1,8 @@
 """Each interaction moves to the environment whose model scores it highest (eq. 8).
 
 The models' content scores u_c . (W_e x_i + b_e) are compared; the ids' part of a score is the same under all of them.
+Under the softmax these are logarithms of probabilities among a sample of items: of scores alone, the model with the
+largest W would have the most.
 An item is projected once, under every model, and meets all its users in one product: work is by item, not by
 interaction.
 
@@ -23,6 +25,8 @@ from m3dist.method.environments import Frozen, Trained
 _PIECE = 256  # users of an item that are scored in one product
 _PIECES = 512  # pieces of a block at most
 _ROWS = 8192  # and their rows
+_SAMPLE = 256  # items among which probabilities are found
+_USERS = 8192  # whose totals are found at once
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,37 @@ def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int]
     """The environment that scores highest, int16 [n]; 0 outside a part of all. Ties go to the first."""
     device, c = frozen.engine.device, frozen.content
     g, D = len(models.names), len(models.scale_D)
-    content_Uc = frozen.user_Uk[:, -c:].contiguous()
+    content_Uc = frozen.content_Uc
     W_gcD, b_gc = (x.to(device) for x in models.projections)
     W_Dgc = (W_gcD * models.scale_D.to(device)).view(g * c, D).T
     # a column of ones takes the bias: addmm would write it over the result first
     Wb = torch.cat([W_Dgc, b_gc.view(1, g * c)])
+    total_Ug = _totals(frozen, models, Wb) if frozen.tau is not None else None
     user_n = frozen.user[blocks.order_n]
     name_g = torch.tensor(models.names, dtype=torch.int16, device=device)
     out_n = torch.zeros(len(user_n), dtype=torch.int16, device=device)
     for pieces, k in blocks.part(*part):
         place_mk, _ = blocks.places(pieces, k)
-        content_mkc = content_Uc.index_select(0, user_n[place_mk].flatten()).view(-1, k, c)
+        user_m = user_n[place_mk].flatten()
+        content_mkc = content_Uc.index_select(0, user_m).view(-1, k, c)
         x_m = F.pad(frozen.x[models.r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
         item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
-        best_mk = torch.bmm(content_mkc, item_mgc.transpose(1, 2)).argmax(2)
+        score_mkg = torch.bmm(content_mkc, item_mgc.transpose(1, 2))
+        if total_Ug is not None:
+            score_mkg.sub_(total_Ug.index_select(0, user_m).view(-1, k, g))
+        best_mk = score_mkg.argmax(2)
         out_n[blocks.order_n[place_mk]] = name_g[best_mk]  # rows that repeat another write the same again
     return out_n
+
+
+def _totals(frozen: Frozen, models: Models, Wb: Tensor) -> Tensor:
+    """tau times the logarithm of every user's total of exp(score / tau) over some items, under every model, [U, g]."""
+    assert frozen.tau is not None
+    items = torch.arange(len(frozen.item_Id) - 1, device=Wb.device) if frozen.pool is None else frozen.pool
+    spread = torch.linspace(0, len(items) - 1, min(_SAMPLE, len(items)), device=Wb.device).long()
+    x_S = F.pad(frozen.x[models.r].index_select(0, items[spread]), (0, 1), value=1)
+    item_gSc = torch.mm(x_S, Wb).view(len(x_S), len(models.names), -1).transpose(0, 1)
+    out = []
+    for content_uc in frozen.content_Uc.split(_USERS):
+        out.append(torch.stack([torch.logsumexp(content_uc @ x.T / frozen.tau, 1) for x in item_gSc], dim=1))
+    return torch.cat(out).mul_(frozen.tau)

@@ -11,25 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.config import Backbone, Config
-from m3dist.data.draws import Batch, Plan
+from m3dist.config import Config, ResolvedBackbone
+from m3dist.data.draws import Batch, Draws, Plan
 from m3dist.distributed.rows import RowTables, random_rows
 from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
 from m3dist.losses import logistic
 from m3dist.losses.known import known
 from m3dist.losses.logistic import Coefficients, Samples
 from m3dist.losses.own import ultragcn_own
+from m3dist.losses.softmax import COLDEST, softmax
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import torch_rng
 from m3dist.training.data import DeviceData
 
 
-def plan(backbone: Backbone) -> Plan:
+def plan(backbone: ResolvedBackbone) -> Plan:
     """What a step of the backbone draws."""
     neighbours = backbone.neighbours if backbone.nu else 0
     return Plan(
@@ -47,8 +49,8 @@ def spared(x_Iw: Tensor) -> Tensor:
 class Sampled:
     """A step's batch, the rows of users and items that it touches, and what its samples weigh.
 
-    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives [P, N] or [X, n],
-    and whatever else the stage reads.
+    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives, [P, N] or
+    [X, n], and whatever else the stage reads. user_l2_R1, item_l2_R1: how much of L2 each slot's row has.
     """
 
     batch: Batch
@@ -56,6 +58,8 @@ class Sampled:
     item: Touched
     samples: Samples
     scored: int  # how many of the L ids the loss scores
+    user_l2_R1: Tensor
+    item_l2_R1: Tensor
 
     @property
     def part(self) -> Tensor:
@@ -65,7 +69,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Rows:
-    """A step's rows: users [M, R, k] and the ids' part of items [M, R, d]."""
+    """A step's rows: users [M, R, k] and items' ids [M, R, d]."""
 
     user_MRk: Tensor
     id_MRd: Tensor
@@ -86,18 +90,22 @@ class Backbones:
         keys: Sequence[tuple[str | int, ...]],
         init: dict[str, Tensor] | None = None,
     ):
-        backbone, self.data, self.engine = config.backbone, data, data.engine
-        self.config, self.weights = backbone, data.weights(backbone)
-        content = backbone.content_dim if any(widths) else 0
+        self.config = backbone = config.backbone.resolved
+        self.data, self.engine, self.weights = data, data.engine, data.weights(backbone)
+        self.adds = any(widths) and backbone.content == "add"
+        content = backbone.content_columns if any(widths) else 0
+        self.pool = data.seen_items if any(widths) and backbone.pool == "seen" else None
         self.models, users, items = [], [], []
         for width, key in zip(widths, keys, strict=True):
             rng = torch_rng(config.seed, *key)
             std, (U, I), d = backbone.init_std, (data.n_users, data.n_items), backbone.dim
             users.append(random_rows((U, d + content), std, rng, data.bounds(U)))
             items.append(random_rows((I, d), std, rng, data.bounds(I)))
+            if self.pool is not None:  # nothing is learned of the others' ids: content alone speaks for them
+                items[-1] *= data.with_interactions(1, data.bounds(I)).unsqueeze(1).cpu()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(rng.initial_seed())
-                self.models.append(UltraGCN(width, content))
+                self.models.append(UltraGCN(width, content or d, self.adds))
         dense = config.optimizer == "dense"
 
         def tables(n: int, rows: list[Tensor]) -> RowTables:
@@ -108,9 +116,19 @@ class Backbones:
         if init is not None:
             for name, x in (("user", self.user), ("item", self.item)):
                 x.weight[:, :, : backbone.dim] = init[name][x.low : x.low + x.weight.shape[1], : backbone.dim]
-        l2_k = torch.full((backbone.dim + content,), backbone.l2, device=data.device)
-        l2_k[backbone.dim :] = backbone.content_l2
-        self.coefficients = Coefficients(backbone.nu, backbone.negative_weight, l2_k)
+        self.known_U1 = data.with_interactions(0, data.bounds(data.n_users)).unsqueeze(1)
+        self.l2_k = torch.full((backbone.dim + content,), backbone.l2, device=data.device)
+        self.l2_k[backbone.dim :] = backbone.content_l2
+        self.coefficients = Coefficients(backbone.nu, backbone.negative_weight)
+
+    def parameters(self, lr: float) -> dict[str, Any]:
+        """The projections, as a group of an optimiser whose tables' learning rate is lr."""
+        found = [x for model in self.models for x in model.parameters()]
+        return {"params": found, "lr": lr * self.config.projection_rate}
+
+    def draws(self, key: int, batch_size: int) -> Draws:
+        """Steps over the training interactions."""
+        return self.data.draws(key, batch_size, plan(self.config), self.config.groups, self.pool)
 
     def sample(self, batch: Batch, more: Tensor | None = None) -> Sampled:
         """What a step reads for a batch. more: further items [C] that the stage reads."""
@@ -129,9 +147,26 @@ class Backbones:
         )  # fmt: skip
         scored = sum(x.numel() for x in ids)
         ids += [] if more is None else [more]
+        sizes = [x.numel() for x in ids]
         wanted = [Wanted(self.user, user_X, batch.user_B), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
         user, item = touch(self.engine, wanted)
-        return Sampled(batch, user, item, samples, scored)
+        l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch, sizes))
+        return Sampled(batch, user, item, samples, scored, l2[0].squeeze(0), l2[1].squeeze(0))
+
+    def _l2(self, samples: Samples, batch: Batch, sizes: Sequence[int]) -> Tensor:
+        """How much of L2 the L ids of items have, [1, L, 1]: as samples, and under the softmax as negatives alone.
+
+        These are drawn alike, so that L2 holds the ids of popular items as much as others: beside content, ids that
+        were held by their positives would leave it nothing to say of items that have many.
+        """
+        n = batch.negative.shape[-1]
+        share = samples.share_Pb if batch.negative.ndim == 3 else samples.share_Pb.sum(1)
+        each = (share / n).unsqueeze(-1).expand(batch.negative.shape)
+        parts = [samples.share_Pb.view(-1), each.reshape(-1)]
+        if self.config.loss == "softmax":
+            parts[0] = torch.zeros_like(parts[0])
+        weight_L, before = torch.cat(parts), sizes[0] if self.config.nu else 0
+        return F.pad(weight_L, (before, sum(sizes) - before - len(weight_L))).view(1, -1, 1)
 
     def rows(self, sampled: Sampled) -> Rows:
         """The rows that a step reads."""
@@ -142,25 +177,45 @@ class Backbones:
         touched = [sampled.user, sampled.item]
         push(self.engine, touched, [rows.user_MRk, rows.id_MRd], [grads.user_MRk, grads.id_MRd], lr)
 
+    @torch.no_grad()
+    def users(self) -> Tensor:
+        """The rows that this worker's users rank by, [M, U, k].
+
+        Cosines are products of rows of length 1. A user without training interactions has the mean of the others' rows.
+        """
+        out = self.scored(self.user.weight)
+        total, count = (out * self.known_U1).sum(1, keepdim=True), self.known_U1.sum()
+        if self.data.sharded:
+            self.engine.add_up([total, count])
+        return torch.where(self.known_U1 > 0, out, total / count)
+
+    def scored(self, rows: Tensor) -> Tensor:
+        """Rows of users or items, of any shape [..., k], as products of them are scores."""
+        return F.normalize(rows, dim=-1) if self.config.loss == "softmax" else rows
+
     def tables(self, name: str) -> dict[str, Tensor]:
-        """The live rows that this worker holds, of every member; name: of member m, as in "{}.user" with {} for m."""
-        parts = {"user": self.user, "item": self.item}
-        return {f"{name.format(m)}{kind}": x for kind, table in parts.items() for m, x in enumerate(table.weight)}
+        """The rows that this worker holds, of every member: users' as they rank, and ids of items as they are.
+
+        name: of member m, as in "{}.user" with {} for m.
+        """
+        parts = {"user": self.users(), "item": self.item.weight}
+        return {f"{name.format(m)}{kind}": x for kind, rows in parts.items() for m, x in enumerate(rows)}
 
 
 def backbone_loss(
     backbones: Backbones, sampled: Sampled, rows: Rows, contents: Sequence[Tensor | None]
 ) -> tuple[dict[str, Tensor], Tensor, Rows]:
-    """L_O + kappa L_C + nu L_I + L2 of every member, this worker's share.
+    """The configured loss and L2 of every member, this worker's share.
 
     contents: projected content of the item slots, [R, c] each, which is what the loss is differentiable in. Returns
     the terms [M], their sum over members and terms, and the gradients of the rows.
     """
+    settings = backbones.config
     with torch.no_grad(), torch.autocast(rows.user_MRk.device.type, enabled=False):
         item_MRk = rows.id_MRd
         if contents[0] is not None:
             content_MRc = torch.stack([x.detach().float() for x in contents if x is not None])
-            item_MRk = torch.cat([rows.id_MRd, content_MRc], dim=2)
+            item_MRk = rows.id_MRd + content_MRc if backbones.adds else torch.cat([rows.id_MRd, content_MRc], dim=2)
         M, d = len(item_MRk), rows.id_MRd.shape[2]
         user_slots, item_slots = sampled.user.slots, sampled.item.slots
         user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
@@ -172,6 +227,9 @@ def backbone_loss(
             found, at_own = ultragcn_own(
                 user_MPbk, item_MLk[:, :-n], (item_MRk, at_Xn), sampled.samples, backbones.coefficients
             )
+        elif settings.loss == "softmax":
+            tau = max(settings.tau, COLDEST)
+            found = softmax(user_MPbk, item_MLk, sampled.samples, backbones.coefficients, tau)
         else:
             found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
         user_grad = user_slots.sum(found.user_grad_MPbk.flatten(1, 2))
@@ -180,10 +238,22 @@ def backbone_loss(
         item_grad = item_slots.sum(scored)
         if at_own is not None:
             item_grad += at_own
-        value = torch.stack([*found.terms.values()]).sum()
+        content_MRc = item_grad.clone() if backbones.adds else item_grad[:, :, d:]  # the gradient of content
+        l2_M = _add_l2(rows.user_MRk, backbones.l2_k, sampled.user_l2_R1, user_grad)
+        held_MRk = rows.id_MRd if backbones.adds else item_MRk
+        l2_M += _add_l2(held_MRk, backbones.l2_k[: held_MRk.shape[2]], sampled.item_l2_R1, item_grad)
+        terms = {**found.terms, "l2": l2_M}
+        value = torch.stack([*terms.values()]).sum()
     grads = Rows(user_grad, item_grad[:, :, :d].contiguous())  # a fused Adam takes memory as it lies
     inputs = [x for x in contents if x is not None and x.requires_grad]
     if not inputs:
-        return found.terms, value, grads
-    content_grads = [x.to(y.dtype) for x, y in zip(item_grad[:, :, d:], inputs, strict=True)]
-    return found.terms, known(value, inputs, content_grads), grads
+        return terms, value, grads
+    content_grads = [x.to(y.dtype) for x, y in zip(content_MRc, inputs, strict=True)]
+    return terms, known(value, inputs, content_grads), grads
+
+
+def _add_l2(row_MRk: Tensor, l2_k: Tensor, part_R1: Tensor, grad_MRk: Tensor) -> Tensor:
+    """Add the gradients of L2 on rows of which each has a part; its value, [M]."""
+    held_MRk = row_MRk * (l2_k * part_R1)
+    grad_MRk.add_(held_MRk, alpha=2)
+    return torch.linalg.vecdot(held_MRk, row_MRk).sum(1)

@@ -22,12 +22,15 @@ from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, normal
 from m3dist.distributed.engine import Engine
 from m3dist.losses.known import known
-from m3dist.losses.masks import Columns, Penalties, mask_loss
+from m3dist.losses.masks import Columns, Everyone, Moments, Penalties, Sums, mask_loss
 from m3dist.losses.projection import Projection, Samples, Tiles, projection_fits
+from m3dist.losses.softmax import COLDEST
 from m3dist.method.backbone import spared
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
 from m3dist.seeding import derive, torch_rng
+
+_NEVER = -1e9  # the score of a negative that is the positive itself
 
 
 class Step(NamedTuple):
@@ -46,13 +49,22 @@ class Frozen:
         self, tensors: dict[str, Tensor], device: str | torch.device, config: Config, engine: Engine | None = None
     ):
         self.engine = engine or Engine(device=device)
-        self.settings, self.backbone, self.seed = config.invariance, config.backbone, config.seed
+        self.settings, self.backbone, self.seed = config.invariance, config.backbone.resolved, config.seed
         tensors = {name: x.to(device) for name, x in tensors.items()}
         self.user, self.item = tensors["user"], tensors["item"]
-        self.user_Uk, self.item_Id = spared(tensors["member.user"]), spared(tensors["member.item"])
+        user_Uk, self.item_Id = spared(tensors["member.user"]), spared(tensors["member.item"])
+        adds, d = self.backbone.content == "add", self.item_Id.shape[1]
+        self.id_Ud, self.content_Uc = user_Uk[:, :d], (user_Uk if adds else user_Uk[:, d:]).contiguous()
+        self.tau: float | None = None
+        if self.backbone.loss == "softmax":
+            self.tau = max(self.backbone.tau, COLDEST)
+            self.content_Uc = F.normalize(self.content_Uc, dim=1)
+        self.pool: Tensor | None = None
+        if self.backbone.pool == "seen" and bool((tensors["item_degree"] == 0).any()):
+            self.pool = tensors["item_degree"].nonzero().squeeze(1)
         count = sum(name.startswith("representation.") for name in tensors)
         self.x = [spared(tensors[f"representation.{r}"].float()) for r in range(count)]
-        backbone = config.backbone
+        backbone = self.backbone
         w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
         self.weights = Weights((tensors["user_degree"], tensors["item_degree"]), w, backbone.kappa).to(device)
 
@@ -70,7 +82,7 @@ class Frozen:
     @property
     def content(self) -> int:
         """c"""
-        return self.user_Uk.shape[1] - self.item_Id.shape[1]
+        return self.content_Uc.shape[1]
 
     def tiles(self, environments: int) -> Tiles:
         """What fits of a worker's share of a batch need."""
@@ -89,23 +101,32 @@ class Frozen:
 
     def draws(self, purpose: str) -> Draws:
         """Steps over the training interactions, of which each draws noise for the gates, too."""
-        pairs = Pairs(self.user, self.item, len(self.user_Uk) - 1, len(self.item_Id) - 1)
+        pairs = Pairs(self.user, self.item, len(self.id_Ud) - 1, len(self.item_Id) - 1, self.pool)
         noise = sum(x.shape[1] for x in self.x) if self.settings.gate == "hard_sigmoid" else 0
         return Draws(pairs, Plan(self.settings.negatives, hashes=noise), self.layout, derive(self.seed, purpose))
 
     def step(self, draws: Draws) -> Step:
         """This worker's share of the step at which `draws` stands."""
-        batch, d = draws.draw(), self.item_Id.shape[1]
+        batch = draws.draw()
         user_b, item_b, negative_N = batch.user_Pb[0], batch.item_Pb[0], batch.negative[0]
         valid_b = batch.valid_Pb[0].float()
-        user_bk = self.user_Uk.index_select(0, user_b)
-        own_b = torch.linalg.vecdot(user_bk[:, :d], self.item_Id.index_select(0, item_b))
-        score_bN = user_bk[:, :d] @ self.item_Id.index_select(0, negative_N).T
+        content_bc = self.content_Uc.index_select(0, user_b)
+        if self.tau is not None:
+            itself_bN = negative_N == item_b.unsqueeze(1)
+            score_bN = torch.zeros_like(itself_bN, dtype=torch.float32).masked_fill_(itself_bN, _NEVER)
+            samples = Samples(
+                score_bN, torch.zeros_like(valid_b), content_bc, valid_b, valid_b, valid_b,
+                self.weights.c_I[negative_N], item_b, negative_N, self.tau,
+            )  # fmt: skip
+            return Step(batch, valid_b / batch.size, samples)
+        id_bd = self.id_Ud.index_select(0, user_b)
+        own_b = torch.linalg.vecdot(id_bd, self.item_Id.index_select(0, item_b))
+        score_bN = id_bd @ self.item_Id.index_select(0, negative_N).T
         scale = self.backbone.negative_weight / len(negative_N)
         base, scale_b = self.weights.negative(user_b)
         positive_b = self.weights.positive(user_b, item_b).mul_(valid_b)
         samples = Samples(
-            score_bN, own_b, user_bk[:, d:].contiguous(), positive_b, valid_b * (base * scale),
+            score_bN, own_b, content_bc, positive_b, valid_b * (base * scale),
             scale_b.mul_(valid_b).mul_(scale), self.weights.c_I[negative_N], item_b, negative_N,
         )  # fmt: skip
         return Step(batch, valid_b / batch.size, samples)
@@ -120,7 +141,7 @@ class Trained(NamedTuple):
 
 def fresh(seed: int, c: int, D: int, keys: Sequence[str | int]) -> Trained:
     """A projection W [c, D] and b [c] from a seed of its own."""
-    return Trained(torch.randn(c, D, generator=torch_rng(seed, *keys)) / D**0.5, torch.zeros(c))
+    return Trained(torch.randn(c, D, generator=torch_rng(seed, *keys)) * (0.5 / D**0.5), torch.zeros(c))
 
 
 class EnvironmentModels(nn.Module):
@@ -153,15 +174,23 @@ class EnvironmentModels(nn.Module):
         projections = [
             Projection(self.x[r], W.detach(), b.detach()) for r, (W, b) in zip(self.names, parameters, strict=True)
         ]
-        share_b, samples = step.share_b, step.samples
+        frozen, share_b, samples = self.frozen, step.share_b, step.samples
         weighted = replace(
             samples, positive_b=samples.positive_b * share_b, base_b=samples.base_b * share_b,
             scale_b=samples.scale_b * share_b,
         )  # fmt: skip
         with torch.autocast(share_b.device.type, enabled=False):
             fits = projection_fits(weighted, projections, place_Rb, self.tiles)
-        value = torch.stack([fit.loss_E for fit in fits]).sum()
-        gradients = [x for fit in fits for x in (fit.gradient_EcD, fit.bias_Ec)]
+        # L2 as each environment's own mean over samples would have it
+        l2 = share_b.sum() * (frozen.settings.projection_l2 / frozen.settings.environments)
+        value = torch.stack(
+            [fit.loss_E.sum() + x.W.square().sum() * l2 for fit, x in zip(fits, projections, strict=True)]
+        )
+        gradients = [
+            x for fit, projection in zip(fits, projections, strict=True)
+            for x in (fit.gradient_EcD.add_(projection.W * (2 * l2)), fit.bias_Ec)
+        ]  # fmt: skip
+        value = value.sum()
         return known(value, [x for pair in parameters for x in pair], gradients)
 
     def trained(self, state: Mapping[str, Tensor]) -> dict[int, Trained]:
@@ -176,9 +205,11 @@ class Masks(nn.Module):
         super().__init__()
         self.frozen, self.rs = frozen, [*logits]
         settings = frozen.settings
-        self.rho, self.gamma = settings.rho, gamma_of(settings, round_)
+        self.settings, self.gamma = settings, gamma_of(settings, round_)
         self.tiles = frozen.tiles(settings.environments)
         self.columns = Columns([len(x) for x in logits.values()], frozen.engine.device)
+        window = max(1, min(-(-len(frozen.user) // settings.batch_size), settings.mask_steps // 6))
+        self.moments = Moments(settings.environments, frozen.content, self.columns, window)
         self.gates = nn.ModuleDict()
         for r, logit_D in logits.items():
             gate = Gate(len(logit_D), settings.gate, settings.init, settings.gate_noise)
@@ -200,17 +231,31 @@ class Masks(nn.Module):
             xs = [self.frozen.x[r] for r in self.rs]
             scaled = [Projection(x, (W * m)[None], b[None]) for x, W, b, m in zip(xs, W, b, masks, strict=True)]
             fits = projection_fits(step.samples, scaled, environment_Rb, self.tiles, moments=True)
-            penalties = Penalties(self.gamma, self.rho, step.share_b.sum())
+            sums, settings = Sums.of(fits), self.settings
+            penalties = Penalties(self.gamma, settings.rho, settings.projection_l2, step.share_b.sum())
             parameters = torch.cat(W, dim=1), torch.cat(masks)
-            found = mask_loss(fits, parameters, penalties, self.columns, self.frozen.engine.add_up)
+            everyone = self._everyone(sums)
+            found = mask_loss(sums, parameters, penalties, self.columns, everyone)
         terms = {"fit": found.fit_R, "variance": found.variance_R, "size": found.size_R}
         terms["loss"] = found.fit_R + found.variance_R + found.size_R
         widths = self.columns.widths
+        named = {f"{r}/{name}": x for name, x_R in terms.items() for r, x in zip(self.rs, x_R, strict=True)}
+        effect_R = self.columns.mean(everyone.effect_V) * penalties.share
+        named |= {f"{r}/effect": x for r, x in zip(self.rs, effect_R, strict=True)}
         gradients = [
             *found.W_grad_cV.split(widths, dim=1), *found.bias_grad_Rc.unbind(), *found.mask_grad_V.split(widths)
         ]  # fmt: skip
-        named = {f"{r}/{name}": x for name, x_R in terms.items() for r, x in zip(self.rs, x_R, strict=True)}
         return known(terms["loss"].sum(), [*W, *b, *masks], gradients), named
+
+    def _everyone(self, sums: Sums) -> Everyone:
+        """Add the step's moments, over all workers, to those before, and what these say."""
+        engine = self.frozen.engine
+        step = [sums.gradient_EcV, sums.second_EV, sums.count_RE]
+        if engine.world > 1:
+            step = [x.clone() for x in step]
+            engine.add_up(step)
+        self.moments.add(*step)
+        return Everyone(step[2], self.moments.effect(self.columns, self.settings.effect))
 
 
 def gamma_of(settings: Invariance, round_: int) -> float:

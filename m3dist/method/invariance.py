@@ -89,7 +89,8 @@ class State:
                 empty[str(r)] = found
             sizes = torch.bincount(self.environment[r], minlength=settings.environments).tolist()
             report |= {f"{r}/environment {e}": size for e, size in enumerate(sizes)}
-        for r, (logit_D, terms) in enumerate(executor.masks(self.logits, self.environment, round_)):
+        anew = [self._gate(r).logit.detach() for r in range(len(self.widths))]
+        for r, (logit_D, terms) in enumerate(executor.masks(anew, self.environment, round_)):
             self.logits[r] = logit_D.clone()
             report |= {f"{r}/{name}": value for name, value in terms.items()}
         report |= {f"{r}/mask": float(mask_D.mean()) for r, mask_D in enumerate(self.masks())}
@@ -145,7 +146,8 @@ def train(context: Context, aligned: dict[str, Tensor]) -> Output:
             for r, mask_D in enumerate(state.masks()):
                 tracker.histogram("invariance", f"mask {r}", round_, mask_D)
             tracker.progress("invariance", settings.rounds, round_ + 1)
-            visits = state.n * len(widths) * (settings.environment_epochs + settings.mask_epochs)
+            steps = settings.environment_steps + settings.mask_steps
+            visits = min(settings.batch_size, state.n) * len(widths) * steps
             report["interactions/s"] = visits / (time.perf_counter() - started)
             stopped = log_epoch(tracker, engine, "invariance", round_, report)
             if checkpoints is not None:

@@ -12,66 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3dist.config import Config
-from m3dist.evaluation import ranking
-from m3dist.method import fusion
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, plan, spared
+from m3dist.method import fused
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
+from m3dist.method.fused import Fused, Members
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
-from m3dist.training.data import DeviceData
 from m3dist.training.loop import fit
 from m3dist.training.steps import Rate
-
-
-class Fused:
-    """Members' scores and their weights, from a stage's tensors alone; ready to rank.
-
-    low: the user to whom the first row of users' tables belongs, where they hold a part.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], strategy: str, low: int = 0):
-        self.strategy, self.low = strategy, low
-        self.models = sum(name.endswith(".user") for name in tensors)
-        self.user = [tensors[f"{m}.user"] for m in range(self.models)]
-        self.item = [tensors[f"{m}.matrix"] for m in range(self.models)]
-        self._products = [ranking.Product(user, item) for user, item in zip(self.user, self.item, strict=True)]
-        self.loss_weight = tensors.get("loss_weight")
-        self.gate: fusion.AttentionGate | None = None
-        if "gate.mean" in tensors:
-            self.gate = fusion.AttentionGate(self.models)
-            self.gate.load_state_dict({k.removeprefix("gate."): v for k, v in tensors.items() if k.startswith("gate.")})
-            self.gate.to(tensors["gate.mean"].device)
-
-    def scores(self, user_u: Tensor) -> list[Tensor]:
-        """Every member's, [u, I]; the next call overwrites them."""
-        return [product(user_u - self.low if self.low else user_u) for product in self._products]
-
-    def weights(self, scores: list[Tensor]) -> Tensor:
-        """omega [u, M] by the configured strategy."""
-        if self.strategy == "equal":
-            return fusion.equal_weights(scores[0], self.models)
-        if self.strategy == "loss":
-            assert self.loss_weight is not None
-            return self.loss_weight.expand(len(scores[0]), -1)
-        if self.strategy == "attention":
-            assert self.gate is not None
-            with torch.no_grad():
-                return self.gate(torch.cat([fusion.confidence(s) for s in scores], dim=1))
-        return fusion.entropy_weights(torch.stack([fusion.entropy(s) for s in scores], dim=1))
-
-    def __call__(self, user_u: Tensor, mask: ranking.Mask) -> tuple[Tensor, Tensor | None]:
-        """Fused scores [u, I], which the next call overwrites, and weights [u, M]; no weights of a single member."""
-        scores = self.scores(user_u)
-        if self.models == 1:
-            return scores[0], None
-        weight_uM = self.weights(scores)
-        return fusion.fuse(weight_uM, scores), weight_uM
-
-
-def scorer(tensors: dict[str, Tensor], config: Config) -> Fused:
-    """A finished stage's members, ready to rank."""
-    return Fused(tensors, config.merge.fusion)
 
 
 class MergeModel(nn.Module):
@@ -113,10 +61,8 @@ class MergeTask:
         widths = [0 if x is None else x.shape[1] for x in contents]
         self.members = Backbones(data, config, widths, [("merge", m) for m in range(len(widths))], init)
         self.tables = {"user": self.members.user, "item": self.members.item}
-        key, backbone = derive(config.seed, "merge"), config.backbone
-        self.draws = data.draws(key, config.merge.batch_size, plan(backbone), backbone.groups)
-        model = MergeModel(self.members)
-        self.dense = data.engine.wrap(model, [{"params": list(model.parameters()), "lr": config.merge.lr}])
+        self.draws = self.members.draws(derive(config.seed, "merge"), config.merge.batch_size)
+        self.dense = data.engine.wrap(MergeModel(self.members), [self.members.parameters(config.merge.lr)])
         self.lr = Rate(config.merge.lr, data.device)
         self.rates = [self.lr]
 
@@ -136,18 +82,18 @@ class MergeTask:
         item_MId = self.members.item.whole(self.data.engine)
         with self.dense.reading() as model:
             return {
-                f"{m}.matrix": model.catalogue(m, id_Id, None if x is None else x[:-1]).float()
+                f"{m}.matrix": self.members.scored(model.catalogue(m, id_Id, None if x is None else x[:-1]).float())
                 for m, (id_Id, x) in enumerate(zip(item_MId, self.contents, strict=True))
             }
 
-    def fused(self, strategy: str, further: dict[str, Tensor]) -> Fused:
-        """The members as they are, for the users whose rows this worker holds; further: matrices and what else."""
-        users = {f"{m}.user": x for m, x in enumerate(self.members.user.weight)}
-        return Fused({**users, **further}, strategy, self.members.user.low)
+    def ranked(self, matrices: dict[str, Tensor]) -> Members:
+        """The members as they are, for the users whose rows this worker holds."""
+        users = {f"{m}.user": x for m, x in enumerate(self.members.users())}
+        return Members({**users, **matrices}, self.members.user.low)
 
     def evaluate(self) -> dict[str, float]:
-        strategy = self.config.fusion if self.config.fusion in ("equal", "entropy") else "equal"
-        return self.evaluator.evaluate(self.fused(strategy, self.matrices()), "val")[0]
+        """With equal weights: a fusion learns once, of the members that are kept."""
+        return self.evaluator.evaluate(Fused.of(self.ranked(self.matrices()), "equal", {}), "val")[0]
 
     def output(self, further: dict[str, Tensor], meta: dict[str, Any]) -> Output:
         """What ranking reads: further are the items' matrices and what a fusion learned."""
@@ -159,64 +105,23 @@ class MergeTask:
         return Output(tensors | tables | further, meta)
 
 
-class ValidationPairs:
-    """Validation pairs as fusions learn from them: each with one uniform negative, in ascending order of users."""
-
-    def __init__(self, data: DeviceData, seed: int):
-        self.data = data
-        pairs = (torch.from_numpy(x.copy()).long() for x in data.dataset.interactions("val"))
-        self.user, self.item = (x.to(data.device) for x in pairs)
-        generator = torch.Generator().manual_seed(derive(seed, "validation"))
-        self.negative = torch.randint(data.n_items, (len(self.user),), generator=generator).to(data.device)
-
-    def scores(self, fused: Fused, items: Tensor) -> Tensor:
-        """Every member's score of each pair's user with these items, [n, M]."""
-        mine = self.data.mine(self.user)
-        at, items = self.user[mine] - fused.low, items[mine]
-        pairs = [(u[at] * v[items]).sum(1) for u, v in zip(fused.user, fused.item, strict=True)]
-        return self.data.joined(torch.stack(pairs, dim=1))
-
-
-def fit_fusion(context: Context, fused: Fused, strategy: str) -> dict[str, Tensor]:
-    """What `loss` and `attention` learn from validation pairs: weights [M], and the gate's parameters."""
-    settings, seed, data = context.config.merge, context.config.seed, context.data
-    pairs = ValidationPairs(data, seed)
-    positive_nM, negative_nM = pairs.scores(fused, pairs.item), pairs.scores(fused, pairs.negative)
-    loss_M = torch.nn.functional.softplus(negative_nM - positive_nM).mean(0)
-    out = {"loss_weight": fusion.loss_weights(loss_M)}
-    if strategy == "attention" and fused.models > 1:
-        users = torch.unique(pairs.user)
-        here = users[data.mine(users)].split(1024)
-        blocks = [torch.cat([fusion.confidence(s) for s in fused.scores(u)], 1) for u in here]
-        confidence = data.joined(torch.cat(blocks))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "gate"))
-            gate = fusion.AttentionGate(fused.models).to(data.device)
-        gate.mean, gate.std = confidence.mean(0), confidence.std(0).clamp(min=1e-6)
-        optimizer = torch.optim.Adam(gate.parameters(), lr=settings.attention_lr)
-        at = torch.searchsorted(users, pairs.user)
-        for _ in range(settings.attention_epochs):
-            optimizer.zero_grad()
-            margin = (gate(confidence)[at] * (positive_nM - negative_nM)).sum(1)
-            torch.nn.functional.softplus(-margin).mean().backward()
-            optimizer.step()
-        out |= {f"gate.{name}": x.detach() for name, x in gate.state_dict().items()}
-    return out
-
-
 def train(context: Context, contents: list[Tensor | None], init: dict[str, Tensor] | None = None) -> Output:
     """Train the members together on the same batches: their tensors, and validation metrics of the fusion."""
     task = MergeTask(context, contents, init)
     best = fit(task, context.plan, context.tracker, context.checkpoints)
-    further = task.matrices()
-    strategy = context.config.merge.fusion
-    further |= fit_fusion(context, task.fused("equal", further), strategy)
-    final, users = context.evaluator.evaluate(task.fused(strategy, further), "val", keep=True)
-    for name in [name for name in users if name.startswith("fusion weight")]:
-        context.tracker.histogram("merge", name, 0, torch.from_numpy(users[name]))
-    weights = [value for name, value in final.items() if name.startswith("fusion weight")]
-    meta = {"validation": final, "epoch": best.get("epoch"), "fusion_weight": weights or [1.0]}
-    return task.output(further, meta)
+    matrices, strategy = task.matrices(), context.config.merge.fusion
+    members = task.ranked(matrices)
+    learned = fused.learn(context, members, strategy)
+    final, users = context.evaluator.evaluate(Fused.of(members, strategy, learned), "val", keep=True)
+    meta: dict[str, Any] = {"validation": final, "epoch": best.get("epoch"), "fusion_weight": [1.0]}
+    if members.count > 1:
+        names = [f"fusion weight {m}" for m in range(members.count)]
+        for name in names:
+            context.tracker.histogram("merge", name, 0, torch.from_numpy(users[name]))
+        meta["fusion_weight"] = [final[name] for name in names]
+        meta["fusion_weight_spread"] = [float(users[name].std()) for name in names]  # over users
+        meta["judged"] = fused.judge(context, members, learned, strategy)
+    return task.output({**matrices, **learned}, meta)
 
 
 def naive(context: Context) -> Output:
@@ -228,17 +133,22 @@ def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
     features = context.data.all_features
     assert features is not None
-    contents: list[Tensor | None] = [context.read("invariance")["mask.0"].to(features.device) * features]
+    contents: list[Tensor | None] = [_scaled(context.read("invariance")["mask.0"]).to(features.device) * features]
     return train(context, contents, _start(context, "pretrain", "0"))
 
 
-def fused(context: Context) -> Output:
+def per_modality(context: Context) -> Output:
     """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
     aligned, masks = context.read("align"), context.read("invariance")
     M = len(context.dataset.modalities)
-    phi = [masks[f"mask.{r}"] * aligned[f"representation.{r}"].float() for r in range(M + 1)]
+    phi = [_scaled(masks[f"mask.{r}"]) * aligned[f"representation.{r}"].float() for r in range(M + 1)]
     contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
     return train(context, contents, _start(context, "align", "member"))
+
+
+def _scaled(mask_D: Tensor) -> Tensor:
+    """A mask whose mean square is 1: it says what dimensions are worth beside each other, not what content is worth."""
+    return mask_D / mask_D.square().mean().sqrt().clamp(min=1e-6)
 
 
 def _start(context: Context, stage: str, prefix: str) -> dict[str, Tensor] | None:

@@ -25,10 +25,11 @@ class StageSpec:
     """One stage of a model.
 
     run: a function of a `training.context.Context` that returns a `training.context.Output`. section: of the config.
-    inputs: stages of the same model whose artifacts it reads. reads: further config keys that change its output.
-    steps: the field of its section that says how often it logs; passes: the fields that together say how many passes
-    over the interactions are behind one of them, none where it is one. validates: whether it logs validation metrics.
-    actors: whether the driver can lead it with Ray actors.
+    inputs: stages of the same model whose artifacts it reads, where the run has them. reads: further config keys that
+    change its output.
+    lengths: fields of its section that make the stage longer. validates: whether it logs validation metrics of what it
+    trains. actors: whether the driver can lead it with Ray actors. only: a config key and the value that it must have
+    for the stage to be there.
     """
 
     name: str
@@ -36,19 +37,19 @@ class StageSpec:
     section: str
     inputs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    steps: str = "epochs"
-    passes: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ("epochs",)
     validates: bool = True
     actors: bool = False
+    only: tuple[str, Any] | None = None
 
-    @property
-    def lengths(self) -> tuple[str, ...]:
-        """The fields of the section that make the stage longer."""
-        return self.passes or (self.steps,)
-
-    def passes_per_step(self, section: Any) -> int:
-        """Passes over the interactions behind one logged step."""
-        return sum(getattr(section, name) for name in self.passes) if self.passes else 1
+    def planned(self, config: Any) -> bool:
+        """Whether a run of this config has the stage."""
+        if self.only is None:
+            return True
+        found = config
+        for name in self.only[0].split("."):
+            found = getattr(found, name)
+        return bool(found == self.only[1])
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,24 @@ class ModelSpec:
         """The stage whose artifact ranks."""
         return self.stages[-1]
 
+    def planned(self, config: Any) -> tuple[StageSpec, ...]:
+        """The stages of a run of this config."""
+        return tuple(stage for stage in self.stages if stage.planned(config))
+
     def stage(self, name: str) -> StageSpec:
         return next(stage for stage in self.stages if stage.name == name)
 
 
 _BACKBONE = ("backbone", "optimizer", "evaluation.metric", "deepspeed", "precision")
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", reads=_BACKBONE)
+_RACE = StageSpec(
+    "race", "m3dist.method.race:run", "race", reads=("merge", *_BACKBONE), lengths=("steps",), validates=False,
+    only=("backbone.loss", "auto"),
+)  # fmt: skip
+_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE)
 _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
 _ROUNDS = StageSpec(
-    "invariance", "m3dist.method.invariance:aligned", "invariance", inputs=("align",), reads=_BACKBONE, steps="rounds",
-    passes=("environment_epochs", "mask_epochs"), validates=False, actors=True,
+    "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
+    lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
 )  # fmt: skip
 
 MODELS = {
@@ -90,24 +99,30 @@ MODELS = {
         ModelSpec(
             "m3-invrl",
             (
-                StageSpec("align", "m3dist.method.align:run", "align", reads=_BACKBONE),
+                _RACE,
+                StageSpec("align", "m3dist.method.align:run", "align", ("race",), _BACKBONE),
                 _ROUNDS,
-                StageSpec("merge", "m3dist.method.merge:fused", "merge", ("align", "invariance"), _BACKBONE),
+                StageSpec(
+                    "merge", "m3dist.method.merge:per_modality", "merge", ("race", "align", "invariance"), _BACKBONE
+                ),
             ),
-            "m3dist.method.merge:scorer",
+            "m3dist.method.fused:scorer",
             members="modalities",
             masks="m3dist.evaluation.masks:of_representations",
             needs_features=True,
         ),
-        ModelSpec("ultragcn", (_NAIVE,), "m3dist.method.merge:scorer"),
+        ModelSpec("ultragcn", (_RACE, _NAIVE), "m3dist.method.fused:scorer"),
         ModelSpec(
             "invrl",
             (
+                _RACE,
                 replace(_NAIVE, name="pretrain"),
-                replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("pretrain",)),
-                StageSpec("merge", "m3dist.method.merge:masked", "merge", ("pretrain", "invariance"), _BACKBONE),
+                replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
+                StageSpec(
+                    "merge", "m3dist.method.merge:masked", "merge", ("race", "pretrain", "invariance"), _BACKBONE
+                ),
             ),
-            "m3dist.method.merge:scorer",
+            "m3dist.method.fused:scorer",
             masks="m3dist.evaluation.masks:of_features",
             needs_features=True,
         ),

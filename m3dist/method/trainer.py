@@ -23,14 +23,16 @@ Learned = tuple[Tensor, dict[str, float]]  # a gate's new logits [D], and the me
 
 
 class Steps:
-    """Steps over the training interactions of what one purpose trains."""
+    """`count` steps over the training interactions of what one purpose trains, whose learning rate falls to 0."""
 
-    def __init__(self, frozen: Frozen, purpose: str, step: Callable[[Step], dict[str, Tensor]], dense: Dense):
+    def __init__(self, purpose: tuple[Frozen, str, int], step: Callable[[Step], dict[str, Tensor]], dense: Dense):
+        frozen, name, self.count = purpose
         self.engine, self.dense, self.sums = frozen.engine, dense, Sums()
-        self.draws = draws = frozen.draws(purpose)
+        self.draws = draws = frozen.draws(name)
         draws.seek(0, 0)
 
         def one() -> None:
+            dense.scale(1 - draws.number / self.count, 1 - draws.number_here / self.count)
             self.sums.add(step(frozen.step(draws)))
             draws.advance()
 
@@ -40,20 +42,20 @@ class Steps:
         """The next step."""
         self._stepper()
 
-    def take(self, epochs: int, interrupted: Callable[[], bool]) -> dict[str, float]:
-        """Every step of some epochs; the means of what they report, over all workers.
+    def take(self, interrupted: Callable[[], bool]) -> dict[str, float]:
+        """Every step; the means of what they report, over all workers.
 
         Raises KeyboardInterrupt when it is interrupted: a round of large data is long.
         """
-        for epoch in range(epochs):
-            self.draws.seek(epoch, 0)
-            for _ in range(self.draws.steps):
-                if interrupted():
-                    raise KeyboardInterrupt
-                self()
+        for number in range(self.count):
+            if interrupted():
+                raise KeyboardInterrupt
+            if number % self.draws.steps == 0:
+                self.draws.seek(number // self.draws.steps, 0)
+            self()
         totals = self.engine.totals(self.sums.read())
         self._stepper.close()
-        return {name: total / max(epochs * self.draws.steps, 1) for name, total in totals.items()}
+        return {name: total / self.count for name, total in totals.items()}
 
 
 class Trainer:
@@ -92,7 +94,7 @@ class Trainer:
             dense.step()
             return {"loss": loss.detach()}
 
-        return Steps(self.frozen, f"environments.{round_}", step, dense), module
+        return Steps((self.frozen, f"environments.{round_}", self.settings.environment_steps), step, dense), module
 
     def mask_steps(
         self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int
@@ -100,7 +102,11 @@ class Trainer:
         """Steps of the masks of some representations, and the masks."""
         here_Rn = self._stacked(environment, logits)
         module = Masks(self.frozen, logits, round_)
-        dense = self.engine.wrap(module, [{"params": [*module.parameters()], "lr": self.settings.mask_lr}])
+        gates, settings = [*module.gates.parameters()], self.settings
+        projections = [x for name, x in module.named_parameters() if not name.startswith("gates.")]
+        rates = (settings.mask_lr, settings.projection_lr)
+        groups = [{"params": x, "lr": lr} for x, lr in zip((gates, projections), rates, strict=True)]
+        dense = self.engine.wrap(module, groups)
 
         def step(step: Step) -> dict[str, Tensor]:
             loss, terms = dense(step, here_Rn)
@@ -108,7 +114,7 @@ class Trainer:
             dense.step()
             return terms
 
-        return Steps(self.frozen, f"masks.{round_}", step, dense), module
+        return Steps((self.frozen, f"masks.{round_}", self.settings.mask_steps), step, dense), module
 
     def environments(
         self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],
@@ -116,14 +122,14 @@ class Trainer:
     ) -> dict[int, Trained]:  # fmt: skip
         """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation."""
         steps, module = self.environment_steps(names, psi, environment, round_)
-        steps.take(self.settings.environment_epochs, self.interrupted)
+        steps.take(self.interrupted)
         return module.trained(steps.dense.state())
 
     def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
         """One round of mask learning of some representations."""
         steps, _ = self.mask_steps(logits, environment, round_)
         means: dict[int, dict[str, float]] = {r: {} for r in logits}
-        for name, mean in steps.take(self.settings.mask_epochs, self.interrupted).items():
+        for name, mean in steps.take(self.interrupted).items():
             r, _, term = name.partition("/")
             means[int(r)][term] = mean
         state = steps.dense.state()

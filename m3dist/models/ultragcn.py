@@ -1,6 +1,6 @@
 """The backbone: UltraGCN (Mao et al., CIKM 2021) over id rows and projected item content.
 
-score(u, i) = u_id . v_id + u_c . (W x_i + b)
+score(u, i) = u_id . v_id + u_c . (W x_i + b), or where content is added to ids, u . (v_id + W x_i + b)
 
 The module holds W and b; rows of the id tables and of the content are arguments, so the model knows neither how
 many users there are nor where their rows live.
@@ -16,18 +16,23 @@ from torch import Tensor, nn
 
 
 class UltraGCN(nn.Module):
-    """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0)."""
+    """width: w, content columns (0: ids alone). Rows of users are [u_id, u_c], d + c wide (d when w is 0).
 
-    def __init__(self, width: int, content_dim: int):
+    adds: content is added to ids; content_dim is d then, and users' rows are d wide.
+    """
+
+    def __init__(self, width: int, content_dim: int, adds: bool = False):
         super().__init__()
+        self.adds = adds
         self.project = nn.Linear(width, content_dim) if width else None
 
     def item_rows(self, id_Rd: Tensor, content_Rw: Tensor | None) -> Tensor:
-        """[v_id, W x + b], whose product with a user's row is the score."""
+        """[v_id, W x + b], or their sum, whose product with a user's row is the score."""
         if self.project is None:
             return id_Rd
         assert content_Rw is not None
-        return torch.cat([id_Rd, self.project(content_Rw)], dim=1)
+        content_Rc = self.project(content_Rw)
+        return id_Rd + content_Rc if self.adds else torch.cat([id_Rd, content_Rc], dim=1)
 
 
 class Weights(nn.Module):

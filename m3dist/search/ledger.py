@@ -58,7 +58,7 @@ class Ledger:
     """
 
     def __init__(self, plan: Plan):
-        self.plan, self.clock = plan, Clock(plan.extremes())
+        self.plan, self.clock = plan, Clock(plan.extremes(), plan.dataset)
         scheduler = plan.search.scheduler
         self.rungs: Rungs | None = None
         if scheduler.kind == "asha":

@@ -17,6 +17,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from m3dist.config import Config
+from m3dist.data.dataset import Dataset
 from m3dist.search import stages
 
 
@@ -34,17 +35,16 @@ class Rung:
 class Clock:
     """Positions of (stage, step) among the epochs of any trial whose config is one of `configs`."""
 
-    def __init__(self, configs: Iterable[Config]):
+    def __init__(self, configs: Iterable[Config], dataset: Dataset):
         configs = list(configs)
         planned = stages.planned(configs[0])
-        self.per_step = {stage: max(stages.epochs_per_step(c, stage) for c in configs) for stage in planned}
-        self.length = {stage: max(stages.steps(c, stage) for c in configs) * self.per_step[stage] for stage in planned}
+        self.length = {stage: max(stages.length(c, stage, dataset) for c in configs) for stage in planned}
         self.total = sum(self.length.values())
         self.measured = {stage for stage in planned if stages.measured(configs[0], stage)}
 
     def epoch(self, stage: str, step: int) -> int:
         """Epochs of the stage behind a trial that logged its step `step` (from 0)."""
-        return (step + 1) * self.per_step[stage]
+        return step + 1
 
     def position(self, stage: str, epoch: int) -> int:
         """Epochs behind a trial after `epoch` epochs of a stage, those of earlier stages in full."""

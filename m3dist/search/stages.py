@@ -53,16 +53,10 @@ def measured(config: Config, stage: str) -> bool:
     return registry.model(config.model).stage(stage).validates
 
 
-def epochs_per_step(config: Config, stage: str) -> int:
-    """Passes over the interactions behind one logged step: a round of stage 2 trains environments and masks."""
-    spec = registry.model(config.model).stage(stage)
-    return spec.passes_per_step(getattr(config, spec.section))
-
-
-def steps(config: Config, stage: str) -> int:
-    """The most steps that a stage logs."""
-    spec = registry.model(config.model).stage(stage)
-    return getattr(getattr(config, spec.section), spec.steps)
+def length(config: Config, stage: str, dataset: Dataset) -> int:
+    """The most epochs, or rounds, that a stage logs."""
+    section = registry.model(config.model).stage(stage).section
+    return getattr(config, section).length(dataset.size("train"))
 
 
 def train(config: Config, callback: Callback, lease: Lease | None) -> dict[str, Any]:

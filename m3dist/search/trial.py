@@ -72,7 +72,7 @@ class Watch(Callback):
             return
         if stage != self.stage:
             self.stage, self.best = stage, None
-        self.epochs += stages.epochs_per_step(self.job.config, stage)
+        self.epochs += 1
         if (value := values.get(self.job.metric)) is not None:
             pick = max if self.job.mode == "max" else min
             self.best = value if self.best is None else pick(self.best, value)

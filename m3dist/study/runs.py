@@ -20,7 +20,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.evaluation import ranking
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.method import registry
-from m3dist.method.merge import Fused, fit_fusion
+from m3dist.method.fused import Fused, Members, learn
 from m3dist.study.methods import LEARNING_RATES, Method
 from m3dist.training.context import Context
 
@@ -100,10 +100,10 @@ class Study:
             self.run(config)
             key = pipeline.keys(config, self.dataset)["merge"]
             tensors = pipeline.artifact_store(config).load("merge", key)[0]
-            context = Context(self.dataset, config)
-            tensors |= fit_fusion(context, Fused(tensors, "equal"), "attention")
+            context, members = Context(self.dataset, config), Members(tensors)
             for strategy in names:
-                tables[strategy].append(context.evaluator.evaluate(Fused(tensors, strategy), "test", keep=True)[1])
+                score = Fused.of(members, strategy, learn(context, members, strategy))
+                tables[strategy].append(context.evaluator.evaluate(score, "test", keep=True)[1])
         return [Scores.of(row, "fusion", tables[strategy], []) for strategy, row in names.items()]
 
     def popularity(self) -> Scores:

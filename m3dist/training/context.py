@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from m3dist.config import Config
+from m3dist.config import Config, ResolvedBackbone
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
@@ -18,15 +19,17 @@ from m3dist.training.data import DeviceData
 from m3dist.training.loop import Plan
 from m3dist.training.tracking import Tracker
 
+Loaded = tuple[dict[str, Tensor], dict[str, Any]]  # an artifact's tensors and meta
 
-def _nothing(stage: str) -> dict[str, Tensor]:
+
+def _nothing(stage: str) -> Loaded:
     raise KeyError(stage)
 
 
 class Context:
     """A run as one worker sees it. Without an engine it is the only worker; without a tracker it reports nothing.
 
-    read: the tensors of an earlier stage by its name.
+    load: the artifact of an earlier stage by its name.
     """
 
     stage: StageSpec | None = None
@@ -38,10 +41,10 @@ class Context:
         config: Config,
         engine: Engine | None = None,
         tracker: Tracker | None = None,
-        read: Callable[[str], dict[str, Tensor]] | None = None,
+        load: Callable[[str], Loaded] | None = None,
     ):
         self.dataset, self.config = dataset, config
-        self.read = read or _nothing
+        self._load = load or _nothing
         self.engine = engine or Engine()
         self.tracker = tracker or Tracker(None)
         self.data = DeviceData(dataset, self.engine, config.embeddings == "sharded")
@@ -50,11 +53,24 @@ class Context:
     def evaluator(self) -> Evaluator:
         return Evaluator(self.dataset, self.config.evaluation, self.engine, self.data.sharded)
 
+    def read(self, stage: str) -> dict[str, Tensor]:
+        """The tensors of an earlier stage."""
+        return self._load(stage)[0]
+
     def at(self, stage: StageSpec, checkpoints: Checkpoints | None = None) -> Context:
-        """The same run at one of its stages. What was read is shared."""
+        """The same run at one of its stages, with the loss that a race chose. What was read is shared."""
         _ = self.evaluator
         here = copy.copy(self)
         here.stage, here.checkpoints = stage, checkpoints
+        if "race" in stage.inputs and self.config.backbone.loss == "auto":
+            chosen = ResolvedBackbone.model_validate(self._load("race")[1]["backbone"])
+            return here.under(self.config.model_copy(update={"backbone": chosen}))
+        return here
+
+    def under(self, config: Config) -> Context:
+        """The same under another config."""
+        here = copy.copy(self)
+        here.config = config
         return here
 
     @property

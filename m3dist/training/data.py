@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.config import Backbone
+from m3dist.config import ResolvedBackbone
 from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Draws, Layout, Pairs, Plan
 from m3dist.data.graphs import item_neighbours
@@ -32,7 +32,7 @@ class DeviceData:
         self.device = engine.device
         self.n_users, self.n_items = dataset.n_users, dataset.n_items
         self.sharded = sharded and engine.world > 1
-        self._weights: dict[Backbone, Weights] = {}
+        self._weights: dict[ResolvedBackbone, Weights] = {}
 
     @functools.cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class DeviceData:
         """All modalities side by side, [I, sum of d_m]; None for a data set without features."""
         return torch.cat(self.features, dim=1) if self.features else None
 
-    def weights(self, backbone: Backbone) -> Weights:
+    def weights(self, backbone: ResolvedBackbone) -> Weights:
         """UltraGCN's constants; the item-item graph behind them is made when a loss first asks."""
         if backbone not in self._weights:
             neighbours = None
@@ -76,11 +76,22 @@ class DeviceData:
             self._weights[backbone] = made.to(self.device)
         return self._weights[backbone]
 
-    def draws(self, key: int, batch_size: int, plan: Plan, groups: int = 1) -> Draws:
-        """Global steps over the training interactions. key: of the purpose."""
+    @functools.cached_property
+    def seen_items(self) -> Tensor | None:
+        """Ids of the items with training interactions; None where these are all."""
+        seen = np.flatnonzero(self.dataset.degrees[1])
+        return None if len(seen) == self.n_items else torch.from_numpy(seen).to(self.device)
+
+    def with_interactions(self, kind: int, bounds: tuple[int, int] | None = None) -> Tensor:
+        """1 for every user (kind 0) or item (kind 1) within bounds that has training interactions, else 0; float32."""
+        low, high = bounds or (0, (self.n_users, self.n_items)[kind])
+        return torch.from_numpy((self.dataset.degrees[kind][low:high] > 0).astype(np.float32)).to(self.device)
+
+    def draws(self, key: int, batch_size: int, plan: Plan, groups: int = 1, pool: Tensor | None = None) -> Draws:
+        """Global steps over the training interactions. key: of the purpose. pool: where negatives are drawn from."""
         user, item = self.pairs
         layout = Layout.of(min(batch_size, len(user)), groups, self.engine.rank, self.engine.world)
-        return Draws(Pairs(user, item, self.n_users, self.n_items), plan, layout, key)
+        return Draws(Pairs(user, item, self.n_users, self.n_items, pool), plan, layout, key)
 
     def bounds(self, n: int) -> tuple[int, int] | None:
         """The rows of a table of n that this worker holds, where tables are sharded."""

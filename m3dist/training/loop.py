@@ -147,19 +147,20 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     run has. Raises FloatingPointError when the loss stops being finite, Stopped when a callback ends the run, and
     KeyboardInterrupt, after saving, when the tracker is interrupted.
     """
-    stage, config, metric = plan.stage, plan.settings, plan.metric
+    stage, config, metric, n = plan.stage, plan.settings, plan.metric, len(task.draws.pairs.user)
+    epochs, interval = config.length(n), config.interval(n)
     fitting = Fitting(task, checkpoints)
     at, engine = fitting.at, fitting.engine
-    if config.epochs == 0:
+    if epochs == 0:
         return task.evaluate()
     tracker.begin(stage, checkpoints.key if checkpoints else "", at.epoch)
     take = stepper(task, config, fitting.sums)
-    while at.epoch < config.epochs and not (config.patience and at.waited >= config.patience):
+    while at.epoch < epochs and not (config.patience and at.waited >= config.patience):
         report = _epoch(task, plan, fitting, take, tracker)
         if not math.isfinite(report["loss"]):
             raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
-        epoch, last = at.epoch, at.epoch == config.epochs - 1
-        if (epoch + 1) % config.evaluate_every == 0 or last:
+        epoch, last = at.epoch, at.epoch == epochs - 1
+        if (epoch + 1) % interval == 0 or last:
             metrics = task.evaluate()
             if not at.best or metrics[metric] > at.best[metric]:
                 at.best, at.waited = {**metrics, "epoch": epoch}, 0
@@ -169,7 +170,7 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
             report |= metrics
         at.epoch, at.step = epoch + 1, 0
         note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"
-        tracker.progress(stage, config.epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
+        tracker.progress(stage, epochs, epoch + 1, f"{note}  {report['interactions/s']:,.0f}/s")
         stopped = log_epoch(tracker, engine, stage, epoch, report)
         request = 0 if last else _request(tracker, checkpoints, engine)  # an epoch may be too short to ask inside it
         if checkpoints and not last and (stopped or request or checkpoints.due_after(epoch)):
@@ -187,7 +188,8 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
 def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:
     """One step after the other from where `draws` stands: the learning rate of its place in the fit, the step, and what
     it reports, which is added to `sums`."""
-    draws, total = task.draws, settings.epochs * task.draws.steps
+    draws = task.draws
+    total = settings.length(len(draws.pairs.user)) * draws.steps
     kept = sums or Sums()
 
     def one() -> None:

@@ -10,7 +10,8 @@ from m3dist.search.rungs import Clock, Rungs
 
 
 def _clock(tmp_path: Path) -> Clock:
-    return Clock(plan_of(tmp_path).extremes())
+    plan = plan_of(tmp_path)
+    return Clock(plan.extremes(), plan.dataset)
 
 
 def test_positions_count_epochs_through_all_stages(tmp_path: Path) -> None:
