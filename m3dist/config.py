@@ -125,7 +125,7 @@ class ResolvedBackbone(Backbone):
 
 
 _OF_LOSS: dict[str, dict[str, Any]] = {
-    "softmax": {"content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "projection_l2": 0.0, "projection_rate": 0.1},
+    "softmax": {"content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "projection_l2": 1e-3, "projection_rate": 0.1},
     "ultragcn": {
         "content": "concat", "tau": 0.25, "kappa": 1.0, "nu": 0.1, "projection_l2": 1e-2, "projection_rate": 1.0,
     },
@@ -148,6 +148,7 @@ class Align(Fit):
 
     dim: PositiveInt = 64  # D, width of every representation
     encoder: Literal["linear", "mlp", "identity"] = "identity"  # f_r; identity masks the given features themselves
+    shared: Literal["code", "features", "both"] = "features"  # what stands for z_{M+1} in stages 2 and 3
     lambda_com: NonNegativeFloat = 0.1
     lambda_mi: NonNegativeFloat = 0.01
     tau: PositiveFloat = 0.5  # initial; learned as log(tau) unless tau_fixed

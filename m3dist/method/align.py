@@ -9,6 +9,7 @@ worker's anchors; D width of z.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,9 +152,18 @@ class AlignTask:
         return terms
 
     def representations(self) -> list[Tensor]:
-        """v_1..v_M and z_{M+1} of every item, float32 [I, D] each."""
+        """v_1..v_M and what stands for z_{M+1}, of every item, float32 [I, D] each.
+
+        A code of z's few dimensions, which interactions have shaped, tells members less of an item without any than
+        all its features do; so features stand for the shared representation, or beside the code.
+        """
+        x = [x[:-1] for x in self.x]
         with self.dense.reading() as model:
-            return [x.float() for x in model.representations([x[:-1] for x in self.x])]
+            *v, code = (x.float() for x in model.representations(x))
+        parts = {"code": [code], "features": x, "both": [*x, F.normalize(code, dim=1)]}[self.config.shared]
+        if self.config.shared == "code":
+            return [*v, code]
+        return [*v, F.normalize(torch.cat(parts, dim=1), dim=1) * math.sqrt(2)]
 
     def evaluate(self) -> dict[str, float]:
         with self.dense.reading() as model:

@@ -7,6 +7,7 @@ most at the end.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from m3dist.config import Backbone, Config, Fit, ResolvedBackbone
 from m3dist.method.merge import MergeTask
@@ -16,14 +17,16 @@ from m3dist.training.context import Context
 from m3dist.training.loop import Plan, fit, log_epoch
 
 TEMPERATURES = (0.2, 0.4)  # of the softmax: what suits dense data, and sparse data
+CONTENT = (1e-3, 1e-2)  # L2 on projections: how loudly content speaks
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
 def candidates(backbone: Backbone) -> list[ResolvedBackbone]:
-    """What is raced: the softmax at every temperature, or at the one that is given, and UltraGCN's loss."""
+    """What is raced: UltraGCN's loss, and the softmax with all values of what the config leaves open."""
     taus = TEMPERATURES if backbone.tau is None else (backbone.tau,)
-    given = [{"loss": "softmax", "tau": tau} for tau in taus] + [{"loss": "ultragcn"}]
-    return [backbone.model_copy(update=values).resolved for values in given]
+    l2s = CONTENT if backbone.projection_l2 is None else (backbone.projection_l2,)
+    given: list[dict[str, Any]] = [{"loss": "softmax", "tau": tau, "projection_l2": l2} for tau in taus for l2 in l2s]
+    return [backbone.model_copy(update=values).resolved for values in [*given, {"loss": "ultragcn"}]]
 
 
 def shortened(config: Config, interactions: int) -> Fit:
@@ -39,9 +42,16 @@ def chosen(raced: list[tuple[ResolvedBackbone, float]]) -> ResolvedBackbone:
     """The winner, by validation metrics; between two temperatures that are level, their geometric mean."""
     winner, best = max(raced, key=lambda pair: pair[1])
     if winner.loss == "softmax":
-        level = [one.tau for one, value in raced if one.loss == "softmax" and value >= best * (1 - _LEVEL)]
+        alike = [(one.tau, value) for one, value in raced if one.model_copy(update={"tau": winner.tau}) == winner]
+        level = [tau for tau, value in alike if value >= best * (1 - _LEVEL)]
         return winner.model_copy(update={"tau": round(math.prod(level) ** (1 / len(level)), 4)})
     return winner
+
+
+def _named(backbone: ResolvedBackbone) -> str:
+    if backbone.loss == "ultragcn":
+        return backbone.loss
+    return f"softmax tau {backbone.tau:g} projection_l2 {backbone.projection_l2:g}"
 
 
 def run(context: Context) -> Output:
@@ -51,7 +61,7 @@ def run(context: Context) -> Output:
     raced: list[tuple[ResolvedBackbone, float]] = []
     tried: dict[str, float] = {}
     for backbone in candidates(config.backbone):
-        name = backbone.loss + (f" tau {backbone.tau:g}" if backbone.loss == "softmax" else "")
+        name = _named(backbone)
         here = context.under(config.model_copy(update={"backbone": backbone, "merge": settings}))
         task = MergeTask(here, [here.data.all_features])
         metrics = fit(task, Plan(f"race {name}", settings, metric), tracker)
@@ -62,6 +72,5 @@ def run(context: Context) -> Output:
     if log_epoch(tracker, context.engine, "race", 0, tried):
         raise Stopped("race: stopped")
     said = ", ".join(f"{name} {value:.4f}" for name, value in tried.items())
-    tau = f" backbone.tau={best.tau:g}" if best.loss == "softmax" else ""
-    tracker.say(f"race: backbone.loss={best.loss}{tau} ({said})")
+    tracker.say(f"race: {_named(best)} ({said})")
     return Output({}, {"backbone": best.model_dump(mode="json"), "tried": tried, "metric": metric})
