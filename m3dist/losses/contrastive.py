@@ -1,14 +1,10 @@
-"""Stage 1's losses: contrast between modalities, and bounds on mutual information.
+"""Stage 1's contrast between modalities (eq. 2-4). Items without a modality are masked, so that no shape depends on the
+data.
 
-Items without a modality are masked, so that no shape depends on the data.
-
-Shapes: M modalities; C items under contrast, of which c are this worker's anchors; D width of z, d of one modality's v.
+Shapes: M modalities; C items under contrast, of which c are this worker's anchors; D width of z.
 """
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,93 +68,3 @@ def _contrastive(
     grad_MKD[:, :, low:high] += of_anchors
     grad_MKD.div_(tau)
     return value, grad_MKD[:, 0], grad_MKD[:, 1].sum(0), grad_tau
-
-
-class ClubSamples(NamedTuple):
-    """v_m [M, C, w] and z_m [M, C, D] of the items under contrast, which of them have the modality, the columns of v
-    that each modality has, and which items are this worker's anchors (low, high)."""
-
-    v_MCw: Tensor
-    z_MCD: Tensor
-    valid_MC: Tensor
-    wide_Mw: Tensor
-    bounds: tuple[int, int]
-
-
-QParameters = tuple[Tensor, Tensor, Tensor, Tensor]  # hidden [M, D, H] and bias [M, 1, H]; out [M, H, 2 w] and bias
-
-
-def club(samples: ClubSamples, q: QParameters) -> tuple[Tensor, Tensor]:
-    """CLUB's bounds on I(v; z) (Cheng et al. 2020, eq. 6 of the paper), [M], and the mean of -log q(v|z), over all M.
-
-    q is a diagonal Gaussian whose mean and log variance come from one hidden layer; the latter is kept within +-5 by
-    tanh, since a vanishing variance would make the bound explode. The bound is the mean over pairs of log q(v_i|z_i)
-    minus log q(v_j|z_i) over all j; the average over j of a squared distance needs only the first two moments of v, so
-    its cost is linear in C. The bounds' gradients are those of v and z, with q held fixed; the likelihood's are those
-    of q, with v and z held fixed. Both are this worker's shares.
-    """
-    with torch.no_grad():
-        bounds_M, nll, of_samples, of_q = _club(samples, [x.float() for x in q])
-    inputs = [samples.v_MCw, samples.z_MCD]
-    of_samples = [x.to(y.dtype) for x, y in zip(of_samples, inputs, strict=True)]
-    return _each(bounds_M, inputs, of_samples), known(nll, q, of_q)
-
-
-def _each(value_M: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """Values of which the m-th depends on the m-th part of every input."""
-    return _Each.apply(value_M, *inputs, *gradients)
-
-
-class _Each(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value_M: Tensor, *both: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(*both[len(both) // 2 :])
-        return value_M.clone()
-
-    @staticmethod
-    def backward(ctx, grad_M: Tensor):  # type: ignore[override]
-        parts = [grad_M.view(-1, *[1] * (x.ndim - 1)) * x for x in ctx.saved_tensors]
-        return None, *parts, *[None] * len(parts)
-
-
-def _club(samples: ClubSamples, q: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Values of `club`, and its gradients: of the bounds by v and z, and of the likelihood by q's parameters."""
-    v_MCw, z_MCD, valid_MC, wide_Mw, (low, high) = samples
-    (hidden_MDH, hidden_bias, out_MHk, out_bias), w = q, v_MCw.shape[2]
-    v_MCw = v_MCw.float()
-    v_Mcw, z_McD = v_MCw[:, low:high], z_MCD[:, low:high].float()
-    weight_MC = valid_MC / valid_MC.sum(1, keepdim=True).clamp(min=1)
-    weight_Mcw = weight_MC[:, low:high, None] * wide_Mw[:, None]
-    h_McH = torch.baddbmm(hidden_bias, z_McD, hidden_MDH).relu_()
-    mean_Mcw, raw_Mcw = torch.baddbmm(out_bias, h_McH, out_MHk).split(w, dim=2)
-    bent_Mcw = raw_Mcw.tanh()
-    logvar_Mcw = bent_Mcw * 5
-    precision_Mcw = logvar_Mcw.neg().exp_()
-    bend_Mcw = bent_Mcw.square().mul_(-5).add_(5)  # d logvar / d raw
-    first_M1w = torch.bmm(weight_MC.unsqueeze(1), v_MCw)
-    second_M1w = torch.bmm(weight_MC.unsqueeze(1), v_MCw.square())
-    own_Mcw = v_Mcw - mean_Mcw
-    square_Mcw = own_Mcw.square().mul_(precision_Mcw)
-    others_Mcw = (second_M1w + mean_Mcw * (mean_Mcw - 2 * first_M1w)).mul_(precision_Mcw)
-    bounds_M = 0.5 * (weight_Mcw * (others_Mcw - square_Mcw)).sum((1, 2))
-    nll = 0.5 * (weight_Mcw * (square_Mcw + logvar_Mcw + math.log(2 * math.pi))).sum()
-
-    weighted_Mcw = weight_Mcw * precision_Mcw
-    # the bound by mean and logvar, through q to z; by v, as a sample and as one of the others
-    by_mean = weighted_Mcw * (v_Mcw - first_M1w)
-    by_raw = 0.5 * weight_Mcw * (square_Mcw - others_Mcw) * bend_Mcw
-    passes_McH = h_McH > 0
-    z_grad, v_grad = torch.zeros_like(z_MCD, dtype=torch.float32), torch.empty_like(v_MCw)
-    by_h = torch.bmm(torch.cat([by_mean, by_raw], dim=2), out_MHk.mT).mul_(passes_McH)
-    z_grad[:, low:high] = torch.bmm(by_h, hidden_MDH.mT)
-    total_M1w, at_mean_M1w = weighted_Mcw.sum(1, keepdim=True), (weighted_Mcw * mean_Mcw).sum(1, keepdim=True)
-    torch.mul(weight_MC.unsqueeze(2), v_MCw * total_M1w - at_mean_M1w, out=v_grad)
-    v_grad[:, low:high] -= weighted_Mcw * own_Mcw
-    # the likelihood by q's parameters
-    by_out = torch.cat([weighted_Mcw * -own_Mcw, 0.5 * weight_Mcw * (1 - square_Mcw) * bend_Mcw], dim=2)
-    by_hidden = torch.bmm(by_out, out_MHk.mT).mul_(passes_McH)
-    of_q = [
-        torch.bmm(z_McD.mT, by_hidden), by_hidden.sum(1, keepdim=True), torch.bmm(h_McH.mT, by_out),
-        by_out.sum(1, keepdim=True),
-    ]  # fmt: skip
-    return bounds_M, nll, [v_grad, z_grad], of_q

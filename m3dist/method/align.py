@@ -23,7 +23,7 @@ from m3dist.distributed.rows import distinct, spread
 from m3dist.evaluation import ranking
 from m3dist.losses.contrastive import Anchors, contrastive
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
-from m3dist.models.alignment import Aligner, Club
+from m3dist.models.alignment import Aligner, Chosen, Club
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
@@ -59,7 +59,7 @@ class AlignModel(nn.Module):
         align, (tables,), project = self.config, self._tables, self.backbone.project
         assert project is not None
         at_c = sampled.item.slots.slot_L[sampled.scored :]
-        v, common, z_McD = self.aligner(x_R, at_c)
+        v, common, chosen = self.aligner(x_R, at_c)
         content_Rc = project(torch.cat([*v, common], dim=1))
         terms_M, loss, grads = backbone_loss(tables, sampled, rows, [content_Rc])
         out = {name: x_M.sum() for name, x_M in terms_M.items()}
@@ -67,13 +67,10 @@ class AlignModel(nn.Module):
             penalty = tables.config.projection_l2 * project.weight.square().sum() * sampled.part
             out["l2"], loss = out["l2"] + penalty.detach(), loss + penalty
         out["recommendation"] = loss.detach()
-        parts = [*(x.index_select(0, at_c) for x in (*v, common)), *z_McD.unbind()]
-        if self.engine.world > 1:
-            parts = self._gathered(parts)
-        (*v_C, common_CD), z_MCD = parts[: len(v) + 1], torch.stack(parts[len(v) + 1 :])
+        common_CD, chosen = self._gathered(common.index_select(0, at_c), chosen)
         tau = self.aligner.tau
-        com = contrastive(z_MCD, common_CD, contrast.valid_MC, tau, contrast.anchors)
-        bounds_M, likelihood = self.club(self.club.stacked(v_C), z_MCD, contrast.valid_MC, contrast.anchors)
+        com = contrastive(chosen.z_MCD, common_CD, contrast.valid_MC, tau, contrast.anchors)
+        bounds_M, likelihood = self.club(chosen, contrast.valid_MC, contrast.anchors)
         # mutual information is never negative; a bound below 0 says that q is off, and would fall without end
         total_M = bounds_M.detach().clone()
         self.engine.add_up([total_M])
@@ -83,11 +80,15 @@ class AlignModel(nn.Module):
         out |= {"tau": tau.detach() * sampled.part, "loss": loss.detach()}
         return out, loss + likelihood, grads
 
-    def _gathered(self, parts: list[Tensor]) -> list[Tensor]:
-        """Rows of all workers' anchors in place of this one's."""
+    def _gathered(self, common_cD: Tensor, chosen: Chosen) -> tuple[Tensor, Chosen]:
+        """Of all workers' anchors, what is given of this one's."""
         engine, C = self.engine, self.config.contrastive_items
+        if engine.world == 1:
+            return common_cD, chosen
         counts = [high - low for low, high in (share(C, rank, engine.world) for rank in range(engine.world))]
-        return [*engine.gather(torch.cat(parts, dim=1), counts).split([x.shape[1] for x in parts], dim=1)]
+        parts = [common_cD, chosen.v_CW, *chosen.z_MCD.unbind()]
+        common_CD, v_CW, *z = engine.gather(torch.cat(parts, dim=1), counts).split([x.shape[1] for x in parts], dim=1)
+        return common_CD, Chosen(v_CW, torch.stack(z))
 
     def representations(self, x: list[Tensor]) -> list[Tensor]:
         """v_1..v_M and z_{M+1}, [I, D] each."""
@@ -117,7 +118,7 @@ class AlignTask:
             widths = [x.shape[1] for x in self.x]
             aligner = Aligner(widths, align.dim, align.encoder, align.tau, align.tau_fixed)
             widths = aligner.out_widths
-            club = Club(align.dim, widths[:-1], align.club_hidden)
+            club = Club(align.dim, widths[:-1], align.club_hidden, data.device)
         self.member = Backbones(data, config, [sum(widths)], [("align", "member")])
         self.tables = {"user": self.member.user, "item": self.member.item}
         self.draws = self.member.draws(derive(config.seed, "align"), align.batch_size)

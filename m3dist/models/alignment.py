@@ -1,17 +1,27 @@
 """Stage 1's networks (section 4.1): encoders f_r, shared head g, specific heads k_m.
 
-Shapes: R items, d_m width of modality m, M modalities, D representation width.
+Shapes: R items, c of them under contrast, d_m width of modality m, M modalities, D representation width, W width of all
+v_m side by side.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3dist.losses.contrastive import Anchors, ClubSamples, club
+from m3dist.losses.club import Samples, club
+from m3dist.losses.contrastive import Anchors
+from m3dist.losses.masks import Columns
+
+
+class Chosen(NamedTuple):
+    """Of the C items under contrast, or a worker's part of them: v_m side by side [C, W], and z_m [M, C, D]."""
+
+    v_CW: Tensor
+    z_MCD: Tensor
 
 
 class Aligner(nn.Module):
@@ -46,50 +56,46 @@ class Aligner(nn.Module):
         """Widths of v_1..v_M and z_{M+1}."""
         return [*(self.widths if self.encoder == "identity" else [self.dim] * len(self.widths)), self.dim]
 
-    def forward(self, x: list[Tensor], at_c: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_{M+1} [R, D], and z_m of the rows at_c, [M, c, D]."""
+    def forward(self, x: list[Tensor], at_c: Tensor | None = None) -> tuple[list[Tensor], Tensor, Chosen | None]:
+        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_{M+1} [R, D], and further outputs of the rows at_c."""
         h = [] if self.encoder == "identity" else [f(part) for f, part in zip(self.f, x, strict=True)]
         v = [k(part) for k, part in zip(self.k, h, strict=True)] if h else x
-        common = self.g(self.f_all(torch.cat(x, dim=1)))
+        all_RW = torch.cat(x, dim=1)
+        common = self.g(self.f_all(all_RW))
         if at_c is None:
             return v, common, None
         if h:
             some = [part.index_select(0, at_c) for part in h]
+            v_CW = torch.cat([part.index_select(0, at_c) for part in v], dim=1)
         else:
-            some = [f(part.index_select(0, at_c)) for f, part in zip(self.f, x, strict=True)]
-        return v, common, self.g(torch.stack(some))
+            v_CW = all_RW.index_select(0, at_c)
+            some = [f(part) for f, part in zip(self.f, v_CW.split(self.widths, dim=1), strict=True)]
+        return v, common, Chosen(v_CW, self.g(torch.stack(some)))
 
 
 class Club(nn.Module):
-    """q(v|z) = N(mean(z), exp(logvar(z))) of CLUB (Cheng et al., ICML 2020) for every modality, side by side.
+    """q(v|z) = N(mean(z), exp(logvar(z))) of CLUB (Cheng et al., ICML 2020) for every modality.
 
-    One hidden layer of ReLU. v of all modalities are as wide as the widest, with zeros behind the narrower ones.
+    One hidden layer of ReLU; the columns of all modalities' v stand side by side.
     """
 
-    wide_Mw: Tensor
-
-    def __init__(self, z_width: int, v_widths: list[int], hidden: int):
+    def __init__(self, z_width: int, v_widths: list[int], hidden: int, device: str | torch.device = "cpu"):
         super().__init__()
-        M, w = len(v_widths), max(v_widths)
-        layers = [(nn.Linear(z_width, hidden), nn.Linear(hidden, 2 * w)) for _ in v_widths]
+        layers = [(nn.Linear(z_width, hidden), nn.Linear(hidden, 2 * width)) for width in v_widths]
         self.hidden_MDH = nn.Parameter(torch.stack([first.weight.detach().T for first, _ in layers]))
         self.hidden_bias = nn.Parameter(torch.stack([first.bias.detach() for first, _ in layers]).unsqueeze(1))
-        self.out_MHk = nn.Parameter(torch.stack([second.weight.detach().T for _, second in layers]))
-        self.out_bias = nn.Parameter(torch.stack([second.bias.detach() for _, second in layers]).unsqueeze(1))
-        wide = torch.arange(w) < torch.tensor(v_widths).view(M, 1)
-        self.register_buffer("wide_Mw", wide.float(), persistent=False)
+        out = [second.weight.detach().unflatten(0, (2, -1)) for _, second in layers]
+        bias = [second.bias.detach().view(2, 1, -1) for _, second in layers]
+        self.out_2HW = nn.Parameter(torch.cat(out, dim=1).mT.contiguous())  # of means and of raw log variances
+        self.out_bias = nn.Parameter(torch.cat(bias, dim=2))
+        self.columns = Columns(v_widths, torch.device(device))
 
-    def stacked(self, v: list[Tensor]) -> Tensor:
-        """v_m [C, d_m] as one [M, C, w]."""
-        w = self.wide_Mw.shape[1]
-        return torch.stack([x if x.shape[1] == w else F.pad(x, (0, w - x.shape[1])) for x in v])
-
-    def forward(self, v_MCw: Tensor, z_MCD: Tensor, valid_MC: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
+    def forward(self, chosen: Chosen, valid_MC: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
         """The bounds on I(v_m; z_m), [M], whose gradients leave q as it is, and the mean of -log q, a scalar, whose
-        gradient is q's alone: this worker's shares of the means over valid items. See losses.contrastive."""
-        parameters = (self.hidden_MDH, self.hidden_bias, self.out_MHk, self.out_bias)
-        samples = ClubSamples(v_MCw, z_MCD, valid_MC, self.wide_Mw, (anchors.low, anchors.high))
-        with torch.autocast(v_MCw.device.type, enabled=False):
+        gradient is q's alone: this worker's shares of the means over valid items. See losses.club."""
+        parameters = (self.hidden_MDH, self.hidden_bias, self.out_2HW, self.out_bias)
+        samples = Samples(*chosen, valid_MC, self.columns, (anchors.low, anchors.high))
+        with torch.autocast(valid_MC.device.type, enabled=False):
             return club(samples, parameters)
 
 

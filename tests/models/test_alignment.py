@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from m3dist.losses.contrastive import Anchors
-from m3dist.models.alignment import Aligner, Club
+from m3dist.models.alignment import Aligner, Chosen, Club
 
 WIDTHS = [4, 6]
 
@@ -22,13 +22,14 @@ def test_what_a_modality_passes_through(encoder: str, widths: list[int]) -> None
     """z_m and v_m of chosen rows are those of all rows; the head g is one for all."""
     torch.manual_seed(0)
     aligner, x, at_c = Aligner(WIDTHS, 5, encoder, 0.5, False), content(), torch.tensor([2, 2, 6])
-    v, common, z = aligner(x, at_c)
+    v, common, chosen = aligner(x, at_c)
     assert aligner.out_widths == [*(part.shape[1] for part in v), common.shape[1]] == widths
     torch.testing.assert_close(common, aligner.g(aligner.f_all(torch.cat(x, dim=1))))
-    assert z.shape == (2, 3, 5)
+    assert chosen.z_MCD.shape == (2, 3, 5)
+    torch.testing.assert_close(chosen.v_CW, torch.cat(v, dim=1)[at_c])
     for m, (part, v_m) in enumerate(zip(x, v, strict=True)):
         h = aligner.f[m](part)
-        torch.testing.assert_close(z[m], aligner.g(h)[at_c])
+        torch.testing.assert_close(chosen.z_MCD[m], aligner.g(h)[at_c])
         torch.testing.assert_close(v_m, part if encoder == "identity" else aligner.k[m](h))
     again, common_again, none = aligner(x)
     assert none is None
@@ -62,22 +63,16 @@ def test_q_starts_as_linear_layers_do_and_learns_from_the_likelihood_alone() -> 
     torch.manual_seed(0)
     club, C = Club(4, [3, 5], 6), 9
     torch.manual_seed(0)
-    first, second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 10)
+    first, third = torch.nn.Linear(4, 6), torch.nn.Linear(6, 6)
+    _, second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 10)
     torch.testing.assert_close(club.hidden_MDH[0], first.weight.T)
-    torch.testing.assert_close(club.out_bias[0, 0], second.bias)
-    v = [torch.randn(C, w, requires_grad=True) for w in (3, 5)]
-    stacked = club.stacked(v)
-    assert stacked.shape == (2, C, 5)
-    assert torch.equal(stacked[0, :, :3], v[0])
-    assert stacked[0, :, 3:].count_nonzero() == 0
-    bounds_M, likelihood = club(
-        stacked, torch.randn(2, C, 4), torch.ones(2, C), Anchors(C, (0, C), torch.device("cpu"))
-    )
+    torch.testing.assert_close(club.out_2HW[1, :, :3], third.weight.T[:, 3:])  # of raw log variances
+    torch.testing.assert_close(club.out_bias[:, 0, 3:], second.bias.view(2, 5))
+    v, anchors = torch.randn(C, 8, requires_grad=True), Anchors(C, (0, C), torch.device("cpu"))
+    bounds_M, likelihood = club(Chosen(v, torch.randn(2, C, 4)), torch.ones(2, C), anchors)
     (bounds_M.sum() + likelihood).backward()
-    assert all(x.grad is not None and x.grad.shape == x.shape for x in v)
+    assert v.grad is not None
     for name, p in club.named_parameters():
         assert p.grad is not None, name
         assert p.grad.shape == p.shape
         assert p.grad.abs().max() > 1e-3, name
-    assert club.out_MHk.grad is not None
-    assert club.out_MHk.grad[0, :, [3, 4, 8, 9]].count_nonzero() == 0  # of columns that the narrower one has not
