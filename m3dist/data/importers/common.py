@@ -122,4 +122,6 @@ def _reason(path: Path) -> str:
         return "arrays that nothing asked for; --feature NAME=FILE takes one as features"
     if suffix in SUFFIXES:
         return "another table; --items takes one as the items table, --feature NAME=FILE as features"
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return "a spreadsheet; save it as CSV"
     return "no format that is read"

@@ -44,7 +44,7 @@ def open_feature(
     if not path.exists():
         raise DataError(f"{path.name}: no such feature file")
     if not path.is_dir():
-        files.need_regular(path)
+        files.need_content(path)
     suffix = files.suffix(path)
     magic = b"" if path.is_dir() else files.head(path)
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):

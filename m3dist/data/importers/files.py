@@ -34,10 +34,17 @@ _OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.ope
 COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 
 
-def need_regular(path: Path) -> None:
-    """Raise DataError for a pipe, a socket or a device, which may never end."""
+def need_content(path: Path) -> None:
+    """Raise DataError for what stands in a file's place: a pipe or device, which may never end, or a stand-in."""
     if not path.is_file():
         raise DataError(f"{path.name}: is no regular file; store its content in one")
+    start = head(path, 64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path.name}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{path.name}: a web page, not the file itself; download it again")
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{path.name}: a spreadsheet; save it as CSV")
 
 
 def need_backing(path: Path, size: int, what: str, held: int | None = None) -> None:

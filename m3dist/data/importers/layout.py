@@ -146,9 +146,15 @@ def _only_table(src: Path, tables: list[Path], options: Options) -> Path:
         tables = with_both or tables
     if len(tables) == 1:
         return tables[0]
+    if tables:
+        raise DataError(
+            f"{src.name}: expected train, val and test tables or one table of interactions, found "
+            f"{', '.join(path.name for path in tables)}; give the file itself in place of the folder"
+        )
+    names = [path.name for path in sorted(src.iterdir())]
     raise DataError(
-        f"{src.name}: expected train, val and test tables or one table of interactions ({', '.join(SUFFIXES)}), "
-        f"found {', '.join(path.name for path in tables) or 'no table'}; give the file itself in place of the folder"
+        f"{src.name}: expected train, val and test tables or one table of interactions ({', '.join(SUFFIXES)}), found "
+        f"no table among {', '.join(names[:5]) or 'no files'}{' and others' if len(names) > 5 else ''}"
     )
 
 

@@ -51,7 +51,10 @@ def sniff(path: Path, text: Text) -> Dialect:
     if start == len(lines):
         raise DataError(f"{path.name}: is empty; expected a table")
     body = lines[start : start + _LINES]
-    delimiter = delimiter or _vote(body, files.suffix(path))
+    try:
+        delimiter = delimiter or _vote(body, files.suffix(path))
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
     quote = _quoted(body, delimiter, text)
     rows = cells(body, delimiter, quote)
     width, _ = _common(rows)
@@ -188,6 +191,12 @@ def _vote(lines: list[str], suffix: str) -> str:
         names = known.known(rows[0], (*known.USER, *known.ITEM))
         found[mark] = ((agreed, natural, mark in ("\t", "::"), mark != " ", names, width, -order), width, rows)
     if not found:
+        lists = [line.split() for line in lines]
+        if len(lines) > 1 and all(len(row) > 1 and all(map(str.isdigit, row)) for row in lists):
+            few, many = min(map(len, lists)), max(map(len, lists))
+            raise DataError(
+                f"lines of {few} to {many} numbers, as LightGCN lists a user's items; expected an interaction a line"
+            )
         return _NATURAL.get(suffix, ",")  # one column
     mark = max(found, key=lambda m: found[m][0])
     for other, (rank, width, _) in found.items():

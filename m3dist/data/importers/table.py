@@ -111,8 +111,15 @@ class Parts(Table):
 
 
 def unambiguous(name: str, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """`columns`, none of which may stand twice."""
-    doubled = [column for column in columns if columns.count(column) > 1]
-    if doubled:
-        raise DataError(f"{name}: column {doubled[0]!r} stands twice in the header; rename one")
-    return columns
+    """`columns`, of which none with a known name may stand twice; others get a number."""
+    if len(set(columns)) == len(columns):
+        return columns
+    known_names = {*known.USER, *known.IDS, *known.RATING, *known.TIME, *known.SPLIT, *known.TITLE}
+    seen: dict[str, int] = {}
+    out = []
+    for column in columns:
+        seen[column] = seen.get(column, 0) + 1
+        if seen[column] > 1 and known.plain(column) in known_names:
+            raise DataError(f"{name}: column {column!r} stands twice in the header; rename one")
+        out.append(column if seen[column] == 1 else f"{column} ({seen[column]})")
+    return tuple(out)
