@@ -11,6 +11,7 @@ import gzip
 import io
 import lzma
 import resource
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,11 @@ _MAGIC = {
     b"PK\x03\x04": "zip",
 }
 _OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+# what numpy raises for a .npy header that is damaged; its parser of old headers raises the first
+NPY_ERRORS: tuple[type[Exception], ...] = (
+    *(tokenize.TokenError, ValueError, OSError, EOFError, SyntaxError, TypeError, KeyError, OverflowError),
+    *(RecursionError, MemoryError),
+)
 COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 
 
@@ -101,6 +107,14 @@ def compression(path: Path) -> str:
     """How a file is compressed, by its first bytes; "" if it is not."""
     start = head(path)
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def real(path: Path) -> Path:
+    """What a path leads to; a link that leads nowhere, to itself, is what it is."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
 
 
 def stem(path: Path) -> str:

@@ -45,7 +45,7 @@ class Roles:
 class Interactions:
     """What the tables hold: codes by split (or "all"), and times of the unsplit ones.
 
-    below: interactions under the rating threshold; seen: rows with any.
+    below: interactions under the rating threshold; time_name: the column of the times.
     """
 
     users: Ids
@@ -104,7 +104,9 @@ def read_interactions(table: Table, split: str, out: Interactions, items: Catalo
     count = 0
     for where, batch in table.batches(list(roles.columns().values()), run.bad):
         if run.options.preview:
-            batch = [column[: max(0, run.options.preview - count)] for column in batch]
+            if count >= run.options.preview:
+                break
+            batch = [column[: run.options.preview - count] for column in batch]
         if not len(batch[0]):
             continue
         count += len(batch[0])

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import files
-from m3dist.data.importers.names import ITEM, USER, known
+from m3dist.data.importers.names import ITEM, USER, known, listed
 from m3dist.data.importers.options import Text
 from m3dist.data.importers.rows import BadRows
 from m3dist.data.importers.sniff import LONGEST, Decoder
@@ -137,7 +137,7 @@ def _transposed(path: Path, content: dict[str, Any]) -> list[tuple]:
     """Rows of {column: values}, where values are a list, or {row: value}."""
     columns = [list(c.values()) if isinstance(c, dict) else c for c in content.values()]
     if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
-        raise DataError(f"{path.name}: its columns ({', '.join(content)}) are no lists of one length")
+        raise DataError(f"{path.name}: its columns ({listed(list(content))}) are no lists of one length")
     return list(zip(*columns, strict=True))
 
 

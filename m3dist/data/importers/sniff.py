@@ -21,6 +21,7 @@ NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";",
 SAID = {"\t": "tabs", " ": "spaces", ",": "commas", ";": "semicolons", "|": "pipes"}
 _NATURAL = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".item": "\t", ".user": "\t", ".csv": ",", ".psv": "|"}
 _SAMPLE, _LINES = 1 << 18, 500
+MOST_COLUMNS = 100_000
 LONGEST = 32 << 20  # bytes of one row, so that a small compressed file cannot fill the memory
 _COMMENTS = ("#", "%")
 csv.field_size_limit((1 << 31) - 1)  # of the whole process: Python's own 128 KiB is less than a long review
@@ -58,6 +59,8 @@ def sniff(path: Path, text: Text) -> Dialect:
     quote = _quoted(body, delimiter, text)
     rows = cells(body, delimiter, quote)
     width, _ = _common(rows)
+    if width > MOST_COLUMNS:
+        raise DataError(f"{path.name}: {width:,} columns; expected at most {MOST_COLUMNS:,}, is it a table?")
     found = Dialect(delimiter, (), False, encoding, _bytes(raw[:start]), start, comments)
     first = [cell.strip() for cell in rows[0]]
     commented = _commented_header(lines[:start], delimiter, width)
@@ -249,7 +252,7 @@ def _fit(first: list[str], width: int, rows: list[list[str]], where: str) -> tup
         extra = [cell for row in rows if len(row) == width for cell in row[len(first) :]]
         if any(cell.strip() for cell in extra):
             raise DataError(
-                f"{where}: {width} cells, but the header has {len(first)} ({', '.join(first)}); name every column, "
+                f"{where}: {width} cells, but the header has {len(first)} ({known.listed(first)}); name every column, "
                 "or take the header away and use --no-header"
             )
         first = first + [""] * (width - len(first))
