@@ -205,7 +205,7 @@ def _taken(name: str, given: dict[str, Any]) -> dict[str, Any]:
         if ("header" if key == "no_header" else key) in takes:
             out[key] = value
         elif context.get_parameter_source(key) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{key.replace('_', '-')} does not belong to {name}, as which this source is read")
+            raise ValueError(f"--{key.replace('_', '-')} does not belong to {name}, as which this source is read")
     return out
 
 

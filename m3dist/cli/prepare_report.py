@@ -60,7 +60,8 @@ def report(dst: Path, meta: dict[str, Any]) -> None:
 
 def preview(source: Source) -> None:
     """Print how the first rows of a source are read."""
-    table = Table(title=Text(f"{source.format}: the first rows as they are read"), title_justify="left")
+    say(f"{source.format}: the first rows as they are read")
+    table = Table()
     for column in ("split", "user", "item"):
         table.add_column(column)
     items = source.item_ids["id"] if hasattr(source.item_ids, "column_names") else source.item_ids
@@ -70,7 +71,7 @@ def preview(source: Source) -> None:
             table.add_row(split, Text(repr(_original(source.user_ids, u))), Text(repr(_original(items, i))))
     _console().print(table)
     counts = ", ".join(f"{split} {len(source.splits[split][0]):,}" for split in SPLITS)
-    say(f"of the first {PREVIEW:,} rows of each table: {counts}; {source.n_users:,} users, {source.n_items:,} items")
+    say(f"at most {PREVIEW:,} rows of each table: {counts}; {source.n_users:,} users, {source.n_items:,} items")
     _origins({**source.readings, **{f.file: f.reading for f in source.features}}, source.said())
     for feature in source.features:
         lacking = "" if feature.present is None else f", {int(np.sum(~feature.present)):,} items lack it"

@@ -314,7 +314,7 @@ def test_dry_run_reads_the_first_rows_only(tmp_path: Path, capsys: pytest.Captur
         )
         == 0
     )
-    assert "of the first 1,000 rows of each table: train 32, val 4, test 4" in capsys.readouterr().out
+    assert "at most 1,000 rows of each table: train 32, val 4, test 4" in capsys.readouterr().out
 
 
 ADDED = '''

@@ -92,6 +92,11 @@ READ = {
     "zstd": ("a.csv.zst", pa.compress(lines().encode(), "zstd", asbytes=True), {}),
     "spaces around ids": ("a.csv", lines().replace("u1,", " u1 ,"), {}),
     "typed names": ("a.inter", lines("\t", "user_id:token{0}item_id:token{0}title:token_seq"), {}),
+    "a doubled column that is not used": (
+        "a.csv",
+        lines(header="user_id,item_id,title,title").replace("x\n", "x,y\n"),
+        {},
+    ),
     "names in other spellings": ("a.csv", lines(header="User ID,Item-Id,title"), {}),
 }
 
@@ -189,7 +194,33 @@ REFUSED = {
     "a picture": ("a.csv", b"\x89PNG\r\n\x1a\n" + bytes(99), {}, r"a.csv: an image, expected a table"),
     "a pickle": ("a.csv", b"\x80\x04\x95" + bytes(99), {}, r"a.csv: a pickle, expected a table"),
     "one column": ("a.csv", "user_id\n7\n8\n", {}, r"no item column among user_id"),
-    "lists of items by user": ("train.txt", "0 1 2 3\n1 2\n2 5 6 7 8 9\n", {}, r"train.txt: "),
+    "lists of items by user": (
+        "train.txt",
+        "0 1 2 3\n1 2\n2 5 6 7 8 9\n",
+        {},
+        r"train.txt: lines of 2 to 6 numbers, as LightGCN lists a user's items",
+    ),
+    "a pointer of Git LFS": (
+        "a.csv",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 99\n",
+        {},
+        r"a.csv: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`",
+    ),
+    "a web page": ("a.csv", "\n<!DOCTYPE html>\n<html>404</html>", {}, r"a.csv: a web page, not the file itself"),
+    "a spreadsheet": ("a.xlsx", b"PK\x03\x04" + bytes(99), {}, r"a.xlsx: a spreadsheet; save it as CSV"),
+    "a line below the header": (
+        "a.txt",
+        lines("|").replace("u0|b0|x", "---|---|---\nu0|b0|x"),
+        {},
+        r"a.txt, line 2: a line below the header, no row",
+    ),
+    "cells that are all empty": (
+        "a.csv",
+        lines().replace("u1,b2,x", "u1,b2,x,\n,,,"),
+        {},
+        r"a.csv, line 15: the user id is missing",
+    ),
+    "one column for two": ("a.csv", lines(), {"item_column": "user_id"}, r"column 'user_id' is user and item"),
 }
 
 

@@ -35,7 +35,7 @@ def read(src: Path, options: Options | None = None, **given: Any) -> Source:
     if not reviews:
         raise DataError(f"{src.name}: expected JSON lines with reviewerID and asin, or with user_id and parent_asin")
     folder = src if src.is_dir() else None
-    taken = {path.resolve() for path in (reviews, meta) if path}
+    taken = {files.real(path) for path in (reviews, meta) if path}
     features = options.files.features or (find_features(folder, taken, options) if folder else {})
     titles = meta if meta and not options.files.items else None
     return read_layout(Layout("amazon", {UNSPLIT: reviews}, options.files.items, features, folder, titles), options)

@@ -94,10 +94,10 @@ def need_dense(path: Path, highest: int, what: str) -> None:
 
 def left_out(folder: Path, used: set[Path]) -> list[str]:
     """A note on each kind of file of a folder that was not used, with the reason."""
-    taken = {path.resolve() for path in used}
+    taken = {files.real(path) for path in used}
     by_reason: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
-        if path.resolve() in taken or any(other.is_relative_to(path.resolve()) for other in taken):
+        if files.real(path) in taken or any(other.is_relative_to(files.real(path)) for other in taken):
             continue
         by_reason.setdefault(_reason(path), []).append(path.name + ("/" if path.is_dir() else ""))
     notes = []
@@ -122,4 +122,6 @@ def _reason(path: Path) -> str:
         return "arrays that nothing asked for; --feature NAME=FILE takes one as features"
     if suffix in SUFFIXES:
         return "another table; --items takes one as the items table, --feature NAME=FILE as features"
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return "a spreadsheet; save it as CSV"
     return "no format that is read"

@@ -44,7 +44,7 @@ def open_feature(
     if not path.exists():
         raise DataError(f"{path.name}: no such feature file")
     if not path.is_dir():
-        files.need_regular(path)
+        files.need_content(path)
     suffix = files.suffix(path)
     magic = b"" if path.is_dir() else files.head(path)
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
@@ -139,7 +139,7 @@ def _bundle(name: str, path: Path, arrays: Mapping[Any, Any], key: str) -> Featu
     """Named arrays: one matrix, a matrix beside its ids, or one vector per id."""
     if key:
         if key not in arrays:
-            raise DataError(f"{path.name}: no array {key!r}; it has {', '.join(map(str, arrays)) or 'none'}")
+            raise DataError(f"{path.name}: no array {key!r}; it has {names.listed(list(arrays)) or 'none'}")
         return feat.array_feature(name, path, np.asarray(arrays[key]), f"rows by position, array {key!r}")
     if not arrays:
         raise DataError(f"{path.name}: holds no arrays")
@@ -147,7 +147,7 @@ def _bundle(name: str, path: Path, arrays: Mapping[Any, Any], key: str) -> Featu
     matrices = [k for k, shape in shapes.items() if len(shape) == 2]
     if len(matrices) > 1:
         raise DataError(
-            f"{path.name}: holds several matrices ({', '.join(map(str, matrices))}); choose one with "
+            f"{path.name}: holds several matrices ({names.listed(matrices)}); choose one with "
             f"--feature NAME={path.name}#{matrices[0]}"
         )
     if matrices:
@@ -229,12 +229,12 @@ def _table(name: str, path: Path, table: Table, columns: Columns) -> Feature | V
 
 def feature_columns(table: Table, columns: Columns) -> tuple[str, list[str], list[str]]:
     """The id column of a table of features ("" if there is none), its feature columns, and those left out."""
-    id_column = next((c for c in (columns.items_id, columns.item_column) if c in table.columns), None) or next(
-        (c for name in ITEMS_ID.names for c in table.columns if names.plain(c) == name), ""
+    id_column = next((c for c in (columns.items_id, columns.item_column) if c in table.columns), "") or table.first(
+        ITEMS_ID.names
     )
     unnamed = [c for c in table.columns[:1] if c.startswith(("unnamed 1", "Unnamed: 0"))]
     left = [c for c in (*table.index, *unnamed) if c != id_column]
-    values = [c for c in table.columns if c != id_column and c not in left]
+    values = [c for c in table.columns if c not in {id_column, *left}]
     if not values:
         raise DataError(f"{table.name}: no feature column beside {id_column or 'row labels'!r}")
     return id_column, values, left

@@ -125,8 +125,10 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> None:
 def open_npy(path: Path) -> np.ndarray:
     """A .npy array of numbers, memory-mapped. Raises DataError."""
     try:
+        if not files.head(path).startswith(b"\x93NUMPY"):
+            raise ValueError("it does not begin like one")
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except files.NPY_ERRORS as error:
         raise DataError(f"{path.name}: not a .npy array of numbers ({files.first_line(error)})") from None
 
 

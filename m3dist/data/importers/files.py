@@ -11,6 +11,7 @@ import gzip
 import io
 import lzma
 import resource
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -31,13 +32,25 @@ _MAGIC = {
     b"PK\x03\x04": "zip",
 }
 _OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+# what numpy raises for a .npy header that is damaged; its parser of old headers raises the first
+NPY_ERRORS: tuple[type[Exception], ...] = (
+    *(tokenize.TokenError, ValueError, OSError, EOFError, SyntaxError, TypeError, KeyError, OverflowError),
+    *(RecursionError, MemoryError),
+)
 COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 
 
-def need_regular(path: Path) -> None:
-    """Raise DataError for a pipe, a socket or a device, which may never end."""
+def need_content(path: Path) -> None:
+    """Raise DataError for what stands in a file's place: a pipe or device, which may never end, or a stand-in."""
     if not path.is_file():
         raise DataError(f"{path.name}: is no regular file; store its content in one")
+    start = head(path, 64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path.name}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{path.name}: a web page, not the file itself; download it again")
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{path.name}: a spreadsheet; save it as CSV")
 
 
 def need_backing(path: Path, size: int, what: str, held: int | None = None) -> None:
@@ -94,6 +107,14 @@ def compression(path: Path) -> str:
     """How a file is compressed, by its first bytes; "" if it is not."""
     start = head(path)
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def real(path: Path) -> Path:
+    """What a path leads to; a link that leads nowhere, to itself, is what it is."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
 
 
 def stem(path: Path) -> str:

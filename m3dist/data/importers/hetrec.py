@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3dist.data.dataset import DataError
+from m3dist.data.importers import files
 from m3dist.data.importers.common import Source
 from m3dist.data.importers.layout import UNSPLIT, Layout, find_features
 from m3dist.data.importers.options import ALL, Options, Text
@@ -36,7 +37,7 @@ def read(src: Path, options: Options | None = None, **given: Any) -> Source:
     if not kind:
         raise DataError(f"{src.name}: no HetRec folder; expected {' or '.join(kind[0] for kind in _KINDS)} in it")
     interactions, titles = src / kind[0], src / kind[1]
-    features = options.files.features or find_features(src, {p.resolve() for p in src.glob("*.dat")}, options)
+    features = options.files.features or find_features(src, {files.real(p) for p in src.glob("*.dat")}, options)
     use = titles if titles.is_file() and not options.files.items else None
     layout = Layout("hetrec", {UNSPLIT: interactions}, options.files.items, features, src, use, _TEXT)
     return read_layout(layout, replace(options, text=_TEXT))

@@ -45,7 +45,7 @@ class Roles:
 class Interactions:
     """What the tables hold: codes by split (or "all"), and times of the unsplit ones.
 
-    below: interactions under the rating threshold; seen: rows with any.
+    below: interactions under the rating threshold; time_name: the column of the times.
     """
 
     users: Ids
@@ -67,23 +67,32 @@ def roles_of(table: Table, split: str, run: Pass) -> Roles:
         rating = rating or ("3" if "3" in table.columns else None)
         time = time or ("4" if "4" in table.columns else None)
     user, item = table.pick(given["user"], USER), table.pick(given["item"], ITEM)
+    if user == item:
+        raise DataError(f"{table.name}: column {user!r} is user and item; give --user-column and --item-column")
+    label = _label(table, split, run)
     if o.rows.threshold is None and columns.rating_column is not None:
         raise DataError("--rating-column without --threshold: say from which rating on an interaction counts")
     rating_name = table.pick(rating, RATING) if o.rows.threshold is not None else ""
     time_name = table.pick(time, TIME) if plan.needs_times else ""
-    label = ""
-    if split == UNSPLIT:
-        label = table.pick(columns.split_column, SPLIT)
-        if label and plan.split:
-            raise DataError(f"{table.name}: has a split column, {label!r}; leave --split out")
-        if not label and not plan.split:
-            raise DataError(
-                f"{table.name}: no split: no column says train, val or test (--split-column), so choose "
-                f"--split {' or '.join(sp.STRATEGIES)}"
-            )
-    elif plan.split or columns.split_column:
-        raise DataError(f"{table.name}: train, val and test are split already; leave --split out")
     return Roles(user, item, rating_name, time_name, label)
+
+
+def _label(table: Table, split: str, run: Pass) -> str:
+    """The column that says train, val or test; "" where the files or the plan do."""
+    plan, given = run.options.plan, run.options.columns.split_column
+    if split != UNSPLIT:
+        if plan.split or given:
+            raise DataError(f"{table.name}: train, val and test are split already; leave --split out")
+        return ""
+    label = table.pick(given, SPLIT)
+    if label and plan.split:
+        raise DataError(f"{table.name}: has a split column, {label!r}; leave --split out")
+    if not label and not plan.split:
+        raise DataError(
+            f"{table.name}: no split: no column says train, val or test (--split-column), so choose "
+            f"--split {' or '.join(sp.STRATEGIES)}"
+        )
+    return label
 
 
 def read_interactions(table: Table, split: str, out: Interactions, items: Catalogue, run: Pass) -> None:
@@ -95,7 +104,9 @@ def read_interactions(table: Table, split: str, out: Interactions, items: Catalo
     count = 0
     for where, batch in table.batches(list(roles.columns().values()), run.bad):
         if run.options.preview:
-            batch = [column[: max(0, run.options.preview - count)] for column in batch]
+            if count >= run.options.preview:
+                break
+            batch = [column[: run.options.preview - count] for column in batch]
         if not len(batch[0]):
             continue
         count += len(batch[0])
@@ -162,10 +173,15 @@ def _refuse_headers(batch: _Batch, rows: Rows) -> None:
     user, item = batch.columns["user"], batch.columns["item"]
     if not pa.types.is_string(user.type) or not pa.types.is_string(item.type):
         return
+    for at, (u, i) in enumerate(zip(user[:3].to_pylist(), item[:3].to_pylist(), strict=True)):
+        if u and i and _is_rule(u) and _is_rule(i):
+            rows.refuse(np.array([at]), "a line below the header", lambda at: "a line below the header, no row")
     if batch.table.numbered:
         first = [column[0].as_py() or "" for column in (user, item)]
         if names.plain(first[0]) in USER.names and names.plain(first[1]) in ITEM.names:
-            rows.refuse(np.array([0]), "looks like a header", lambda at: f"{first} looks like a header")
+            rows.refuse(
+                np.array([0]), "looks like a header", lambda at: f"{first} looks like a header; leave --no-header out"
+            )
         return
     if pc.index(user, batch.roles.user).as_py() < 0:
         return
@@ -175,6 +191,11 @@ def _refuse_headers(batch: _Batch, rows: Rows) -> None:
         "looks like a header",
         lambda at: f"{batch.roles.user!r}, {batch.roles.item!r} looks like the header again",
     )
+
+
+def _is_rule(text: str) -> bool:
+    """Whether a cell is part of a line that is drawn below a header."""
+    return len(text.strip()) > 1 and not text.strip(" -=:+")
 
 
 def _filtered(columns: dict[str, pa.Array], rows: Rows) -> tuple[dict[str, pa.Array], Rows]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import files
+from m3dist.data.importers.names import ITEM, USER, known, listed
 from m3dist.data.importers.options import Text
 from m3dist.data.importers.rows import BadRows
 from m3dist.data.importers.sniff import LONGEST, Decoder
@@ -104,14 +105,15 @@ def _document(path: Path, content: Any) -> Table:
         rows = [tuple(row.get(column) for column in columns) for row in content]
         return JsonRows(path, columns, rows, "a JSON list of objects")
     if isinstance(content, list) and content and all(isinstance(row, list) for row in content):
-        width = len(content[0])
-        odd = next((i for i, row in enumerate(content) if len(row) != width), -1)
-        if odd >= 0:
-            raise DataError(f"{path.name}, entry {odd}: {len(content[odd])} values, the entries before it have {width}")
-        columns = tuple(str(i + 1) for i in range(width))
-        table = JsonRows(path, columns, [tuple(row) for row in content], "a JSON list of rows")
+        columns = tuple(str(i + 1) for i in range(len(content[0])))
+        table = JsonRows(path, columns, _alike(path, content, len(columns)), "a JSON list of rows")
         table.numbered = True
         return table
+    if isinstance(content, dict) and isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
+        columns = tuple(map(str, content["columns"]))  # as pandas writes it with orient="split"
+        return JsonRows(path, columns, _alike(path, content["data"], len(columns)), "a JSON table")
+    if isinstance(content, dict) and known(list(content), USER) and known(list(content), ITEM):
+        return JsonRows(path, tuple(content), _transposed(path, content), "JSON of columns")  # pandas' own way
     if isinstance(content, dict) and _items_by_user(content):
         if any(isinstance(items, dict) for items in content.values()):
             rated = [(u, i, r) for u, items in content.items() for i, r in dict(items).items()]
@@ -121,6 +123,22 @@ def _document(path: Path, content: Any) -> Table:
     raise DataError(
         f"{path.name}: JSON, but no table; expected one object a line, a list of objects, or {{user: [items]}}"
     )
+
+
+def _alike(path: Path, rows: list[Any], width: int) -> list[tuple]:
+    """Rows of `width` values each."""
+    odd = next((i for i, row in enumerate(rows) if not isinstance(row, list) or len(row) != width), -1)
+    if odd >= 0:
+        raise DataError(f"{path.name}, entry {odd}: expected a list of {width} values, like the entries before it")
+    return [tuple(row) for row in rows]
+
+
+def _transposed(path: Path, content: dict[str, Any]) -> list[tuple]:
+    """Rows of {column: values}, where values are a list, or {row: value}."""
+    columns = [list(c.values()) if isinstance(c, dict) else c for c in content.values()]
+    if not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+        raise DataError(f"{path.name}: its columns ({listed(list(content))}) are no lists of one length")
+    return list(zip(*columns, strict=True))
 
 
 def _items_by_user(content: dict) -> bool:

@@ -48,8 +48,8 @@ def find_layout(src: Path, options: Options) -> Layout:
     if not src.is_dir():
         raise DataError(f"{src}: no such file or folder")
     items = given.items or _find(src, ITEM_STEMS, (".item",))
-    taken = {path.resolve() for path in (items, *given.features.values(), *given.present.values()) if path}
-    tables = [path for path in sorted(src.iterdir()) if is_table(path) and path.resolve() not in taken]
+    taken = {files.real(path) for path in (items, *given.features.values(), *given.present.values()) if path}
+    tables = [path for path in sorted(src.iterdir()) if is_table(path) and files.real(path) not in taken]
     interactions = _splits(src, tables)
     if 0 < len(interactions) < 3 and not (options.plan.split and set(interactions) == {"train"}):
         missing = next(split for split in SPLITS if split not in interactions)
@@ -60,7 +60,7 @@ def find_layout(src: Path, options: Options) -> Layout:
         )
     if len(interactions) < 3:
         interactions = {UNSPLIT: interactions.get("train") or _only_table(src, tables, options)}
-    taken |= {path.resolve() for path in interactions.values()}
+    taken |= {files.real(path) for path in interactions.values()}
     return Layout("tables", interactions, items, given.features or find_features(src, taken, options), src)
 
 
@@ -81,7 +81,7 @@ def find_features(src: Path, taken: set[Path], options: Options) -> dict[str, Pa
     """Feature files of a folder: arrays, Parquet, and tables of item ids and vectors."""
     out: dict[str, Path] = {}
     for path in sorted(src.iterdir()):
-        if path.resolve() in taken or path.name.startswith((".", "_", "has_")) or not _may_be_features(path, options):
+        if files.real(path) in taken or path.name.startswith((".", "_", "has_")) or not _may_be_features(path, options):
             continue
         name = modality(path)
         if name in out:
@@ -146,9 +146,15 @@ def _only_table(src: Path, tables: list[Path], options: Options) -> Path:
         tables = with_both or tables
     if len(tables) == 1:
         return tables[0]
+    if tables:
+        raise DataError(
+            f"{src.name}: expected train, val and test tables or one table of interactions, found "
+            f"{', '.join(path.name for path in tables)}; give the file itself in place of the folder"
+        )
+    names = [path.name for path in sorted(src.iterdir())]
     raise DataError(
-        f"{src.name}: expected train, val and test tables or one table of interactions ({', '.join(SUFFIXES)}), "
-        f"found {', '.join(path.name for path in tables) or 'no table'}; give the file itself in place of the folder"
+        f"{src.name}: expected train, val and test tables or one table of interactions ({', '.join(SUFFIXES)}), found "
+        f"no table among {', '.join(names[:5]) or 'no files'}{' and others' if len(names) > 5 else ''}"
     )
 
 

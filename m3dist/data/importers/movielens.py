@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3dist.data.dataset import DataError
+from m3dist.data.importers import files
 from m3dist.data.importers.common import Source
 from m3dist.data.importers.layout import UNSPLIT, Layout, find_features
 from m3dist.data.importers.options import ALL, Options, Text
@@ -38,7 +39,7 @@ def read(src: Path, options: Options | None = None, **given: Any) -> Source:
     if not kind:
         raise DataError(f"{src.name}: no MovieLens folder; expected {' or '.join(kind[0] for kind in _KINDS)} in it")
     ratings, text, movies, titles_text = src / kind[0], kind[1], src / kind[2], kind[3]
-    others = {path.resolve() for path in src.iterdir() if path.stem in _OTHERS or path == ratings}
+    others = {files.real(path) for path in src.iterdir() if path.stem in _OTHERS or path == ratings}
     features = options.files.features or find_features(src, others, options)
     titles = movies if movies.is_file() and not options.files.items else None
     layout = Layout("movielens", {UNSPLIT: ratings}, options.files.items, features, src, titles, titles_text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 USER = (
     *("userid", "user", "uid", "reviewerid", "customerid", "visitorid", "memberid", "accountid", "authorid"),
@@ -32,6 +33,12 @@ IDS = (
 def plain(column: str) -> str:
     """userID, user_id, User-Id and user_id:token are all `userid`."""
     return re.sub(r"[\W_]+", "", column.split(":")[0]).lower()
+
+
+def listed(columns: Sequence[object], most: int = 20) -> str:
+    """Names for a message, not too many of them."""
+    more = len(columns) - most
+    return ", ".join(str(column)[:60] for column in columns[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def known(columns: tuple[str, ...] | list[str], names: tuple[str, ...]) -> bool:

@@ -42,7 +42,7 @@ def _array(path: Path, name: str, data: bytes) -> np.ndarray:
         version = np.lib.format.read_magic(source)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(source)
-    except (ValueError, OSError) as error:
+    except files.NPY_ERRORS as error:
         raise DataError(f"{path.name}: {name} is no .npy array ({files.first_line(error)})") from None
     if dtype.kind not in "biufUS":
         raise DataError(f"{path.name}: {name} holds {dtype}, expected an array of numbers or text")

@@ -42,7 +42,7 @@ def open_table(path: Path, text: Text | None = None, quotings: Quotings | None =
         raise DataError(f"{path.name}: no such file")
     if path.is_dir():
         return _folder(path, text, quotings)
-    files.need_regular(path)
+    files.need_content(path)
     magic = files.head(path)
     if magic.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
         return ArrowTable(path, magic)

@@ -89,7 +89,7 @@ def load_npy(path: Path) -> np.ndarray:
                     raise ValueError(f"it is too short for its shape {shape}")
                 return np.load(path, allow_pickle=False)
             content = _load(file, path)
-    except (ValueError, OSError, EOFError) as error:
+    except files.NPY_ERRORS as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path.name}: not a .npy file ({str(error).splitlines()[0]})") from None

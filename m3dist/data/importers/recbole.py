@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m3dist.data.dataset import DataError
+from m3dist.data.importers import files
 from m3dist.data.importers.common import Source
 from m3dist.data.importers.layout import UNSPLIT, Layout, find_features
 from m3dist.data.importers.opening import open_table
@@ -37,7 +38,7 @@ def read(src: Path, options: Options | None = None, **given: Any) -> Source:
         raise DataError(f"{src}: expected a RecBole folder")
     interactions = _interactions(src)
     items = sorted(src.glob("*.item"))
-    taken = {path.resolve() for path in (*interactions.values(), *items, *src.glob("*.user"))}
+    taken = {files.real(path) for path in (*interactions.values(), *items, *src.glob("*.user"))}
     features = options.files.features or find_features(src, taken, options)
     text = replace(options.text, quote=options.text.quote or "none", delimiter=options.text.delimiter or "\t")
     titles = None

@@ -21,6 +21,7 @@ NAMED = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";",
 SAID = {"\t": "tabs", " ": "spaces", ",": "commas", ";": "semicolons", "|": "pipes"}
 _NATURAL = {".tsv": "\t", ".tab": "\t", ".inter": "\t", ".item": "\t", ".user": "\t", ".csv": ",", ".psv": "|"}
 _SAMPLE, _LINES = 1 << 18, 500
+MOST_COLUMNS = 100_000
 LONGEST = 32 << 20  # bytes of one row, so that a small compressed file cannot fill the memory
 _COMMENTS = ("#", "%")
 csv.field_size_limit((1 << 31) - 1)  # of the whole process: Python's own 128 KiB is less than a long review
@@ -51,10 +52,15 @@ def sniff(path: Path, text: Text) -> Dialect:
     if start == len(lines):
         raise DataError(f"{path.name}: is empty; expected a table")
     body = lines[start : start + _LINES]
-    delimiter = delimiter or _vote(body, files.suffix(path))
+    try:
+        delimiter = delimiter or _vote(body, files.suffix(path))
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from None
     quote = _quoted(body, delimiter, text)
     rows = cells(body, delimiter, quote)
     width, _ = _common(rows)
+    if width > MOST_COLUMNS:
+        raise DataError(f"{path.name}: {width:,} columns; expected at most {MOST_COLUMNS:,}, is it a table?")
     found = Dialect(delimiter, (), False, encoding, _bytes(raw[:start]), start, comments)
     first = [cell.strip() for cell in rows[0]]
     commented = _commented_header(lines[:start], delimiter, width)
@@ -188,6 +194,12 @@ def _vote(lines: list[str], suffix: str) -> str:
         names = known.known(rows[0], (*known.USER, *known.ITEM))
         found[mark] = ((agreed, natural, mark in ("\t", "::"), mark != " ", names, width, -order), width, rows)
     if not found:
+        lists = [line.split() for line in lines]
+        if len(lines) > 1 and all(len(row) > 1 and all(map(str.isdigit, row)) for row in lists):
+            few, many = min(map(len, lists)), max(map(len, lists))
+            raise DataError(
+                f"lines of {few} to {many} numbers, as LightGCN lists a user's items; expected an interaction a line"
+            )
         return _NATURAL.get(suffix, ",")  # one column
     mark = max(found, key=lambda m: found[m][0])
     for other, (rank, width, _) in found.items():
@@ -240,7 +252,7 @@ def _fit(first: list[str], width: int, rows: list[list[str]], where: str) -> tup
         extra = [cell for row in rows if len(row) == width for cell in row[len(first) :]]
         if any(cell.strip() for cell in extra):
             raise DataError(
-                f"{where}: {width} cells, but the header has {len(first)} ({', '.join(first)}); name every column, "
+                f"{where}: {width} cells, but the header has {len(first)} ({known.listed(first)}); name every column, "
                 "or take the header away and use --no-header"
             )
         first = first + [""] * (width - len(first))

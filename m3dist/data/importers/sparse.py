@@ -14,6 +14,7 @@ import numpy as np
 
 from m3dist.data.dataset import DataError
 from m3dist.data.importers.files import first_line
+from m3dist.data.importers.names import listed
 from m3dist.data.importers.npz import read_npz
 
 FORMATS = ("csr", "csc", "coo")
@@ -64,6 +65,6 @@ def read_sparse_npz(path: Path) -> Entries:
     if name not in FORMATS or "shape" not in arrays:
         raise DataError(
             f"{path.name}: not a sparse matrix as scipy.sparse.save_npz writes it in one of {', '.join(FORMATS)} "
-            f"(it holds {', '.join(arrays)})"
+            f"(it holds {listed(list(arrays))})"
         )
     return coordinates(name, arrays, arrays["shape"].reshape(-1).tolist(), path.name)

@@ -52,6 +52,9 @@ class Table:
 
     def __init__(self, path: Path, columns: tuple[str, ...], name: str = ""):
         self.path, self.columns, self.name = path, columns, name or path.name
+        self._by_plain: dict[str, list[str]] = {}
+        for column in columns:
+            self._by_plain.setdefault(known.plain(column), []).append(column)
 
     def batches(self, names: list[str], bad: BadRows) -> Iterator[Batch]:
         """Batches of the named columns, and how a person finds a row of the batch. Memory holds one batch."""
@@ -65,10 +68,10 @@ class Table:
         """The column for a role: the one given, or the one with a known name; "" where there is none."""
         if given is not None:
             if given not in self.columns:
-                raise DataError(f"{self.name}: no column {given!r}; it has {', '.join(self.columns)}")
+                raise DataError(f"{self.name}: no column {given!r}; it has {known.listed(self.columns)}")
             return given
         for name in role.names:
-            found = [column for column in self.columns if known.plain(column) == name]
+            found = self._by_plain.get(name, [])
             if len(found) > 1:
                 raise DataError(
                     f"{self.name}: columns {' and '.join(found)} both look like {role.what}; give {role.option}"
@@ -79,13 +82,17 @@ class Table:
             return ""
         hint = "; if the first line is a row, say --no-header" if self.headed and not self.holds(USER) else ""
         raise DataError(
-            f"{self.name}: no {role.what} column among {', '.join(self.columns)} "
+            f"{self.name}: no {role.what} column among {known.listed(self.columns)} "
             f"(known names: {', '.join(role.names[:12])}); give {role.option}{hint}"
         )
 
+    def first(self, names: tuple[str, ...]) -> str:
+        """The first column with one of these names; "" where there is none."""
+        return next((self._by_plain[name][0] for name in names if name in self._by_plain), "")
+
     def holds(self, *roles: Role) -> bool:
         """Whether it has columns of known names for all these roles."""
-        return all(known.known(self.columns, role.names) for role in roles)
+        return all(any(name in self._by_plain for name in role.names) for role in roles)
 
 
 class Parts(Table):
@@ -96,8 +103,8 @@ class Parts(Table):
         for part in parts[1:]:
             if set(part.columns) != set(self.columns):
                 raise DataError(
-                    f"{part.name}: has columns {', '.join(part.columns)}, but {parts[0].name} has "
-                    f"{', '.join(self.columns)}; all files of a folder must have the same"
+                    f"{part.name}: has columns {known.listed(part.columns)}, but {parts[0].name} has "
+                    f"{known.listed(self.columns)}; all files of a folder must have the same"
                 )
         self.parts, self.index, self.numbered = parts, parts[0].index, parts[0].numbered
         self.reading = f"{len(parts)} files, {parts[0].reading}"
@@ -111,8 +118,15 @@ class Parts(Table):
 
 
 def unambiguous(name: str, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """`columns`, none of which may stand twice."""
-    doubled = [column for column in columns if columns.count(column) > 1]
-    if doubled:
-        raise DataError(f"{name}: column {doubled[0]!r} stands twice in the header; rename one")
-    return columns
+    """`columns`, of which none with a known name may stand twice; others get a number."""
+    if len(set(columns)) == len(columns):
+        return columns
+    known_names = {*known.USER, *known.ITEM, "id", *known.RATING, *known.TIME, *known.SPLIT}
+    seen: dict[str, int] = {}
+    out = []
+    for column in columns:
+        seen[column] = seen.get(column, 0) + 1
+        if seen[column] > 1 and known.plain(column) in known_names:
+            raise DataError(f"{name}: column {column!r} stands twice in the header; rename one")
+        out.append(column if seen[column] == 1 else f"{column} ({seen[column]})")
+    return tuple(out)

@@ -16,6 +16,7 @@ import pyarrow.csv as pacsv
 
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import files
+from m3dist.data.importers.names import listed
 from m3dist.data.importers.options import Text
 from m3dist.data.importers.quotes import Ends, Quoting, line_breaks, row_ends
 from m3dist.data.importers.rows import BadRows, Where
@@ -118,7 +119,13 @@ class TextTable(Table):
                 data = re.sub(rb"[ \t]+", _UNIT.encode(), re.sub(rb"(?m)^[ \t]+|[ \t]+$", b"", data))
             else:
                 data = data.replace(self.dialect.delimiter.encode(), _UNIT.encode())
-        ragged: list[str] = []
+        ragged = False
+
+        def skip(row: pacsv.InvalidRow) -> str:
+            nonlocal ragged
+            ragged = True
+            return "skip"
+
         mode = self.quoting.mode
         try:
             table = pacsv.read_csv(
@@ -134,7 +141,7 @@ class TextTable(Table):
                     double_quote=mode != "backslash",
                     escape_char="\\" if mode == "backslash" else False,
                     newlines_in_values=mode != "none",
-                    invalid_row_handler=lambda row: ragged.append("") or "skip",  # type: ignore[func-returns-value]
+                    invalid_row_handler=skip,
                 ),
                 convert_options=pacsv.ConvertOptions(
                     include_columns=list(dict.fromkeys(wanted)),
@@ -172,8 +179,8 @@ class TextTable(Table):
         start = 0
         for row in rows:
             here, start = line + start, rows.line_num  # type: ignore[attr-defined]
-            if not any(cell.strip() for cell in row):
-                continue
+            if len(row) < 2 and not "".join(row).strip():
+                continue  # an empty line
             if len(row) < width or any(cell.strip() for cell in row[width:]):
                 self._refuse(row, here, bad)
                 continue
@@ -193,7 +200,7 @@ class TextTable(Table):
             bad.add("comments", 1, where)
             return
         why = f" (quotes are taken as text: {self.quoting.why}; --quote double takes them as quoting)"
-        names = ", ".join(self.columns) if self.dialect.header else ", ".join(map(repr, row[:width]))
+        names = listed(self.columns if self.dialect.header else [repr(cell[:60]) for cell in row])
         bad.refuse(
             "another number of cells",
             where,
