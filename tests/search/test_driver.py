@@ -15,7 +15,7 @@ from m3dist.search import driver
 ONE: dict[str, Any] = {"concurrency": 1, "final_seeds": []}  # one trial at a time, and no final test
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_trials_share_stages_and_the_best_config_is_tested_once(ray_here: None, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, space=LATE, budget={"trials": 8}, scheduler={"kind": "fifo"}, final_seeds=[0, 1])
     summary = driver.run(plan, quiet=True)
@@ -39,7 +39,7 @@ def test_trials_share_stages_and_the_best_config_is_tested_once(ray_here: None, 
     assert [e["seed"] for e in events(plan.out) if e["event"] == "final"] == [0, 1]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_failures_and_rungs_end_trials_and_not_the_search(ray_here: None, tmp_path: Path) -> None:
     given = {"align.lr": {"choice": [1e30, 0.03]}, "merge.lr": {"log_uniform": [1e-4, 1e-1]}}
     plan = plan_of(tmp_path, space=given, budget={"trials": 7}, scheduler={"grace": 1, "reduction": 2}, **ONE)
@@ -54,7 +54,7 @@ def test_failures_and_rungs_end_trials_and_not_the_search(ray_here: None, tmp_pa
     assert summary["best"]["values"]["align.lr"] == 0.03
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_budget_of_epochs_ends_the_search(ray_here: None, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, budget={"epochs": 25}, scheduler={"kind": "fifo"}, **ONE)
     summary = driver.run(plan, quiet=True)
@@ -64,7 +64,7 @@ def test_a_budget_of_epochs_ends_the_search(ray_here: None, tmp_path: Path) -> N
     assert summary["best"]["status"] == "finished"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_folder_of_something_else_is_left_alone(ray_here: None, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, base={**BASE, "data": str(plan_of(tmp_path / "other").base.data)})
     plan.out.mkdir()

@@ -91,6 +91,8 @@ def test_a_live_process_keeps_its_lease_beyond_the_expiry_and_a_killed_one_loses
     mine = Leases(tmp_path / "leases")
     with pytest.raises(TimeoutError), mine.hold("stage", waiting=Waits(8)):  # four seconds
         pass
+    with mine.hold("stage", done=lambda: True, waiting=Waits(0)) as held:  # what is done needs no lease
+        assert not held
     holder.kill()
     holder.join()
     with mine.hold("stage", waiting=Waits(40)) as held:

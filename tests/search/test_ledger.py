@@ -39,12 +39,13 @@ def test_the_ledger_remembers_rungs_and_drops_a_torn_line(tmp_path: Path) -> Non
 
 def test_a_reused_stage_saves_what_it_took_the_trial_that_trained_it(tmp_path: Path) -> None:
     ledger = Ledger(plan_of(tmp_path, scheduler={"kind": "fifo"}))
-    for name in ("t0", "t1"):
-        point = {"align.lr": 0.01, "merge.lr": 0.01 if name == "t0" else 0.02}
+    for name in ("t0", "t1", "t2"):
+        point = {"align.lr": 0.01, "merge.lr": 0.01 * (1 + int(name[1]))}
         ledger.record("proposed", trial=name, index=int(name[1]), values=point, keys=ledger.plan.keys(point))
     for epochs, (stage, step) in enumerate((("align", 0), ("align", 1), ("merge", 0)), start=1):
         done = {"epochs": epochs, "seconds": 10.0 * epochs}
         ledger.record("result", trial="t0", stage=stage, step=step, metric=0.1, **done)
+    ledger.record("result", trial="t2", stage="align", step=0, metric=0.1, epochs=1, seconds=10.0)  # was stopped there
     ledger.record("ended", trial="t1", status="finished", reused=["align", "invariance"])
     assert ledger.saved(ledger.trials["t1"]) == (2, 20.0)  # nobody knows what stage 2 took
     assert ledger.saved(ledger.trials["t0"]) == (0, 0.0)

@@ -138,7 +138,7 @@ def test_a_search_that_was_stopped_and_killed_goes_on_and_finds_the_same(ray_her
     assert summary["test"] == whole["test"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here: None, tmp_path: Path) -> None:
     """As the system kills a process that takes too much memory."""
     plan = plan_of(tmp_path, budget={"trials": 2}, retries=1, final_seeds=[], **SEARCH)

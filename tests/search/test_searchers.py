@@ -179,7 +179,7 @@ def test_optuna_gives_values_as_the_file_has_them(ledger_of: Any) -> None:
     assert {point["invariance.gate"] for point in points} == {"sigmoid", "hard_sigmoid"}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_searcher_of_ones_own_runs_by_name(ray_here: None, tmp_path: Path) -> None:
     @searchers.register("halving")
     class Halving(Sequence):
