@@ -1,12 +1,52 @@
-"""m3dist: a distributed, scalable trainer for M3-InvRL."""
+"""m3dist: a distributed, scalable trainer for M3-InvRL.
+
+    import m3dist
+
+    data = m3dist.Dataset.open("data/mine")
+    run = m3dist.train(data, m3dist.Config(out="runs/mine", merge={"epochs": 10}))
+    run.recommend(["alice", "bob"], k=10)
+
+Names are imported when they are first used, so that `import m3dist` itself costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-
-def load(run: str):  # type: ignore[no-untyped-def]
-    """Open a finished run folder: `m3dist.load(run).recommend(user_ids, k)`."""
+if TYPE_CHECKING:
+    from m3dist.api import load, train
+    from m3dist.config import Config
+    from m3dist.data.dataset import Dataset
+    from m3dist.method.registry import recommender
+    from m3dist.models.base import Recommender
     from m3dist.serving.run import Run
+    from m3dist.training.callbacks import Callback, Stopped
 
-    return Run(run)
+__all__ = ["Callback", "Config", "Dataset", "Recommender", "Run", "Stopped", "load", "recommender", "train"]
+
+_HOMES = {
+    "Callback": "m3dist.training.callbacks",
+    "Config": "m3dist.config",
+    "Dataset": "m3dist.data.dataset",
+    "Recommender": "m3dist.models.base",
+    "Run": "m3dist.serving.run",
+    "Stopped": "m3dist.training.callbacks",
+    "load": "m3dist.api",
+    "recommender": "m3dist.method.registry",
+    "train": "m3dist.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'm3dist' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

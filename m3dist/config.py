@@ -189,6 +189,7 @@ class Config(Section):
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = {}  # of each; default: 1 CPU
     autoscaling: bool = False  # the cluster can grow: wait for workers instead of refusing
+    report_to: tuple[Literal["mlflow", "wandb"], ...] = ()  # experiment trackers, beside metrics.jsonl and TensorBoard
     max_failures: NonNegativeInt = 3  # of workers, per stage, before the run gives up
     checkpoint: Checkpoint = Checkpoint()
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments

@@ -28,14 +28,14 @@ from m3dist import results
 from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed.engine import Engine
-from m3dist.distributed.tables import send_rows
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
-from m3dist.storage.artifacts import Store
+from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
-from m3dist.training.context import Context, Output
+from m3dist.training.context import Context
+from m3dist.training.loggers import LOGGERS
 from m3dist.training.tracking import Display, Interrupts, Tracker
 
 TEST = "test"  # the last step of a run, which reads the test split
@@ -158,11 +158,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
         else:
             stage = spec.stage(name)
             output = registry.load(stage.run)(context.at(stage, saved))
-        if engine.rank_zero:
-            store.save(name, key[name], output.tensors, output.meta)
-            saved.clear()
-        else:
-            send_rows(output.tensors.values())
+        store.save(name, key[name], output, engine)
+        saved.clear()
         if engine.largest(int(engine.rank_zero and tracker.stopped)):  # by the last step of the stage
             raise Stopped(f"stopped after {name}")
 
@@ -207,7 +204,7 @@ def run(
     out.write_text("config.yaml", to_yaml(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
-    told = Callbacks(callbacks)
+    told = Callbacks([*callbacks, *(LOGGERS[name]() for name in config.report_to)])
 
     with contextlib.ExitStack() as leases:
         for name in steps if lease else []:

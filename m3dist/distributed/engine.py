@@ -125,19 +125,6 @@ class Engine:
         dist.all_to_all_single(out, x, receive, send)
         return out
 
-    def to_rank_zero(self, x: Tensor | None, owner: int, shape: tuple[int, ...]) -> Tensor | None:
-        """Worker `owner`'s float32 tensor of this shape, on rank 0; None elsewhere."""
-        if owner == 0 or self.world == 1:
-            return x if self.rank_zero else None
-        if self.rank == owner:
-            assert x is not None
-            dist.send(x.contiguous(), 0)
-        if not self.rank_zero:
-            return None
-        out = torch.empty(shape, device=self.device)
-        dist.recv(out, owner)
-        return out
-
     def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
         """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""
         module.to(self.device)

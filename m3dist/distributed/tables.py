@@ -15,7 +15,7 @@ owns, where it owns a part), A rows that workers ask of this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,36 +152,6 @@ def _put(table_nd: Tensor, ids_R: Tensor, rows_Rd: Tensor) -> None:
         table_nd.numpy()[ids_R.numpy()] = rows_Rd.numpy()
     else:
         table_nd.index_put_((ids_R,), rows_Rd)
-
-
-class Spread:
-    """A sharded table as one value of an artifact: rank 0 reads it block by block while the owners send.
-
-    Every worker must use it up, rank 0 by `blocks` and the others by `send_rows`.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, table: RowTable, engine: Engine):
-        self.table, self.engine = table, engine
-        self.shape = (table.n, table.weight.shape[1])
-
-    def blocks(self) -> Iterator[Tensor]:
-        """All rows in order, on the CPU."""
-        for owner, (low, high) in enumerate(_bounds(self.table.n, self.engine.world)):
-            for start in range(low, high, _BLOCK):
-                end = min(start + _BLOCK, high)
-                mine = self.table.weight[start - low : end - low] if owner == self.engine.rank else None
-                block = self.engine.to_rank_zero(mine, owner, (end - start, self.shape[1]))
-                if block is not None:
-                    yield block.cpu()
-
-
-def send_rows(values: Iterable[object]) -> None:
-    """On workers other than rank 0: use up the spread tables among these."""
-    for x in values:
-        if isinstance(x, Spread):
-            assert not list(x.blocks())
 
 
 def _bounds(n: int, world: int) -> list[tuple[int, int]]:

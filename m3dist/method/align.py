@@ -9,6 +9,7 @@ Shapes: R distinct items of a worker's step, C items of the global batch under c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from m3dist.method.backbone import BackboneLoss, Leaves, Member, Rows, draws
 from m3dist.models.alignment import Aligner, Club
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
-from m3dist.storage.folders import Stored
-from m3dist.training.context import Context, Output
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 from m3dist.training.loop import fit
 
 
@@ -164,15 +165,17 @@ class AlignTask:
         product, low = ranking.Product(self.member.user.weight, item_Id), self.member.user.low
         return self.evaluator.evaluate(lambda user_u: (product(user_u - low), None), "val")[0]
 
-    def state(self) -> dict[str, Stored]:
-        """What later stages read, by the names of the artifact."""
+    def output(self, meta: dict[str, Any]) -> Output:
+        """What later stages read."""
         dense = {name.replace("backbone.", "member.model."): x for name, x in self.dense.state().items()}
-        return {name: x for name, x in dense.items() if not name.startswith("club.")} | self.member.state("member.")
+        tensors = {name: x for name, x in dense.items() if not name.startswith("club.")}
+        tensors |= {f"representation.{r}": x for r, x in enumerate(self.representations())}
+        tables = self.member.tables("member.")
+        return Output(tensors, meta, tables) if self.data.sharded else Output(tensors | tables, meta)
 
 
 def run(context: Context) -> Output:
     """Train stage 1. Its tensors are representation.r and member.*; beside them the best validation metrics."""
     task = AlignTask(context)
     best = fit(task, context.plan, context.tracker, context.checkpoints)
-    named = {f"representation.{r}": x for r, x in enumerate(task.representations())}
-    return Output({**task.state(), **named}, {"validation": best})
+    return task.output({"validation": best})

@@ -13,10 +13,9 @@ from torch import Tensor
 from m3dist import losses
 from m3dist.config import Backbone, Config
 from m3dist.data.sampling import Batch, Distinct, Draws
-from m3dist.distributed.tables import RowTable, Spread, Touched, routes
+from m3dist.distributed.tables import RowTable, Touched, routes
 from m3dist.models.ultragcn import UltraGCN, interaction_loss
 from m3dist.seeding import numpy_rng, torch_rng
-from m3dist.storage.folders import Stored
 from m3dist.training.data import DeviceData
 
 
@@ -57,10 +56,9 @@ class Member:
             for name, x in (("user", self.user), ("item", self.item)):
                 x.weight[:, : backbone.dim] = init[name][x.low : x.low + len(x.weight), : backbone.dim]
 
-    def state(self, prefix: str) -> dict[str, Stored]:
-        """The live tables."""
-        tables = {f"{prefix}user": self.user, f"{prefix}item": self.item}
-        return {name: Spread(x, self.engine) if x.sharded else x.weight for name, x in tables.items()}
+    def tables(self, prefix: str) -> dict[str, Tensor]:
+        """The live rows that this worker holds."""
+        return {f"{prefix}user": self.user.weight, f"{prefix}item": self.item.weight}
 
 
 class Rows:

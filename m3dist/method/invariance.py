@@ -23,7 +23,8 @@ from m3dist.method.executors import Executor, OnActors, Together
 from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
 from m3dist.seeding import torch_rng
-from m3dist.training.context import Context, Output
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 from m3dist.training.loop import log_epoch
 from m3dist.training.tracking import Stopped
 

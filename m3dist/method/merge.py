@@ -7,6 +7,8 @@ Shapes: M members, u users of a block, I items, n validation pairs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ from m3dist.method import fusion
 from m3dist.method.backbone import BackboneLoss, Leaves, Member, Rows, draws
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
-from m3dist.storage.folders import Stored
-from m3dist.training.context import Context, Output
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 from m3dist.training.data import DeviceData
 from m3dist.training.loop import fit
 
@@ -140,13 +142,14 @@ class MergeTask:
         strategy = self.config.fusion if self.config.fusion in ("equal", "entropy") else "equal"
         return self.evaluator.evaluate(self.fused(strategy, self.matrices()), "val")[0]
 
-    def state(self) -> dict[str, Stored]:
-        """What evaluation reads, by the names of the artifact."""
+    def output(self, further: dict[str, Tensor], meta: dict[str, Any]) -> Output:
+        """What ranking reads: further are the items' matrices and what a fusion learned."""
         dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
-        named: dict[str, Stored] = {
-            f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]
-        }
-        return named | {k: x for m, member in enumerate(self.members) for k, x in member.state(f"{m}.").items()}
+        tensors = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
+        tables = {k: x for m, member in enumerate(self.members) for k, x in member.tables(f"{m}.").items()}
+        if self.data.sharded:
+            return Output(tensors | further, meta, tables)
+        return Output(tensors | tables | further, meta)
 
 
 class ValidationPairs:
@@ -205,7 +208,7 @@ def train(context: Context, contents: list[Tensor | None], init: dict[str, Tenso
         context.tracker.histogram("merge", name, 0, torch.from_numpy(users[name]))
     weights = [value for name, value in final.items() if name.startswith("fusion weight")]
     meta = {"validation": final, "epoch": best.get("epoch"), "fusion_weight": weights or [1.0]}
-    return Output({**task.state(), **further}, meta)
+    return task.output(further, meta)
 
 
 def naive(context: Context) -> Output:

@@ -18,7 +18,8 @@ from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
 from m3dist.models.base import Given, Recommender, Settings
 from m3dist.seeding import derive
-from m3dist.training.context import Context, Output
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 from m3dist.training.loop import fit
 
 

@@ -1,18 +1,31 @@
 """Stage outputs on disk: tensors as safetensors and plain values as JSON, complete when their meta.json is there.
 
-An artifact is a folder `<stage>-<key>`; the key hashes every config value, the data and the seed that made it.
+An artifact is a folder `<stage>-<key>`; the key hashes every config value, the data and the seed that made it. Tables
+that workers hold in parts are written in parts, by whoever holds them, and read whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from m3dist.storage.folders import Folder, Stored
+from m3dist.distributed.engine import Engine
+from m3dist.storage.folders import Folder
+from m3dist.storage.shards import Shards
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a stage leaves behind: tensors, plain values, and of sharded tables the rows that this worker holds."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Store:
@@ -27,17 +40,32 @@ class Store:
     def has(self, stage: str, key: str) -> bool:
         return self.path(stage, key).exists("meta.json")
 
-    def save(self, stage: str, key: str, tensors: Mapping[str, Stored], meta: dict[str, Any]) -> None:
-        folder = self.path(stage, key)
-        folder.remove("meta.json")
-        folder.write_tensors("tensors.safetensors", tensors)
-        folder.write_json("meta.json", meta)
+    def save(self, stage: str, key: str, output: Output, engine: Engine | None = None) -> None:
+        """Write an artifact. Every worker calls it; rank 0 writes what all agree on, last of all meta.json."""
+        engine, folder = engine or Engine(), self.path(stage, key)
+        if engine.rank_zero:
+            folder.remove("meta.json")
+        engine.barrier()
+        counts = engine.totals({name: float(len(x)) for name, x in output.rows.items()})
+        if output.rows:
+            Shards(folder, engine.world).write(engine.rank, output.rows)
+        engine.barrier()
+        if engine.rank_zero:
+            folder.write_tensors("tensors.safetensors", output.tensors)
+            tables = {name: [int(counts[name]), x.shape[1]] for name, x in output.rows.items()}
+            sharded = {"sharded": {"count": engine.world, "tables": tables}} if tables else {}
+            folder.write_json("meta.json", {**output.meta, **sharded})
 
     def load(self, stage: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Raises ValueError when the artifact is damaged."""
+        """All tensors, whole, on the CPU. Raises ValueError when the artifact is damaged."""
         folder = self.path(stage, key)
         try:
-            return folder.read_tensors("tensors.safetensors"), folder.read_json("meta.json")
+            tensors, meta = folder.read_tensors("tensors.safetensors"), folder.read_json("meta.json")
+            sharded = meta.pop("sharded", {"count": 0, "tables": {}})
+            for name, (n, d) in sharded["tables"].items():
+                tensors[name] = torch.empty(n, d)
+                Shards(folder, sharded["count"]).read(name, tensors[name], 0, n)
+            return tensors, meta
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"{folder}: damaged artifact ({error}); delete the folder and train again") from None
 

@@ -8,16 +8,17 @@ are sharded, and are read by range.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from m3dist import config as configs
-from m3dist.data.sampling import share
 from m3dist.distributed.engine import Engine
 from m3dist.storage.folders import Folder
+from m3dist.storage.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,21 @@ class Saved:
 
         Raises ValueError when a file is damaged.
         """
-        shards = self.meta.get("shards", 0)
-        if not shards:
-            raise self._damaged("written by an older version")
-        for shard in range(shards):
-            first, last = share(n, shard, shards)
-            start, end = max(first, low), min(last, low + len(out_rd))
-            if start >= end:
-                continue
-            try:
-                with self.folder.local(_rows(shard, shards)) as path, safe_open(path, "pt") as file:
-                    out_rd[start - low : end - low] = file.get_slice(name)[start - first : end - first]
-            except (OSError, SafetensorError) as error:
-                raise self._damaged(error) from None
+        try:
+            Shards(self.folder, self.meta["shards"]).read(name, out_rd, low, n)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise self._damaged(error) from None
 
     def _damaged(self, why: object) -> ValueError:
         return ValueError(f"{self.folder}: damaged checkpoint ({why}); delete the folder and train again")
 
 
-def _rows(shard: int, shards: int) -> str:
-    return f"rows-{shard:05d}-of-{shards:05d}.safetensors"
+@dataclass(frozen=True)
+class Rows:
+    """Of tables: this worker's part where they are sharded, and all rows, the same on every worker, elsewhere."""
+
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    sharded: bool = False
 
 
 class Checkpoints:
@@ -97,23 +93,22 @@ class Checkpoints:
         name: str,
         meta: dict[str, Any],
         tensors: dict[str, Tensor],
-        rows: dict[str, Tensor] | None = None,
-        sharded: bool = False,
-        needs: list[str] | None = None,
+        rows: Rows | None = None,
+        needs: Sequence[str] = (),
     ) -> None:
         """Write a checkpoint and drop those that are no longer kept.
 
-        name: sorts after those before it and starts with a digit, unless it is one that others need. tensors:
-        rank 0's, whole. rows: of tables, this worker's share where they are `sharded` and all of them elsewhere.
+        name: sorts after those before it and starts with a digit, unless it is one that others need. tensors: rank
+        0's, whole. needs: checkpoints that it leans on.
         """
-        folder = self.folder / name
-        shard, shards = (self.engine.rank, self.engine.world) if sharded else (0, 1)
-        if sharded or self.engine.rank_zero:
-            folder.write_tensors(_rows(shard, shards), rows or {})
+        folder, rows, engine = self.folder / name, rows or Rows(), self.engine
+        rank, shards = (engine.rank, engine.world) if rows.sharded else (0, 1)
+        if rows.sharded or engine.rank_zero:
+            Shards(folder, shards).write(rank, rows.tables)
         self.engine.barrier()
         if self.engine.rank_zero:
             folder.write_tensors("state.safetensors", tensors)
-            folder.write_json("meta.json", {**meta, "shards": shards, "needs": needs or []})
+            folder.write_json("meta.json", {**meta, "shards": shards, "needs": [*needs]})
             if name[0].isdigit():
                 self._prune()
         self.engine.barrier()

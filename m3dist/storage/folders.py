@@ -9,35 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-import torch
 from pyarrow import fs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-
-class Blocks(Protocol):
-    """A matrix that comes in blocks of rows."""
-
-    shape: tuple[int, int]
-    dtype: torch.dtype
-
-    def blocks(self) -> Iterator[Tensor]:
-        """All rows in order, on the CPU."""
-
-
-Stored = Tensor | Blocks  # what `write_tensors` writes
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 class Folder:
@@ -104,10 +85,17 @@ class Folder:
         """Raises FileNotFoundError, or ValueError when it is no JSON."""
         return json.loads(self.read_text(name))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Stored]) -> None:
-        """Under `name`, as safetensors; a matrix in blocks is never held whole."""
-        with self.writing(name) as path, path.open("wb") as out:
-            _write_safetensors(out, tensors)
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Under `name`, as safetensors. Tensors may share memory, which the file does not."""
+        whole: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for key, x in tensors.items():
+            x = x.detach().cpu().contiguous()
+            start = x.untyped_storage().data_ptr()
+            whole[key] = x.clone() if start in seen or x.untyped_storage().nbytes() > x.nbytes else x
+            seen.add(start)
+        with self.writing(name) as path:
+            save_file(whole, path)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """On the CPU. Raises OSError or safetensors' error when it is missing or damaged."""
@@ -170,24 +158,3 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
-
-
-def _write_safetensors(out: IO[bytes], tensors: Mapping[str, Stored]) -> None:
-    """A header of 8 bytes of length and JSON, then all values, widest types first so that each starts aligned.
-
-    safetensors' own writer takes whole tensors, of which no two share memory.
-    """
-    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, at = {}, 0
-    for name in order:
-        x = tensors[name]
-        end = at + math.prod(x.shape) * x.dtype.itemsize
-        header[name] = {"dtype": _NAMES[x.dtype], "shape": [*x.shape], "data_offsets": [at, end]}
-        at = end
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head = head.ljust(-(-len(head) // 8) * 8)
-    out.write(len(head).to_bytes(8, "little") + head)
-    for name in order:
-        x = tensors[name]
-        for block in [x.detach().cpu()] if isinstance(x, Tensor) else x.blocks():
-            out.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)

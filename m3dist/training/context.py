@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -16,18 +14,9 @@ from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.method.registry import StageSpec
 from m3dist.storage.checkpoints import Checkpoints
-from m3dist.storage.folders import Stored
 from m3dist.training.data import DeviceData
 from m3dist.training.loop import Plan
 from m3dist.training.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a stage leaves behind: the tensors of its artifact, and plain values beside them."""
-
-    tensors: dict[str, Stored]
-    meta: dict[str, Any]
 
 
 def _nothing(stage: str) -> dict[str, Tensor]:

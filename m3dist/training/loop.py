@@ -15,7 +15,7 @@ from m3dist.config import Fit
 from m3dist.data.sampling import Batch, Sampler
 from m3dist.distributed.engine import Dense, Engine
 from m3dist.distributed.tables import RowTable
-from m3dist.storage.checkpoints import Checkpoints, Saved
+from m3dist.storage.checkpoints import Checkpoints, Rows, Saved
 from m3dist.training.callbacks import Stopped
 from m3dist.training.tracking import Tracker
 
@@ -103,14 +103,14 @@ class Fitting:
         best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
         if best and best != self._saved_best:
             dense = {name: x for name, x in self.kept.items() if name not in tables}
-            self.checkpoints.save(best, {}, dense, {name: self.kept[name] for name in tables}, sharded)
+            self.checkpoints.save(best, {}, dense, Rows({name: self.kept[name] for name in tables}, sharded))
             self._saved_best = best
         tensors = {f"model/{name}": x for name, x in self.task.dense.state().items()}
         tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
         rows = {f"{name}/{key}": x for name, table in tables.items() for key, x in table.parts().items()}
         name = f"{self.at.epoch:05d}-{self.at.step:07d}"
         meta = {"progress": dataclasses.asdict(self.at), "steps": {name: x.steps for name, x in tables.items()}}
-        self.checkpoints.save(name, meta, tensors, rows, sharded, needs=[best] if best else [])
+        self.checkpoints.save(name, meta, tensors, Rows(rows, sharded), [best] if best else [])
 
     def _load(self, saved: Saved) -> None:
         tensors = saved.tensors()

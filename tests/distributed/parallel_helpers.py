@@ -23,14 +23,14 @@ from m3dist.config import Config
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
-from m3dist.distributed.tables import Spread
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
 from m3dist.method.merge import MergeTask
+from m3dist.storage.artifacts import Output
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
-from m3dist.training.context import Context, Output
+from m3dist.training.context import Context
 from m3dist.training.loop import Plan, fit
 from m3dist.training.tracking import Tracker
 
@@ -173,8 +173,7 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
 
 def whole(task: AlignTask | MergeTask, engine: Engine) -> dict[str, torch.Tensor]:
     """A task's state on every worker, of sharded tables all rows."""
-    state = task.state().items()
-    return {name: x.table.whole(engine) if isinstance(x, Spread) else x for name, x in state}
+    return task.dense.state() | {name: table.whole(engine) for name, table in task.tables.items()}
 
 
 def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Path, steps: int) -> list[dict[str, Any]]:
@@ -227,7 +226,7 @@ def fitted(
 def aligned(dataset: Dataset, config: Config) -> dict[str, torch.Tensor]:
     """What stage 1 leaves before its first step."""
     start = AlignTask(Context(dataset, config))
-    return {**start.state(), **{f"representation.{r}": x for r, x in enumerate(start.representations())}}
+    return start.output({}).tensors
 
 
 def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[Output]:

@@ -23,9 +23,10 @@ from m3dist.distributed.actors import ActorSettings, Pool
 from m3dist.distributed.engine import Engine
 from m3dist.method import invariance, registry
 from m3dist.method.trainer import Trainer
+from m3dist.storage.artifacts import Output
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
-from m3dist.training.context import Context, Output
+from m3dist.training.context import Context
 from m3dist.training.tracking import RunFailed, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]

@@ -10,7 +10,8 @@ from torch import Tensor
 from m3dist.config import Config
 from m3dist.evaluation.ranking import Scorer
 from m3dist.models.base import Given, Recommender, Settings, xavier
-from m3dist.training.context import Context, Output
+from m3dist.storage.artifacts import Output
+from m3dist.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     align = AlignTask(context)
     out = {"align": train(align)}
     x = align.representations()
-    aligned = {**align.state(), **{f"representation.{r}": part for r, part in enumerate(x)}}
+    aligned = align.output({}).tensors
     frozen = environments.Frozen(environments.Frozen.tensors(Dataset(root), aligned), "cpu", config)
     environment, D = torch.arange(len(frozen.user)) % 3, x[0].shape[1]
     pairs = [environments.fresh(config.seed, 8, D, ("golden", e)) for e in range(3)]

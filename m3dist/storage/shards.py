@@ -1,0 +1,40 @@
+"""Rows of tables in files of their own, one of each worker where tables are sharded, read by range.
+
+Nothing in them speaks of how many workers there are now: any number of workers reads the rows that it wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safetensors import safe_open
+from torch import Tensor
+
+from m3dist.data.sampling import share
+from m3dist.storage.folders import Folder
+
+
+def _file(shard: int, shards: int) -> str:
+    return f"rows-{shard:05d}-of-{shards:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of `count` workers in a folder. A table of n rows is cut into contiguous parts of about equal size."""
+
+    folder: Folder
+    count: int
+
+    def write(self, rank: int, rows: dict[str, Tensor]) -> None:
+        """One worker's part of every table."""
+        self.folder.write_tensors(_file(rank, self.count), rows)
+
+    def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
+        """Rows low.. of a table of n rows into `out_rd`. Raises OSError or SafetensorError where a file is damaged."""
+        for shard in range(self.count):
+            first, last = share(n, shard, self.count)
+            start, end = max(first, low), min(last, low + len(out_rd))
+            if start >= end:
+                continue
+            with self.folder.local(_file(shard, self.count)) as path, safe_open(path, "pt") as file:
+                out_rd[start - low : end - low] = file.get_slice(name)[start - first : end - first]
