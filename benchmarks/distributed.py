@@ -132,8 +132,7 @@ def startup(folder: Path) -> Iterator[Row]:
     timed("data in memory, s", lambda: (context.data.pairs, context.data.features))
     timed("item-item graph, s", lambda: context.data.weights(config.backbone))
     align = timed("align's objects, s", lambda: AlignTask(context))
-    aligned = {**align.state(), **{f"representation.{r}": x for r, x in enumerate(align.representations())}}
-    tensors = environments.Frozen.tensors(context.dataset, aligned)
+    tensors = environments.Frozen.tensors(context.dataset, align.output({}).tensors)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
     timed("merge's objects, s", lambda: MergeTask(context, [*context.data.features]))
     yield Row("startup", "seconds until a stage can step, ml1m", values)

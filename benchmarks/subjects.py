@@ -86,8 +86,8 @@ class Subject:
 
     @cached_property
     def aligned(self) -> dict[str, Tensor]:
-        parts = {f"representation.{r}": x for r, x in enumerate(self.align.representations())}
-        return self.align.state() | parts
+        """What stage 1 leaves."""
+        return self.align.output({}).tensors
 
     @cached_property
     def representations(self) -> list[Tensor]:
