@@ -85,6 +85,7 @@ class Subject:
 
     @cached_property
     def aligned(self) -> dict[str, Tensor]:
+        """What stage 1 leaves."""
         return self.align.output({}).tensors
 
     @cached_property

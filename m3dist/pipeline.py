@@ -205,6 +205,8 @@ def run(
     out = Folder(config.out)
     _own(config, out)
     dataset = open_data(config)
+    if registry.model(config.model).needs_features and not dataset.modalities:
+        raise ValueError(f"data={config.data}: has no item features, which {config.model} needs; use model=ultragcn")
     store, key = artifact_store(config), keys(config, dataset)
     steps = planned(config, test)
     out.write_text("config.yaml", to_yaml(config))

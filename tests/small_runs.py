@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.config import Config
 from m3dist.data.dataset import Dataset
 from m3dist.evaluation.evaluator import Evaluator
+from m3dist.study.runs import by_popularity
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",
@@ -33,6 +32,4 @@ def trained(out: Path, *extra: str, **options: Any) -> dict[str, Any]:
 
 def popularity(dataset: Dataset, config: Config) -> dict[str, float]:
     """Validation metrics of ranking by training interactions."""
-    degree_I = torch.from_numpy(dataset.degrees[1]).float()
-    score = lambda user_u, mask: (degree_I.expand(len(user_u), -1).clone(), None)  # noqa: E731
-    return Evaluator(dataset, config.evaluation).evaluate(score, "val")[0]
+    return Evaluator(dataset, config.evaluation).evaluate(by_popularity(dataset), "val")[0]

@@ -24,6 +24,7 @@ LAYERS = (  # a module imports from its own name's row entry and from rows above
     ("results",),
     ("pipeline",),
     ("serving", "search", "study", "cluster"),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

@@ -37,7 +37,10 @@ def test_ids_alone_are_not_enough(model: str, tmp_path: Path, capsys: pytest.Cap
         out.interactions(2, 3, {"train": (pair, pair), "val": (pair, pair + 1), "test": (pair, pair + 2)})
         out.finish()
     assert call("train", f"data={tmp_path / 'ids'}", f"out={tmp_path / 'run'}", f"model={model}") == 2
-    assert "needs item features" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert model in said
+    assert "features" in said
+    assert "use model=ultragcn" in said
 
 
 def test_it_trains_and_says_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

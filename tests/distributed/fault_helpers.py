@@ -73,6 +73,11 @@ def artifacts(out: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {path.parent.name: load_file(path) for path in sorted((out / "artifacts").glob("*/tensors.safetensors"))}
 
 
+def first_line(out: Path) -> str:
+    """Of metrics.jsonl, with the time at which it was written: a run that starts anew has another."""
+    return (out / "metrics.jsonl").read_text().partition("\n")[0]
+
+
 def lines(out: Path) -> list[tuple[str, int]]:
     return [(x["stage"], x["step"]) for x in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
 

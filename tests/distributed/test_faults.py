@@ -10,7 +10,19 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from fault_helpers import LONG, mid_epoch, nothing_left, resume, resumed, same, saved, start, until, workers_under
+from fault_helpers import (
+    LONG,
+    first_line,
+    mid_epoch,
+    nothing_left,
+    resume,
+    resumed,
+    same,
+    saved,
+    start,
+    until,
+    workers_under,
+)
 
 from m3dist import config as configs
 from m3dist import pipeline
@@ -34,6 +46,7 @@ def test_ctrl_c_and_a_kill_change_no_bit(tmp_path: Path, undisturbed: Path) -> N
     process.send_signal(signal.SIGINT)
     assert process.wait(200) == 130
     assert len(saved(tmp_path, "align")) == 1
+    first = first_line(tmp_path)
     assert not (tmp_path / "result.json").exists()
     process = resumed(tmp_path, "checkpoint.every_minutes=5e-4")
     until(mid_epoch(tmp_path, "merge"), 400, process)
@@ -42,6 +55,7 @@ def test_ctrl_c_and_a_kill_change_no_bit(tmp_path: Path, undisturbed: Path) -> N
     (next((tmp_path / "checkpoints").glob("merge-*")) / "99999-0000001").mkdir()  # what a kill while saving leaves
     resume(tmp_path)
     same(tmp_path, undisturbed)
+    assert first_line(tmp_path) == first
 
 
 @pytest.mark.timeout(1500)
@@ -58,6 +72,7 @@ def test_a_run_of_workers_goes_on_whatever_happens(ray_here: None, tmp_path: Pat
 
     process = start(out, *few, "workers=2", ray=address)
     until(mid_epoch(out, "merge"), 400, process)
+    first = first_line(out)
     until(lambda: workers_under(here), 60, process)[0].kill()
     further(process)
     workers = workers_under(here)
@@ -73,6 +88,7 @@ def test_a_run_of_workers_goes_on_whatever_happens(ray_here: None, tmp_path: Pat
     assert not (out / "result.json").exists()
     resume(out, "workers=0", "strategy=ddp")
     same(out, tmp_path / "undisturbed", exact=False)
+    assert first_line(out) == first
 
 
 def test_resume_refuses_another_config(tmp_path: Path, undisturbed: Path) -> None:

@@ -16,7 +16,7 @@ from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.data.writer import Writer
 from m3dist.study import methods, shift, statistics, studies
-from m3dist.study.runs import Scores, Study
+from m3dist.study.runs import Scores, Study, against
 
 SMALL = (
     "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=32", "align.batch_size=1024", "align.dim=8",
@@ -98,10 +98,17 @@ def test_shift_by_popularity(study: Study) -> None:
     assert (key == every).all()  # every interaction in one set
     popularity = np.bincount(every % source.n_items, minlength=source.n_items)
     assert popularity[made.interactions("test")[1]].mean() < 0.95 * popularity[pairs[3][1]].mean()
-    for row in table:
-        inside, shifted = float(row["N@10 inside"]), float(row["N@10 shifted"])
-        assert 0 <= shifted <= 1
-        assert float(row["drop of N@10"]) == pytest.approx(1 - shifted / inside, abs=0.3)  # users who have both
+    row = next(row for row in table if row["method"] == "Naive-UltraGCN")
+    means = []
+    for config in study.configs(methods.NAIVE, data=str(root)):
+        inside, shifted = against(made, study.scorer(config), *shift.inside(root)), study.users(config)
+        both = np.intersect1d(inside["user"], shifted["user"])
+        assert len(both) == int(row["users"]) < 90
+        means.append([part["ndcg@10"][np.isin(part["user"], both)].mean() for part in (inside, shifted)])
+    before, after = np.mean(means, axis=0)
+    assert float(row["drop of N@10"]) == pytest.approx(1 - after / before)
+    low, high = (float(x) for x in row["95 %"].strip("[]").split(","))
+    assert low < 1 - after / before < high
 
 
 def test_shift_in_time_pairs_users_by_their_original_ids(data: Path, study: Study, tmp_path: Path) -> None:
