@@ -296,7 +296,7 @@ def run(
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,  # type: ignore[arg-type]
-            use_gpu=config.use_gpu,
+            use_gpu=config.use_gpu is True,
             resources_per_worker=per_worker(config),
         ),
         run_config=RunConfig(
