@@ -135,7 +135,7 @@ def _trainer(task: Task, config: Config, relay: Any, shared: Any, listens: bool)
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,  # type: ignore[arg-type]
-            use_gpu=bool(config.use_gpu),
+            use_gpu=config.use_gpu is True,
             resources_per_worker=per_worker(config),
             **(growth if isinstance(config.workers, tuple) else {}),  # type: ignore[arg-type]
         ),

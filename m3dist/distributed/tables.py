@@ -143,11 +143,11 @@ def _to_owners(engine: Engine, touched: Sequence[Touched], grads: Sequence[Tenso
 
 def _flat(x_MRd: Tensor) -> Tensor:
     """[R, M d]: a row of all members travels as one."""
-    return x_MRd.transpose(0, 1).reshape(x_MRd.shape[1], -1)
+    return x_MRd.transpose(0, 1).flatten(1)
 
 
 def _members(x_Rk: Tensor, table: RowTables) -> Tensor:
-    return x_Rk.view(len(x_Rk), len(table.weight), -1).transpose(0, 1).contiguous()
+    return x_Rk.unflatten(1, (len(table.weight), -1)).transpose(0, 1).contiguous()
 
 
 def _routes(engine: Engine, wanted: Sequence[tuple[Tensor, int]]) -> list[Route]:

@@ -82,8 +82,8 @@ class Metrics:
         `/cold` and `/cold-only` are left out where no user has a held-out cold item.
         """
         names = sorted(self.sums)
-        sums_T = torch.stack([self.sums[name] for name in names]) if names else torch.zeros(0, dtype=torch.float64)
-        engine.add_up([sums_T, *self.listed.values()] if len(names) else [])
+        sums_T = torch.stack([self.sums[name] for name in names])
+        engine.add_up([sums_T, *self.listed.values()])
         counts = engine.totals({"users": self.users, "cold": self.cold_users})
         out = {}
         for name, total in zip(names, sums_T.tolist(), strict=True):
@@ -104,13 +104,11 @@ def evaluate(ranking: Ranking, users: np.ndarray, judged: Judged, keep: bool = F
     metrics count only cold items as relevant, in the ranking of the whole catalogue; `/cold-only` rank the cold items
     among themselves.
     """
-    relevant, device, k = judged.relevant, judged.relevant.item.device, max(judged.ks)
+    relevant, device = judged.relevant, judged.relevant.item.device
     users = users[relevant.here[users + 1] > relevant.here[users]]
     zeros = torch.zeros(ranking.n_items, dtype=torch.float64, device=device)
     total = Metrics(listed={k: zeros.clone() for k in judged.ks}, users=len(users))
     kept: list[dict[str, Tensor]] = []
-    nothing = per_user(torch.zeros(1, k, device=device), torch.zeros(1, dtype=torch.int64, device=device), judged.ks)
-    total.add(nothing)
     for some, item_uk, there_uk, further in _gathered(ranking.blocks(Users.of(users, device)), judged):
         hit_uk = relevant.hold(some, item_uk) & there_uk
         values = per_user(hit_uk, relevant.count(some), judged.ks)

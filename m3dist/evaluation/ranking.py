@@ -36,8 +36,9 @@ class Users(NamedTuple):
         return len(self.here)
 
     def blocks(self, size: int) -> Iterator[Users]:
-        """Consecutive ones of `size` users, the last of what remains."""
-        for start in range(0, len(self.here), size):
+        """Consecutive ones of `size` users, the last of what remains; of no users one without any, so that whoever adds
+        blocks up finds the same names in them."""
+        for start in range(0, max(len(self.here), 1), size):
             yield Users(self.here[start : start + size], self.there_u[start : start + size])
 
 

@@ -25,7 +25,7 @@ class Columns:
         of_V = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(self.widths))
         member_RV = (of_V == torch.arange(len(widths)).unsqueeze(1)).float()
         self.member_RV = member_RV.to(device)
-        self.mean_RV = (member_RV / member_RV.sum(1, keepdim=True)).to(device)
+        self.width_R = torch.tensor(self.widths).to(device)
         self.width_V = torch.tensor(self.widths).float()[of_V].to(device)
 
     def of(self, x_R: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ class Columns:
         return x_R.to(self.member_RV.dtype) @ self.member_RV
 
     def mean(self, x_V: Tensor) -> Tensor:
-        """[V] -> [R]"""
-        return self.mean_RV @ x_V
+        """[V] -> [R]; of each representation by itself: its bits do not depend on which others there are."""
+        return torch.segment_reduce(x_V, "mean", lengths=self.width_R, unsafe=True)  # unchecked, which would wait
 
 
 class Moments(nn.Module):

@@ -126,41 +126,47 @@ def _among(score_BN: Tensor, own_B: Tensor, weight_B: Tensor, tau: float) -> _Sl
 
 
 def _by_rows(samples: Samples, projection: Projection, environment_b: Tensor, E: int, moments: bool) -> Fit:
-    """One representation on a CPU."""
+    """One representation on a CPU.
+
+    B is a multiple of 32, of which the first n rows stand for samples: what vector instructions leave over is computed
+    by others, which round differently, and bits would depend on how many rows other environments have.
+    """
     W_EcD, bias_Ec, (c, D) = projection.W, projection.bias, projection.W.shape[1:]
     count = torch.bincount(environment_b, minlength=E + 1)[:E].tolist()
-    order_B = torch.argsort(environment_b, stable=True)[: sum(count)]
-    own = count if len(W_EcD) > 1 else [sum(count)]  # rows of each projection
+    n = sum(count)
+    order_B = F.pad(torch.argsort(environment_b, stable=True)[:n], (0, -n % _TILE))
+    own = count if len(W_EcD) > 1 else [n]  # rows of each projection
     x_BD = projection.x_ID.index_select(0, samples.item_b.index_select(0, order_B))
     x_ND = projection.x_ID.index_select(0, samples.negative_N)
     content_Bc, score_BN = (x.index_select(0, order_B) for x in (samples.content_bc, samples.score_bN))
     weight_4B = torch.stack([samples.positive_b, samples.base_b, samples.scale_b, samples.own_b]).index_select(
         1, order_B
     )
-    row_B = torch.repeat_interleave(torch.tensor(own))
+    row_B = F.pad(torch.repeat_interleave(torch.tensor(own)), (0, -n % _TILE))
     shift_B = torch.linalg.vecdot(content_Bc, bias_Ec.index_select(0, row_B))
-    query_BD = torch.empty_like(x_BD)
+    query_BD = torch.zeros_like(x_BD)
     for content, query, score, W_cD in zip(
-        content_Bc.split(own), query_BD.split(own), score_BN.split(own), W_EcD, strict=True
+        content_Bc[:n].split(own), query_BD[:n].split(own), score_BN[:n].split(own), W_EcD, strict=True
     ):
         score.addmm_(torch.mm(content, W_cD, out=query), x_ND.T)
     score_BN.add_(shift_B.unsqueeze(1))
     found = _slopes(score_BN, shift_B.add_(weight_4B[3]).add_(torch.linalg.vecdot(query_BD, x_BD)), weight_4B, samples)
     pull_BD = query_BD  # whose place it takes
-    for slope, pull in zip(found.slope_BN.split(own), pull_BD.split(own), strict=True):
+    for slope, pull in zip(found.slope_BN[:n].split(own), pull_BD[:n].split(own), strict=True):
         torch.mm(slope, x_ND, out=pull)
     pull_BD.addcmul_(x_BD, found.own_slope_B.unsqueeze(1))
     bias_Bc = content_Bc * found.slope_BN.sum(1).add_(found.own_slope_B).unsqueeze(1)
     lengths = torch.tensor(count)
-    loss_E, bias_grad_Ec = (torch.segment_reduce(x, "sum", lengths=lengths) for x in (found.loss_B, bias_Bc))
+    loss_E, bias_grad_Ec = (torch.segment_reduce(x[:n], "sum", lengths=lengths) for x in (found.loss_B, bias_Bc))
+    content_nc, pull_nD = content_Bc[:n], pull_BD[:n]
     gradient_EcD = W_EcD.new_empty(E, c, D)
-    for content, pull, into in zip(content_Bc.split(count), pull_BD.split(count), gradient_EcD, strict=True):
+    for content, pull, into in zip(content_nc.split(count), pull_nD.split(count), gradient_EcD, strict=True):
         torch.mm(content.T, pull, out=into)
     second_ED = None
     if moments:
         second_ED = W_EcD.new_empty(E, D)
-        length_B = content_Bc.square().sum(1)
-        for length, square, into in zip(length_B.split(count), pull_BD.square_().split(count), second_ED, strict=True):
+        length_n = content_nc.square().sum(1)
+        for length, square, into in zip(length_n.split(count), pull_nD.square_().split(count), second_ED, strict=True):
             torch.mv(square.T, length, out=into)
     return Fit(lengths.to(loss_E.dtype), loss_E, gradient_EcD, bias_grad_Ec, second_ED)
 

@@ -57,6 +57,7 @@ READ = {
     "commas in tabs, no suffix that tells": ("plays.txt", lines("\t", title="one, two, three, four"), {}),
     "semicolons": ("a.csv", lines(";"), {}),
     "semicolons and decimal commas": ("a.csv", lines(";", title="4,5"), {}),
+    "semicolons and decimal commas, no header": ("a.csv", lines(";", None, "4,5"), {"header": False}),
     "pipes": ("a.csv", lines("|", title="Action, Drama"), {}),
     "spaces": ("a.txt", lines(" "), {}),
     "runs of spaces": ("a.txt", lines("   ").replace("u1 ", "  u1   "), {}),

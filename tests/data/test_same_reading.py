@@ -8,6 +8,7 @@ import gzip
 import json
 import tempfile
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_every_kind_of_file_gives_the_same_data_set(table: list[dict[str, Any]])
         found = {path.name: outcome(path, folder) for path in written(folder / "in", table)}
         assert len(set(map(str, found.values()))) == 1, found
         assert found["a.csv"][0] != "refused" or _unlike(table)
+
+
+@TINY
+@given(st.data(), rows(), st.sampled_from(["temporal", "leave-last-out", "random"]))
+def test_ratings_and_times_too(data: st.DataObject, table: list[dict[str, Any]], split: str) -> None:
+    """Times as integers, with fractions, or in ISO 8601; ratings with every digit of a float."""
+    seconds = st.integers(0, 1 << 33) if data.draw(st.booleans()) else st.floats(0, 1e9, allow_nan=False)
+    moments = st.datetimes(datetime(1990, 1, 1), datetime(2040, 1, 1)).map(datetime.isoformat)
+    kind = moments if data.draw(st.booleans()) else seconds
+    table = [{**row, "rating": data.draw(st.floats(0, 5)), "time": data.draw(kind)} for row in table]
+    for row in table:
+        del row["split"], row["title"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        options = {"split": split, "threshold": 1.0, "at_least_one": split == "random"}
+        found = {path.name: outcome(path, folder, **options) for path in written(folder / "in", table)}
+        assert len(set(map(str, found.values()))) == 1, found
 
 
 def _unlike(table: list[dict[str, Any]]) -> bool:

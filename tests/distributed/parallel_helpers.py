@@ -157,11 +157,11 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
     """Losses of the first steps, the validation metrics and the parameters after them."""
     engine = engine_of(config, rank, world)
     task = task_of(stage, config, root, engine)
-    per, losses = task.sampler.steps, []
+    losses = []
     for t in range(steps):
-        terms = task.step(task.sampler(t // per, t % per, rank, world))
-        losses.append(engine.totals({name: float(x.detach()) for name, x in terms.items()}))
-    held = {name: len(table.weight) for name, table in task.tables.items()}
+        terms = step_at(task, t)
+        losses.append(engine.totals({name: float(x) for name, x in terms.items()}))
+    held = {name: table.weight.shape[1] for name, table in task.tables.items()}
     return {
         "losses": losses,
         "metrics": task.evaluate(),
@@ -169,6 +169,12 @@ def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, st
         "sent": engine.sent,
         "held": held,
     }
+
+
+def step_at(task: AlignTask | MergeTask, number: int) -> dict[str, torch.Tensor]:
+    """The step of that number, counted from the first epoch's first."""
+    task.draws.seek(*divmod(number, task.draws.steps))
+    return task.step()
 
 
 def whole(task: AlignTask | MergeTask, engine: Engine) -> dict[str, torch.Tensor]:
@@ -182,23 +188,22 @@ def trajectories(rank: int, world: int, runs: list[tuple[str, Config]], root: Pa
 
 def carried_over(rank: int, world: int, stage: str, first: Config, then: Config, root: Path, steps: int) -> Any:
     """The parameters after `steps` steps of one strategy and, from its state and moments, `steps` of another's."""
-    out = None
+    dense, rows = [{}, {}], {}
     for config, start in ((first, 0), (then, steps)):
         engine = engine_of(config, rank, world)
         task = task_of(stage, config, root, engine)
-        if out is not None:
-            weights, moments, tables = out
-            task.dense.load(weights)
-            task.dense.load_moments(moments)
+        if start:
+            task.dense.load(dense[0])
+            task.dense.load_moments(dense[1])
             for name, table in task.tables.items():
-                table.weight.copy_(tables[name]["weight"])
-                table.load_moments(tables[name])
+                for key, x in table.parts().items():
+                    x.copy_(rows[name][key])
+                table.steps.fill_(start)
         for t in range(start, start + steps):
-            task.step(task.sampler(0, t, rank, world))
-        tables = {k: {"weight": x.weight.clone(), **x.moments()} for k, x in task.tables.items()}
-        out = task.dense.state(), task.dense.moments(), tables
-    assert out is not None
-    return {**out[0], **{f"table.{name}": x["weight"] for name, x in out[2].items()}}
+            step_at(task, t)
+        dense = [task.dense.state(), task.dense.moments()]
+        rows = {name: {key: x.clone() for key, x in table.parts().items()} for name, table in task.tables.items()}
+    return {**dense[0], **{f"{name}/{key}": x for name, kept in rows.items() for key, x in kept.items()}}
 
 
 def fitted(

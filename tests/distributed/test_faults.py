@@ -60,7 +60,7 @@ def test_ctrl_c_and_a_kill_change_no_bit(tmp_path: Path, undisturbed: Path) -> N
 
 @pytest.mark.timeout(1500)
 def test_a_run_of_workers_goes_on_whatever_happens(ray_here: None, tmp_path: Path) -> None:
-    """A killed worker, a killed driver and Ctrl-C, one after the other; other workers and strategies after each."""
+    """A killed worker, a killed driver and Ctrl-C, one after the other; then elastic workers under ZeRO, then none."""
     address, here = ray.get_runtime_context().gcs_address, os.getpid()
     few = ("model=ultragcn", "merge.epochs=20")
     pipeline.run(configs.load(None, [*LONG, *few, f"out={tmp_path / 'undisturbed'}"]), quiet=True)
@@ -79,7 +79,7 @@ def test_a_run_of_workers_goes_on_whatever_happens(ray_here: None, tmp_path: Pat
     process.kill()
     process.wait()
     nothing_left(workers)
-    process = resumed(out, "workers=2", "strategy=deepspeed", "zero_stage=2", ray=address)
+    process = resumed(out, "workers=[1,2]", "strategy=deepspeed", "zero_stage=2", ray=address)
     further(process)
     workers = workers_under(here)
     process.send_signal(signal.SIGINT)

@@ -28,10 +28,11 @@ def train(rank: int, world: int, configs: list[Config], root: Path) -> list[dict
         engine = engine_of(config, rank, world)
         task = BaselineTask(Context(Dataset(root), config, engine))
         losses = []
-        for step in range(4 * task.sampler.steps):
-            epoch, at = divmod(step, task.sampler.steps)
-            terms = task.step(task.sampler(epoch, at, rank, world))
-            losses.append(engine.totals({name: float(x) for name, x in terms.items()}))
+        for epoch in range(4):
+            task.draws.seek(epoch, 0)
+            for _ in range(task.draws.steps):
+                losses.append(engine.totals({name: float(x) for name, x in task.step().items()}))
+                task.draws.advance()
         out.append({"losses": losses, "metrics": task.evaluate(), "tensors": task.tensors()})
     return out
 

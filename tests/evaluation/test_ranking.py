@@ -1,72 +1,120 @@
-"""Exact lists and metrics by hand."""
+"""What users have seen, and the lists of what they have not."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 import torch
 
-from m3dist.evaluation import ranking
-from m3dist.evaluation.ranking import Judged, Ranking, Seen
+from benchmarks.standin import Counted
+from m3dist.evaluation.ranking import Mask, Product, Ranking, Seen, Users, block_size
+
+PAIRS = (np.array([2, 0, 2, 0, 3]), np.array([1, 4, 0, 2, 3], dtype=np.int32))  # of 5 users; 1 and 4 have nothing
+HAVE = [[2, 4], [], [0, 1], [3], []]
 
 
-@pytest.mark.parametrize(("items", "k"), [(5, 10), (40, 3), (1003, 10), (1003, 40)])
-def test_top_k_with_ties_by_id(items: int, k: int) -> None:
+def seen(device: str = "cpu") -> Seen:
+    return Seen.of(PAIRS, 5, device)
+
+
+def users(*ids: int, device: str = "cpu") -> Users:
+    return Users.of(np.array(ids, dtype=np.int64), device)
+
+
+def test_pairs_in_any_order() -> None:
+    for order in (slice(None), slice(None, None, -1), np.lexsort((PAIRS[1], PAIRS[0]))):
+        got = Seen.of((PAIRS[0][order], PAIRS[1][order]), 5)
+        assert got.bounds.tolist() == got.here.tolist() == [0, 2, 2, 4, 5, 5]
+        assert got.item.tolist() == [2, 4, 0, 1, 3]
+
+
+def test_nobody_has_anything() -> None:
+    none = Seen.of((np.array([], dtype=np.int32),) * 2, 3)
+    assert none.bounds.tolist() == [0, 0, 0, 0]
+    assert none.hold(users(0, 2), torch.tensor([[1], [0]])).tolist() == [[False], [False]]
+    assert not len(none.rows(users(0, 2))[0])
+
+
+@pytest.mark.parametrize("some", [(0, 1, 2, 3, 4), (4, 2, 0), (2, 2), (1,), ()])
+def test_what_some_users_have(some: tuple[int, ...]) -> None:
+    """In any order of the users, each as often as it is named."""
+    ids = users(*some)
+    assert seen().count(ids).tolist() == [len(HAVE[u]) for u in some]
+    row, item = seen().rows(ids)
+    assert list(zip(row.tolist(), item.tolist(), strict=True)) == [(r, i) for r, u in enumerate(some) for i in HAVE[u]]
+    everything = torch.arange(5).expand(len(some), 5)
+    assert seen().hold(ids, everything).tolist() == [[i in HAVE[u] for i in range(5)] for u in some]
+
+
+def test_only_some_items() -> None:
+    got = seen().only(np.array([True, False, True, False, False]))
+    assert got.bounds.tolist() == [0, 1, 1, 2, 2, 2]
+    assert got.item.tolist() == [2, 0]
+
+
+def test_a_mask_sets_what_users_have_seen() -> None:
+    other = Seen.of((np.array([0, 1]), np.array([4, 0])), 5)  # a pair that both know is masked once
+    score = torch.zeros(3, 5)
+    assert Mask([seen(), other], users(2, 1, 0), 5)(score, 7.0) is score
+    assert [[i for i in range(5) if row[i] == 7] for row in score.tolist()] == [[0, 1], [0], [2, 4]]
+    assert Mask([], users(2, 1, 0), 5)(torch.ones(3, 5)).sum() == 15
+
+
+def test_products_of_factors() -> None:
     generator = torch.Generator().manual_seed(0)
-    score = torch.randint(-3, 3, (50, items), generator=generator).float()
-    score[:, ::7] = float("-inf")
-    item, value = ranking.top_k(score, k)
-    for row in range(50):
-        want = sorted(range(items), key=lambda i: (-float(score[row, i]), i))[:k]
-        assert item[row].tolist() == want
-        assert value[row].tolist() == [float(score[row, i]) for i in want]
+    user, item = torch.randn(5, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    product = Product(user, item)
+    for ids in ([3, 0], [1], [4, 3, 2], []):
+        torch.testing.assert_close(product(torch.tensor(ids, dtype=torch.int64)), user[ids] @ item.T)
 
 
-def test_metrics_by_hand() -> None:
-    hit = torch.tensor([[True, False, True, False]])
-    got = {k: float(v) for k, v in ranking.per_user(hit, torch.tensor([3]), (2, 4)).items()}
-    third = 1 / math.log2(4)
-    assert got["precision@4"] == pytest.approx(0.5)
-    assert got["recall@2"] == pytest.approx(1 / 3)
-    assert got["mrr@4"] == 1.0
-    assert got["ndcg@4"] == pytest.approx((1 + third) / (1 + 1 / math.log2(3) + third))
-    assert got["ndcg_hits@4"] == pytest.approx((1 + third) / (1 + 1 / math.log2(3)))
+@pytest.mark.parametrize("block", [1, 2, 5, 100])
+def test_lists_do_not_depend_on_blocks(block: int) -> None:
+    """A user who has seen nearly everything has items of score -inf at the end of a list."""
+    score = torch.tensor([[5.0, 4, 3, 2, 1]]).repeat(5, 1)
+
+    def weigh(user_u: torch.Tensor, mask: Mask) -> tuple[torch.Tensor, torch.Tensor]:
+        return score[user_u], user_u.float()[:, None]
+
+    blocks = list(Ranking(weigh, [seen()], 5, 4, block).blocks(users(3, 2, 0, 1)))
+    assert [len(x.users) for x in blocks] == [min(block, 4 - at) for at in range(0, 4, block)]
+    assert torch.cat([x.item_uk for x in blocks]).tolist() == [[0, 1, 2, 4], [2, 3, 4, 0], [0, 1, 3, 2], [0, 1, 2, 3]]
+    value = torch.cat([x.score_uk for x in blocks])
+    assert value.isinf().tolist() == [
+        [False] * 4,
+        [False, False, False, True],
+        [False, False, False, True],
+        [False] * 4,
+    ]
+    assert torch.cat([x.weight_uM for x in blocks if x.weight_uM is not None]).tolist() == [[3.0], [2.0], [0.0], [1.0]]
+    assert torch.cat([x.users.there_u for x in blocks]).tolist() == [3, 2, 0, 1]
 
 
-def test_evaluate_masks_seen_and_adds_up_over_users() -> None:
-    score = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    seen = Seen.of((np.array([0]), np.array([0])), 3)
-    relevant = Seen.of((np.array([0, 1]), np.array([1, 0])), 3)
-
-    def run(users: list[int]) -> ranking.Metrics:
-        lists = Ranking(lambda u: (score[u].clone(), None), [seen], 1, 2)
-        return ranking.evaluate(lists, torch.tensor(users), Judged(relevant, 3, (1,)))[0]
-
-    whole, parts = run([0, 1, 2]), [run([0]), run([1, 2])]
-    assert whole.users == 2
-    assert whole.means()["precision@1"] == 0.5
-    assert sum(p.sums["ndcg@1"] for p in parts) == whole.sums["ndcg@1"]
+def test_no_users_are_one_block_without_users() -> None:
+    product = Product(torch.ones(5, 2), torch.ones(40, 2))
+    (block,) = Ranking(lambda user_u, mask: (product(user_u), None), [seen()], 40, 3, 2).blocks(users())
+    assert block.item_uk.shape == block.score_uk.shape == (0, 3)
+    assert block.scores.shape == (0, 40)
 
 
-def test_cold_metrics_count_cold_items_alone_in_the_same_ranking() -> None:
-    score = torch.tensor([[4.0, 3.0, 2.0, 1.0]]).repeat(3, 1)
-    held = [(0, 1), (0, 2), (1, 0), (2, 3)]  # user 1 holds no cold item, user 2 one that is not listed
-    pair = tuple(np.array(x) for x in zip(*held, strict=True))
-    relevant = Seen.of(pair, 3)
-    cold = torch.tensor([False, False, True, True])
-    assert relevant.only(cold).item.tolist() == [2, 3]
-    assert relevant.only(cold).bounds.tolist() == [0, 1, 1, 2]
+def test_a_block_on_a_device_waits_once_and_copies_nothing(counted: Counted) -> None:
+    generator = torch.Generator().manual_seed(0)
+    user, item = torch.randn(5, 3, generator=generator), torch.randn(400, 3, generator=generator)
 
-    def run(users: list[int]) -> ranking.Metrics:
-        lists = Ranking(lambda u: (score[u].clone(), None), [], 3, 2)
-        return ranking.evaluate(lists, torch.tensor(users), Judged(relevant, 4, (3,), cold))[0]
+    def lists(device: str) -> list[list[int]]:
+        product = Product(user.to(device), item.to(device))
+        ranking = Ranking(lambda user_u, mask: (product(user_u), None), [seen(device)] * 2, 400, 10, 2)
+        blocks, out = ranking.blocks(users(0, 2, 3, 4, device=device)), []
+        for _ in range(2):
+            counted.clear()
+            out.append(next(blocks).item_uk)
+            assert counted.waits <= 1
+            assert counted.copies == 0
+        return torch.cat(out).cpu().tolist()
 
-    got = run([0, 1, 2]).means()
-    assert got["recall@3/cold"] == pytest.approx(1 / 2)
-    assert got["mrr@3/cold"] == pytest.approx((1 / 3) / 2)
-    assert got["ndcg@3/cold"] == pytest.approx((1 / 2) / 2)  # third place, ideal first
-    assert got["coverage@3/cold"] == 0.5
-    assert got["recall@3"] == pytest.approx(2 / 3)
-    assert not any(name.endswith("/cold") for name in run([1]).means())
+    assert lists("standin") == lists("cpu")
+
+
+def test_the_size_of_a_block_is_what_was_set_or_what_a_cpu_likes() -> None:
+    assert block_size(7, 1000, torch.device("cpu")) == 7
+    assert block_size("auto", 10**9, torch.device("cpu")) == 256

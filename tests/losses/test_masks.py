@@ -22,7 +22,6 @@ def found(
     fits, case.W = case.fits(device, dtype), whole
     columns = Columns(WIDTHS, torch.device(device))
     columns.member_RV, columns.width_V = columns.member_RV.to(dtype), columns.width_V.to(dtype)
-    columns.mean_RV = columns.member_RV / columns.member_RV.sum(1, keepdim=True)
     parameters = (torch.cat(whole, dim=2)[0].to(device, dtype), mask.to(device, dtype))
     share = torch.full((), 0.75, dtype=dtype, device=device)
     return mask_loss(fits, parameters, Penalties(0.7, 0.3, share), columns, **more)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from m3dist.distributed.engine import Engine
-from m3dist.losses import Projection
 from m3dist.method.assignment import Blocks, Models, assign
+from m3dist.method.environments import Trained
 
 USERS, ITEMS, E, c, D = 40, 30, 7, 4, 6
 
@@ -51,21 +51,26 @@ def test_the_highest_score_wins() -> None:
     generator = torch.Generator().manual_seed(2)
     W, b, scale = (torch.randn(shape, generator=generator) for shape in ((E, c, D), (E, c), (D,)))
     names = [0, 2, 3, 5, 6, 8, 9]
-    models = Models(0, scale, names, Projection(W, b))
+    models = Models(0, scale, names, Trained(W, b))
     got = assign(frozen, blocks, models)
     psi = frozen.x[0][frozen.item.long()] * scale
     score = torch.einsum("nc,enc->ne", frozen.user_Uk[frozen.user.long(), 3:], psi @ W.transpose(1, 2) + b[:, None])
-    assert got.tolist() == [names[e] for e in score.argmax(1)[blocks.interactions(0, 1)].tolist()]
-    parts = torch.cat([assign(frozen, blocks, models, (at, 3)) for at in range(3)])
-    assert torch.equal(parts, got)
+    assert got.dtype == torch.int16
+    assert got.tolist() == [names[e] for e in score.argmax(1).tolist()]
+    parts = [assign(frozen, blocks, models, (at, 3)) for at in range(3)]
+    assert torch.equal(sum(parts), got)
+    for at, part in enumerate(parts):
+        mine = torch.zeros(len(got), dtype=torch.bool)
+        mine[blocks.interactions(at, 3)] = True
+        assert part[~mine].count_nonzero() == 0
 
 
 def test_ties_go_to_the_first() -> None:
-    models = Models(0, torch.ones(D), [1, 4, 5], Projection(torch.zeros(3, c, D), torch.zeros(3, c)))
+    models = Models(0, torch.ones(D), [1, 4, 5], Trained(torch.zeros(3, c, D), torch.zeros(3, c)))
     assert set(assign(made(skewed()), Blocks.of(skewed()), models).tolist()) == {1}
 
 
 def test_no_interactions() -> None:
     none = torch.zeros(0, dtype=torch.int32)
-    models = Models(0, torch.ones(D), [0, 1, 2], Projection(torch.zeros(3, c, D), torch.zeros(3, c)))
+    models = Models(0, torch.ones(D), [0, 1, 2], Trained(torch.zeros(3, c, D), torch.zeros(3, c)))
     assert not len(assign(made(none), Blocks.of(none), models))

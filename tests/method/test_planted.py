@@ -43,6 +43,7 @@ def test_the_projection_pays_for_its_square(tmp_path: Path) -> None:
         config = load(None, [*small, f"backbone.projection_l2={weight}"])
         context = Context(Dataset(tmp_path / "data"), config)
         task = MergeTask(context, [context.data.features[0]])
-        W = task.members[0].model.project.weight.detach().clone()  # type: ignore[union-attr]
-        loss.append(float(task.step(task.sampler(0, 0))["0/l2"]))
+        task.draws.seek(0, 0)
+        W = task.members.models[0].project.weight.detach().clone()  # type: ignore[union-attr]
+        loss.append(float(task.step()["0/l2"]))
     assert loss[1] - loss[0] == pytest.approx(0.5 * float(W.square().sum()), rel=1e-5)

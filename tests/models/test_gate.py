@@ -32,7 +32,7 @@ def test_softmax_is_over_dimensions_and_its_mean_is_init() -> None:
     gate = Gate(4, "softmax", 0.25)
     gate.logit.data = torch.tensor([0.0, 0.5, 1.0, -1.0])
     torch.testing.assert_close(gate(), gate.logit.softmax(0))
-    assert float(gate().mean()) == pytest.approx(0.25)
+    assert float(gate().mean().detach()) == pytest.approx(0.25)
 
 
 def test_noise_moves_the_stochastic_gate_alone_and_only_when_given() -> None:

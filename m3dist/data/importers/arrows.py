@@ -40,6 +40,7 @@ class ArrowTable(Table):
         start = 0
         try:
             for batch in self._record_batches(list(dict.fromkeys(names))):
+                batch.validate(full=True)  # offsets that point outside, text that is none
                 columns = [batch.column(name) for name in names]
                 yield self._place(start), columns
                 start += batch.num_rows
@@ -54,7 +55,7 @@ class ArrowTable(Table):
             return
         reader = self._open(self.path)
         for batch in reader if self._stream else map(reader.get_batch, range(reader.num_record_batches)):
-            batch.validate(full=True)  # an Arrow file is memory as it stands, offsets and all
+            batch.validate(full=True)  # before a slice of it is taken: an Arrow file is memory as it stands
             for at in range(0, batch.num_rows, ROWS):
                 yield batch.slice(at, ROWS).select(names)
 

@@ -1,0 +1,155 @@
+"""A step's loss and gradients of its rows against autograd on a dense float64 computation over whole tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m3dist.config import Config, load
+from m3dist.data import synthetic
+from m3dist.data.dataset import Dataset
+from m3dist.data.draws import Batch
+from m3dist.method.backbone import Backbones, backbone_loss
+from m3dist.method.merge import MergeTask
+from m3dist.training.context import Context
+
+SMALL = [
+    "synthetic.users=60", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=5", "backbone.content_dim=4",
+    "backbone.negatives=7", "backbone.init_std=0.5", "merge.batch_size=256", "backbone.kappa=0.7", "backbone.w2=0.6",
+    "backbone.w4=1.3", "backbone.l2=0.02", "backbone.content_l2=0.05",
+]  # fmt: skip
+OWN = ["backbone.sampling=per_positive", "backbone.neighbour_samples=2"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("backbone") / "data"
+    synthetic.write(root, load(None, SMALL).synthetic, 0)
+    return Dataset(root)
+
+
+def dense(batch: Batch, backbones: Backbones, tables: list[torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
+    """UltraGCN's terms sample by sample, from whole tables of users and items; eq. 8, 10, 11 and 15, and L2."""
+    backbone, (user_Uk, item_Ik) = config.backbone, tables
+    a_U, c_I = (x.double() for x in (backbones.weights.a_U, backbones.weights.c_I))
+    here, (P, b) = batch.valid_Pb, batch.valid_Pb.shape
+    own = batch.negative if batch.negative.ndim == 3 else batch.negative.unsqueeze(1).expand(P, b, -1)
+    user_B, item_B, negative_BN = batch.user_Pb[here], batch.item_Pb[here], own[here]
+    u, v, far = user_Uk[user_B], item_Ik[item_B], item_Ik[negative_BN]
+    positive_B = backbone.w1 + backbone.kappa * backbone.w2 * a_U[user_B] * c_I[item_B]
+    weight_BN = backbone.w3 + backbone.kappa * backbone.w4 * a_U[user_B, None] * c_I[negative_BN]
+    l2_k = torch.full((user_Uk.shape[1],), backbone.l2, dtype=torch.float64)
+    l2_k[backbone.dim :] = backbone.content_l2
+    out = {
+        "l2": (l2_k * (u.square() + v.square() + far.square().mean(1))).sum(),
+        "positive": (positive_B * F.softplus(-(u * v).sum(1))).sum(),
+        "negative": backbone.negative_weight * (weight_BN * F.softplus((u[:, None] * far).sum(2))).mean(1).sum(),
+    }
+    if backbone.nu:
+        near_sB, omega_sB = backbones.weights.neighbours(item_B, batch.columns_s)
+        scores_sB = (u * item_Ik[near_sB]).sum(2)
+        out["neighbours"] = backbone.nu * (omega_sB * F.softplus(-scores_sB)).sum()
+    return {name: x / len(user_B) for name, x in out.items()}
+
+
+@pytest.mark.parametrize("members", ["ids", "all", "each"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        ["backbone.groups=1", "backbone.neighbour_samples=3"],
+        ["backbone.nu=0", "backbone.groups=7"],
+        [*OWN, "backbone.negatives=5"],  # of which the scores of all of a step's items are found
+        [*OWN, "backbone.negatives=1"],  # and of which alone
+        [*OWN, "backbone.negatives=5", "backbone.nu=0"],
+    ],
+)
+@pytest.mark.parametrize("step", [0, -1])
+def test_a_step_against_autograd(members: str, values: list[str], step: int, dataset: Dataset) -> None:
+    """The last step of an epoch has fewer interactions than its shapes have places."""
+    config = load(None, [*SMALL, *values])
+    context = Context(dataset, config)
+    features = context.data.features
+    task = MergeTask(context, {"ids": [None], "all": [context.data.all_features], "each": [*features]}[members])
+    backbones, draws = task.members, task.draws
+    draws.seek(0, step % draws.steps)
+    batch = draws.draw()
+    assert (int(batch.valid_Pb.sum()) == 256) == (step == 0)
+    sampled = backbones.sample(batch)
+    assert float(sampled.part) == pytest.approx(1)
+    rows = backbones.rows(sampled)
+    ids_R = sampled.item.slots.ids_R
+    projects = [model.project for model in backbones.models]
+    pairs = [*zip(projects, task.contents, strict=True)]
+    contents = [None if p is None or x is None else p(x[ids_R]) for p, x in pairs]
+    terms, loss, grads = backbone_loss(backbones, sampled, rows, contents)
+    torch.testing.assert_close(loss.detach(), torch.stack([*terms.values()]).sum())
+    for m, (project, x) in enumerate(pairs):
+        leaves = [table.weight[m].double().requires_grad_() for table in (backbones.user, backbones.item)]
+        item_Ik = leaves[1]
+        if project is not None and x is not None:
+            leaves += [p.detach().double().requires_grad_() for p in project.parameters()]
+            item_Ik = torch.cat([leaves[1], x[:-1].double() @ leaves[2].T + leaves[3]], dim=1)
+        want = dense(batch, backbones, [leaves[0], item_Ik], config)
+        assert terms.keys() == want.keys()
+        for name, value in want.items():
+            assert float(terms[name][m]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-8), name
+        of_user, of_item, *of_project = torch.autograd.grad(torch.stack([*want.values()]).sum(), leaves)
+        found = [(sampled.user, grads.user_MRk, of_user), (sampled.item, grads.id_MRd, of_item)]
+        for touched, grad_MRk, full in found:
+            there = touched.slots.ids_R < touched.table.n
+            mine = torch.zeros_like(full)
+            mine[touched.slots.ids_R[there]] = grad_MRk[m, there].double()
+            torch.testing.assert_close(mine, full, rtol=1e-4, atol=1e-7)  # and 0 of rows that no step touches
+            assert grad_MRk[m, ~there].count_nonzero() == 0
+        if project is not None:
+            mine = torch.autograd.grad(loss, [*project.parameters()], retain_graph=True)
+            for a, b in zip(mine, of_project, strict=True):
+                torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-7)
+
+
+def test_members_start_from_seeds_of_their_own_or_from_given_tables(dataset: Dataset) -> None:
+    config = load(None, SMALL)
+    context = Context(dataset, config)
+    widths, keys = [4, 4], [("merge", 0), ("merge", 1)]
+    both, second = Backbones(context.data, config, widths, keys), Backbones(context.data, config, [4], keys[1:])
+    assert (both.user.weight[0] != both.user.weight[1]).all()
+    assert torch.equal(both.user.weight[1], second.user.weight[0])
+    assert torch.equal(both.item.weight[1], second.item.weight[0])
+    for name, p in second.models[0].named_parameters():
+        assert torch.equal(dict(both.models[1].named_parameters())[name], p)
+    given = {"user": torch.rand(60, 9), "item": torch.rand(90, 5)}
+    begun = Backbones(context.data, config, widths, keys, given)
+    for m in range(2):
+        assert torch.equal(begun.user.weight[m, :, :5], given["user"][:, :5])
+        assert torch.equal(begun.user.weight[m, :, 5:], both.user.weight[m, :, 5:])  # content starts fresh
+        assert torch.equal(begun.item.weight[m], given["item"])
+
+
+def test_live_rows_by_name(dataset: Dataset) -> None:
+    config = load(None, SMALL)
+    tables = Backbones(Context(dataset, config).data, config, [0, 0], [("a",), ("b",)])
+    named = tables.tables("{}.")
+    assert named.keys() == {"0.user", "1.user", "0.item", "1.item"}
+    tables.item.weight[1, 3] = 7
+    assert (named["1.item"][3] == 7).all()
+
+
+def test_a_step_moves_the_rows_that_it_touches_alone(dataset: Dataset, tmp_path: Path) -> None:
+    config = load(None, [*SMALL, "merge.batch_size=8", "backbone.groups=2"])
+    context = Context(dataset, config)
+    task = MergeTask(context, [*context.data.features])
+    task.draws.seek(0, 0)
+    batch = task.draws.draw()
+    near_sX = task.members.weights.neighbours(batch.item_B, batch.columns_s)[0]
+    before = [table.weight.clone() for table in (task.members.user, task.members.item)]
+    task.step()
+    items = torch.cat([batch.item_B, batch.negative_B.flatten(), near_sX.flatten()])
+    for table, was, ids in zip((task.members.user, task.members.item), before, (batch.user_B, items), strict=True):
+        touched = torch.isin(torch.arange(table.n), ids)
+        assert torch.equal(table.weight[:, ~touched], was[:, ~touched])
+        moved = (table.weight[:, touched] - was[:, touched]).abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, config.merge.lr), rtol=1e-3, atol=0)  # Adam's first

@@ -1,0 +1,288 @@
+"""Stage 2's steps: scores that no representation changes, fits of environments, masks; and what a round does beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m3dist.config import Config, load
+from m3dist.data import synthetic
+from m3dist.data.dataset import Dataset
+from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, Trained, gamma_of
+from m3dist.method.executors import alive
+from m3dist.method.invariance import State, refill
+from m3dist.method.trainer import Trainer
+from m3dist.models.gate import Gate
+
+SMALL = [
+    "synthetic.users=40", "synthetic.items=30", "synthetic.interactions=15", "backbone.dim=4", "backbone.content_dim=8",
+    "invariance.environments=3", "invariance.batch_size=200", "invariance.negatives=16", "invariance.rounds=3",
+    "backbone.kappa=0.7", "backbone.w4=1.3", "backbone.w2=0.6", "invariance.gamma=0.7", "invariance.rho=0.3",
+]  # fmt: skip
+WIDTHS = (16, 8)  # of representations
+SHAPES = {"user": (40, 12), "item": (30, 4)}  # of the backbone's tables
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    root = tmp_path_factory.mktemp("environments") / "data"
+    synthetic.write(root, load(None, SMALL).synthetic, 0)
+    return Dataset(root)
+
+
+def tensors(dataset: Dataset) -> dict[str, torch.Tensor]:
+    """What an earlier stage may leave."""
+    generator = torch.Generator().manual_seed(0)
+    made = {f"member.{name}": torch.randn(*shape, generator=generator) for name, shape in SHAPES.items()}
+    for r, D in enumerate(WIDTHS):
+        made[f"representation.{r}"] = torch.randn(30, D, generator=generator)
+    return Frozen.tensors(dataset, made)
+
+
+def frozen_of(dataset: Dataset, *extra: str) -> tuple[Frozen, Config]:
+    config = load(None, [*SMALL, *extra])
+    return Frozen(tensors(dataset), "cpu", config), config
+
+
+def step_at(frozen: Frozen, number: int) -> Step:
+    draws = frozen.draws("t")
+    draws.seek(0, number % draws.steps)
+    return frozen.step(draws)
+
+
+def split(frozen: Frozen) -> torch.Tensor:
+    """Every interaction's environment under each representation, int16 [R, n]."""
+    return torch.randint(3, (2, len(frozen.user)), generator=torch.Generator().manual_seed(2)).to(torch.int16)
+
+
+def losses(frozen: Frozen, step: Step, x_ID: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of the step's interactions, each under its own W [b, c, D] and b [b, c]: eq. 7's in float64, from whole rows."""
+    backbone, batch = frozen.backbone, step.batch
+    user_b, item_b, negative_N = batch.user_Pb[0], batch.item_Pb[0], batch.negative[0]
+    u_bk, v_Id = frozen.user_Uk[user_b].double(), frozen.item_Id.double()
+    content_bIc = torch.einsum("id,bcd->bic", x_ID.double(), W) + b[:, None]
+    score_bI = u_bk[:, :4] @ v_Id.T + torch.einsum("bic,bc->bi", content_bIc, u_bk[:, 4:])
+    a_b, c_I = frozen.weights.a_U[user_b].double(), frozen.weights.c_I.double()
+    positive_b = backbone.w1 + backbone.kappa * backbone.w2 * a_b * c_I[item_b]
+    weight_bN = backbone.w3 + backbone.kappa * backbone.w4 * a_b[:, None] * c_I[negative_N]
+    negatives_b = backbone.negative_weight * (weight_bN * F.softplus(score_bI[:, negative_N])).mean(1)
+    return negatives_b + positive_b * F.softplus(-score_bI.gather(1, item_b[:, None]).squeeze(1))
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_step_draws_what_it_says(number: int, dataset: Dataset) -> None:
+    """The last step of an epoch is short: what is not there weighs nothing."""
+    frozen, _ = frozen_of(dataset)
+    step = step_at(frozen, number)
+    there = step.batch.valid_Pb[0]
+    assert there.all() == (number == 0)
+    index = step.batch.index_Pb[0][there].long()
+    assert torch.equal(step.batch.user_Pb[0][there], frozen.user[index].long())
+    assert torch.equal(step.batch.item_Pb[0][there], frozen.item[index].long())
+    torch.testing.assert_close(step.share_b, there / there.sum())
+    samples = step.samples
+    for weight_b in (samples.positive_b, samples.base_b, samples.scale_b):
+        assert (weight_b[~there] == 0).all()
+        assert (weight_b[there] > 0).all()
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("names", [{0: [0, 1, 2], 1: [0, 1, 2]}, {1: [2, 0]}, {0: [1], 1: [0, 2]}])
+def test_environment_models_against_autograd(number: int, names: dict[int, list[int]], dataset: Dataset) -> None:
+    """Of some environments of some representations: their loss is a sum over their interactions, each by its share."""
+    frozen, _ = frozen_of(dataset)
+    step, environment = step_at(frozen, number), split(frozen)
+    psi = {r: torch.rand(D, generator=torch.Generator().manual_seed(r)) for r, D in enumerate(WIDTHS)}
+    models = EnvironmentModels(frozen, names, psi, 1)
+    here_Rn = torch.stack([environment[r] for r in names])
+    loss = models(step, here_Rn)
+    parameters = dict(models.named_parameters())
+    mine = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
+    want = torch.zeros((), dtype=torch.float64)
+    leaves: dict[str, torch.Tensor] = {}
+    for r, group in names.items():
+        W, b = (parameters[f"{name}_{r}"].detach().double().requires_grad_() for name in "Wb")
+        leaves |= {f"W_{r}": W, f"b_{r}": b}
+        at_b = environment[r][step.batch.index_Pb[0].long()]
+        place_b = torch.stack([at_b == e for e in group]).int().argmax(0)
+        each_b = losses(frozen, step, frozen.x[r] * psi[r], W[place_b], b[place_b])
+        known_b = torch.isin(at_b, torch.tensor(group))
+        want = want + (each_b * step.share_b * known_b).sum()
+    assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
+    for name, theirs in zip(leaves, torch.autograd.grad(want, [*leaves.values()]), strict=True):
+        torch.testing.assert_close(mine[name].double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_environment_models_of_a_round_start_afresh_and_by_name(dataset: Dataset) -> None:
+    frozen, _ = frozen_of(dataset)
+    psi = {r: torch.ones(D) for r, D in enumerate(WIDTHS)}
+    both = EnvironmentModels(frozen, {0: [0, 1, 2], 1: [2]}, psi, 0)
+    alone = EnvironmentModels(frozen, {0: [2]}, psi, 0)
+    trained = both.trained(both.state_dict())
+    assert {r: len(x.W) for r, x in trained.items()} == {0: 3, 1: 1}
+    assert torch.equal(trained[0].W[2:], alone.trained(alone.state_dict())[0].W)
+    later = EnvironmentModels(frozen, {0: [2]}, psi, 1)
+    assert (later.W_0[0] != alone.W_0[0]).all()
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
+def test_masks_without_variance_against_autograd(number: int, gate: str, dataset: Dataset) -> None:
+    """The mean over environments of their mean losses, and rho times the mean of the mask's squares."""
+    frozen, _ = frozen_of(dataset, f"invariance.gate={gate}", "invariance.gamma=0")
+    step, environment = step_at(frozen, number), split(frozen)
+    logits = {r: torch.randn(D, generator=torch.Generator().manual_seed(r)) for r, D in enumerate(WIDTHS)}
+    masks = Masks(frozen, logits, 1)
+    loss, terms = masks(step, environment)
+    parameters = dict(masks.named_parameters())
+    mine = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
+    want, leaves = torch.zeros((), dtype=torch.float64), {}
+    there = step.batch.valid_Pb[0]
+    for r, logit_D in logits.items():
+        W, b = (parameters[f"{name}_{r}"].detach().double().requires_grad_() for name in "Wb")
+        module = Gate(len(logit_D), gate, frozen.settings.init).double()
+        module.logit.data = logit_D.double()
+        leaves |= {f"W_{r}": W, f"b_{r}": b, f"gates.{r}.logit": module.logit}
+        mask, n = module(), len(there)
+        each_b = losses(frozen, step, frozen.x[r] * mask, W.expand(n, -1, -1), b.expand(n, -1))
+        at_b = environment[r][step.batch.index_Pb[0].long()]
+        fit = torch.stack([each_b[there & (at_b == e)].mean() for e in range(3)]).mean()
+        size = 0.3 * mask.square().mean()
+        for name, value in {"fit": fit, "size": size, "variance": 0 * fit, "loss": fit + size}.items():
+            assert float(terms[f"{r}/{name}"]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-7)
+        want = want + fit + size
+    for name, theirs in zip(leaves, torch.autograd.grad(want, [*leaves.values()]), strict=True):
+        torch.testing.assert_close(mine[name].double(), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_variance_is_priced_by_a_weight_that_grows_over_the_rounds(dataset: Dataset) -> None:
+    frozen, config = frozen_of(dataset)
+    assert [gamma_of(config.invariance, round_) for round_ in range(3)] == pytest.approx([0, 0.35, 0.7])
+    constant = load(None, [*SMALL, "invariance.gamma_warmup=false"]).invariance
+    assert [gamma_of(constant, round_) for round_ in range(3)] == [0.7] * 3
+    one = load(None, [*SMALL, "invariance.rounds=1"]).invariance
+    assert gamma_of(one, 0) == 0
+    logits = {r: torch.zeros(D) for r, D in enumerate(WIDTHS)}
+    # environments that users' content tells apart
+    by_content = torch.bucketize(frozen.user_Uk[frozen.user, 4].contiguous(), torch.tensor([-0.4, 0.4]))
+    step, environment, found = step_at(frozen, 0), by_content.expand(2, -1).to(torch.int16), []
+    for round_ in range(3):
+        masks = Masks(frozen, logits, round_)
+        for r, D in enumerate(WIDTHS):  # whose projections differ by the round
+            getattr(masks, f"W_{r}").data = torch.ones(8, D)
+        found.append(masks(step, environment)[1]["0/variance"])
+    assert float(found[0]) == 0
+    assert float(found[2]) == pytest.approx(2 * float(found[1]), rel=1e-6)
+    assert float(found[1]) > 1e-3
+
+
+def test_gates_have_noise_of_their_step_alone(dataset: Dataset) -> None:
+    frozen, _ = frozen_of(dataset, "invariance.gate=hard_sigmoid")
+    one, again, other = (frozen.noise(step_at(frozen, number).batch) for number in (0, 0, 1))
+    for r, D in enumerate(WIDTHS):
+        a, b, c = one[r], again[r], other[r]
+        assert a is not None
+        assert b is not None
+        assert a.shape == (D,)
+        assert torch.equal(a, b)
+        assert (a != c).all()
+    assert frozen_of(dataset)[0].noise(step_at(frozen_of(dataset)[0], 0).batch) == [None, None]
+
+
+def test_bits_do_not_depend_on_what_is_trained_together(dataset: Dataset) -> None:
+    """Of representations, and of environments of one: whoever trains them finds the same."""
+    config = load(None, SMALL)
+    trainer = Trainer(tensors(dataset), "cpu", config)
+    environment = {r: x.long() for r, x in enumerate(split(trainer.frozen))}
+    psi = {r: torch.full((D,), 0.5) for r, D in enumerate(WIDTHS)}
+
+    def trained(names: dict[int, list[int]]) -> dict[int, Trained]:
+        return trainer.environments(names, psi, {r: environment[r] for r in names}, 0)
+
+    whole = trained({0: [0, 1, 2], 1: [0, 1, 2]})
+    for r in range(2):
+        for names in ([0, 1, 2], [2], [0, 2]):
+            part = trained({r: names})[r]
+            assert torch.equal(part.W, whole[r].W[names])
+            assert torch.equal(part.b, whole[r].b[names])
+    logits = {r: torch.zeros(D) for r, D in enumerate(WIDTHS)}
+    both = trainer.masks(logits, environment, 1)
+    for r in range(2):
+        logit_D, terms = trainer.masks({r: logits[r]}, {r: environment[r]}, 1)[r]
+        assert torch.equal(both[r][0], logit_D)
+        assert both[r][1] == terms
+        assert (logit_D != 0).all()
+
+
+def test_an_interrupt_is_heard_between_steps(dataset: Dataset) -> None:
+    trainer, asked = Trainer(tensors(dataset), "cpu", load(None, SMALL)), []
+
+    def interrupted() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    trainer.interrupted = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.masks({0: torch.zeros(16)}, {0: split(trainer.frozen)[0]}, 0)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("empty", ["reseed", "drop"])
+def test_empty_environments(empty: str) -> None:
+    """Each gets a random quarter of the interactions, or stays empty; they are reported either way."""
+    settings = load(None, ["invariance.environments=4", f"invariance.empty={empty}"]).invariance
+    environment_n = torch.tensor([0, 2] * 6)
+    before = environment_n.clone()
+    got, found = refill(environment_n, settings, torch.Generator().manual_seed(0))
+    assert found == [1, 3]
+    assert torch.equal(environment_n, before)  # is not overwritten
+    counts = torch.bincount(got, minlength=4).tolist()
+    assert counts[1::2] == ([3, 3] if empty == "reseed" else [0, 0])
+    assert sum(counts) == 12
+    assert alive(got, 4) == ([0, 1, 2, 3] if empty == "reseed" else [0, 2])
+    full = torch.arange(4).repeat(3)
+    assert refill(full, settings, torch.Generator())[0] is full
+
+
+class Movers:
+    """An executor under which a share of the interactions moves, and logits grow."""
+
+    def __init__(self, moves: list[int]):
+        self.moves, self.round = moves, 0
+
+    def environments(self, psi: list[torch.Tensor], environment: list[torch.Tensor], round_: int) -> list[torch.Tensor]:
+        out = []
+        for x in environment:
+            new = x.clone()
+            new[: self.moves[round_]] = (new[: self.moves[round_]] + 1) % 3
+            out.append(new.int())
+        return out
+
+    def masks(self, logits: list[torch.Tensor], environment: list[torch.Tensor], round_: int) -> list[Any]:
+        return [(x + 1, {"loss": 2.0}) for x in logits]
+
+
+def test_rounds_end_when_hardly_anything_moves() -> None:
+    settings = load(None, [*SMALL, "invariance.rounds=9", "invariance.moved=0.05"]).invariance
+    state, executor = State(settings, 0, [5, 4], 100), Movers([50, 10, 4, 50])
+    reports = []
+    while not state.done:
+        reports.append(state.round(executor))
+    assert [report["0/moved"] for report in reports] == pytest.approx([0.5, 0.1, 0.04])
+    assert reports[0]["1/loss"] == 2
+    assert sum(reports[2][f"1/environment {e}"] for e in range(3)) == 100
+    torch.testing.assert_close(state.masks()[0], torch.full((5,), 3.0).sigmoid())
+    later = State(settings, 0, [5, 4], 100)
+    later.load(state.tensors(), state.history)
+    assert later.done
+    for a, b in zip([*state.environment, *state.logits], [*later.environment, *later.logits], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_rounds_masks_keep_everything() -> None:
+    state = State(load(None, [*SMALL, "invariance.rounds=0"]).invariance, 0, [5, 4], 100)
+    assert state.done
+    assert [mask.tolist() for mask in state.masks()] == [[1.0] * 5, [1.0] * 4]

@@ -1,0 +1,41 @@
+"""Rows of tables in files of several workers, read by range whatever their number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from m3dist.data.parts import share
+from m3dist.storage.folders import Folder
+from m3dist.storage.shards import Shards
+
+
+def written(folder: Folder, tables: dict[str, torch.Tensor], count: int) -> Shards:
+    """Every worker's part of the tables."""
+    shards = Shards(folder, count)
+    for rank in range(count):
+        shards.write(rank, {name: x[slice(*share(len(x), rank, count))] for name, x in tables.items()})
+    return shards
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_any_range_of_rows_is_read_from_the_files_that_have_it(folder: Folder, count: int) -> None:
+    """Also where there are more workers than rows."""
+    tables = {"user": torch.rand(7, 2), "item": torch.rand(11, 3)}
+    shards = written(folder, tables, count)
+    assert len(folder.names()) == count
+    for name, x in tables.items():
+        for low, high in ((0, len(x)), (2, 5), (3, 4), (4, 4), (len(x) - 1, len(x))):
+            out = torch.full((high - low, x.shape[1]), torch.nan)
+            shards.read(name, out, low, len(x))
+            assert torch.equal(out, x[low:high])
+
+
+def test_only_the_files_with_the_rows_are_opened(folder: Folder) -> None:
+    shards = written(folder, {"x": torch.rand(9, 2)}, 3)
+    for name in folder.names()[1:]:
+        folder.remove(name)
+    out = torch.empty(2, 2)
+    shards.read("x", out, 1, 9)
+    with pytest.raises(OSError, match="rows-00001-of-00003"):
+        shards.read("x", out, 2, 9)
