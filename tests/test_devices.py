@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +102,9 @@ def test_a_run_goes_on_on_another_device(
 
 
 @pytest.fixture
-def finished(root: Path, tmp_path: Path) -> Iterator[Path]:
+def finished(root: Path, tmp_path: Path) -> Path:
     pipeline.run(config_of(root, tmp_path / "finished"), quiet=True)
-    yield tmp_path / "finished"
+    return tmp_path / "finished"
 
 
 def test_a_run_recommends_and_evaluates_on_a_device(finished: Path, counted: Counted) -> None:
