@@ -75,7 +75,7 @@ class Backbone(Section):
     nu: NonNegativeFloat | None = None  # ultragcn: 0.1
     neighbours: PositiveInt = 10  # of each item in the item-item graph
     neighbour_samples: PositiveInt = 1  # of them drawn in a step, scaled to the sum over all
-    l2: NonNegativeFloat = 3e-2  # on the rows of a step, per sample
+    l2: NonNegativeFloat = 5e-2  # on the rows of a step, per sample
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat | None = None  # on ||W||^2; ultragcn: 1e-2, without which W undoes a mask
@@ -133,7 +133,7 @@ _OF_LOSS: dict[str, dict[str, Any]] = {
 
 
 class Race(Section):
-    """How long each loss is tried where `backbone.loss` is auto: a fit of its own, learning rate and all."""
+    """How long each candidate is tried where validation data decide: `backbone.loss` or `invariance.masks` is auto."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the epochs of stage 3
     steps: PositiveInt = 300  # optimiser steps, where the share has fewer
@@ -181,6 +181,7 @@ class Invariance(Section):
     negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
     empty: Literal["reseed", "drop"] = "reseed"
+    masks: Literal["auto", "learned"] = "auto"  # of stage 3; auto: learned or all one, by validation data
 
     def length(self, interactions: int) -> int:
         """Rounds."""

@@ -131,19 +131,34 @@ def naive(context: Context) -> Output:
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    features = context.data.all_features
-    assert features is not None
-    contents: list[Tensor | None] = [_scaled(context.read("invariance")["mask.0"]).to(features.device) * features]
-    return train(context, contents, _start(context, "pretrain", "0"))
+    return train(context, features(context, _learned(context)), _start(context, "pretrain", "0"))
 
 
 def per_modality(context: Context) -> Output:
-    """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
+    """M3-InvRL: a member per modality."""
+    return train(context, modalities(context, _learned(context)), _start(context, "align", "member"))
+
+
+def features(context: Context, learned: bool) -> list[Tensor | None]:
+    """What InvRL's member reads: all features [I, sum of widths], masked where the masks are the learned ones."""
+    x = context.data.all_features
+    assert x is not None
+    return [_scaled(context.read("invariance")["mask.0"]).to(x.device) * x if learned else x]
+
+
+def modalities(context: Context, learned: bool) -> list[Tensor | None]:
+    """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]; without masks, where they are all one."""
     aligned, masks = context.read("align"), context.read("invariance")
     M = len(context.dataset.modalities)
-    phi = [_scaled(masks[f"mask.{r}"]) * aligned[f"representation.{r}"].float() for r in range(M + 1)]
-    contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
-    return train(context, contents, _start(context, "align", "member"))
+    phi = [aligned[f"representation.{r}"].float() for r in range(M + 1)]
+    if learned:
+        phi = [_scaled(masks[f"mask.{r}"]) * x for r, x in enumerate(phi)]
+    return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
+
+
+def _learned(context: Context) -> bool:
+    """Whether members read through the learned masks."""
+    return context.config.invariance.masks == "learned" or bool(context.meta("selection")["learned"])
 
 
 def _scaled(mask_D: Tensor) -> Tensor:

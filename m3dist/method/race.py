@@ -1,4 +1,6 @@
-"""The loss for a data set: a short fit of every candidate on all features, the best on validation data wins.
+"""What validation data decide before a long fit: the loss, and whether stage 3 reads through the learned masks.
+
+Every candidate has a short fit, and the best on validation data wins.
 
 Each candidate has its learning rate fall to 0 in its own short fit: a fit that is cut off misjudges losses that gain
 most at the end.
@@ -7,9 +9,13 @@ most at the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from m3dist.config import Backbone, Config, Fit, ResolvedBackbone
+from m3dist.method import merge
 from m3dist.method.merge import MergeTask
 from m3dist.storage.artifacts import Output
 from m3dist.training.callbacks import Stopped
@@ -56,21 +62,44 @@ def _named(backbone: ResolvedBackbone) -> str:
 
 def run(context: Context) -> Output:
     """Race the candidates: no tensors; in the meta the winner, `backbone`, and every candidate's metric, `tried`."""
-    config, metric, tracker = context.config, context.config.evaluation.metric, context.tracker
-    settings = shortened(config, context.dataset.size("train"))
     raced: list[tuple[ResolvedBackbone, float]] = []
-    tried: dict[str, float] = {}
-    for backbone in candidates(config.backbone):
-        name = _named(backbone)
-        here = context.under(config.model_copy(update={"backbone": backbone, "merge": settings}))
-        task = MergeTask(here, [here.data.all_features])
-        metrics = fit(task, Plan(f"race {name}", settings, metric), tracker)
-        raced.append((backbone, metrics[metric]))
-        tried[name] = metrics[metric]
-    best = chosen(raced)
-    tracker.begin("race", context.checkpoints.key if context.checkpoints else "")
-    if log_epoch(tracker, context.engine, "race", 0, tried):
-        raise Stopped("race: stopped")
-    said = ", ".join(f"{name} {value:.4f}" for name, value in tried.items())
-    tracker.say(f"race: {_named(best)} ({said})")
-    return Output({}, {"backbone": best.model_dump(mode="json"), "tried": tried, "metric": metric})
+    for backbone in candidates(context.config.backbone):
+        here = context.under(context.config.model_copy(update={"backbone": backbone}))
+        raced.append((backbone, _short(here, [here.data.all_features], f"race {_named(backbone)}")))
+    best, tried = chosen(raced), {_named(backbone): value for backbone, value in raced}
+    return _said(context, "race", _named(best), tried, {"backbone": best.model_dump(mode="json")})
+
+
+def of_modalities(context: Context) -> Output:
+    """Learned masks of M3-InvRL or none: no tensors; in the meta `learned` and both metrics, `tried`."""
+    return _masks(context, merge.modalities)
+
+
+def of_features(context: Context) -> Output:
+    """The same for InvRL."""
+    return _masks(context, merge.features)
+
+
+def _masks(context: Context, contents: Callable[[Context, bool], list[Tensor | None]]) -> Output:
+    names = {"masks learned": True, "masks one": False}
+    tried = {name: _short(context, contents(context, learned), name) for name, learned in names.items()}
+    best = max(tried, key=tried.__getitem__)
+    return _said(context, "selection", best, tried, {"learned": names[best]})
+
+
+def _short(context: Context, contents: list[Tensor | None], name: str) -> float:
+    """The validation metric of a short fit of stage 3."""
+    config, metric = context.config, context.config.evaluation.metric
+    settings = shortened(config, context.dataset.size("train"))
+    task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
+    return fit(task, Plan(name, settings, metric), context.tracker)[metric]
+
+
+def _said(context: Context, stage: str, best: str, tried: dict[str, float], meta: dict[str, Any]) -> Output:
+    """Log the metrics as the stage's only line, and say who won."""
+    tracker = context.tracker
+    tracker.begin(stage, context.checkpoints.key if context.checkpoints else "")
+    if log_epoch(tracker, context.engine, stage, 0, tried):
+        raise Stopped(f"{stage}: stopped")
+    tracker.say(f"{stage}: {best} ({', '.join(f'{name} {value:.4f}' for name, value in tried.items())})")
+    return Output({}, {**meta, "tried": tried, "metric": context.config.evaluation.metric})

@@ -93,6 +93,11 @@ _ROUNDS = StageSpec(
     lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
 )  # fmt: skip
 
+_SELECTION = StageSpec(
+    "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), ("merge", *_BACKBONE),
+    lengths=("steps",), validates=False, only=("invariance.masks", "auto"),
+)  # fmt: skip
+
 MODELS = {
     spec.name: spec
     for spec in (
@@ -102,8 +107,13 @@ MODELS = {
                 _RACE,
                 StageSpec("align", "m3dist.method.align:run", "align", ("race",), _BACKBONE),
                 _ROUNDS,
+                _SELECTION,
                 StageSpec(
-                    "merge", "m3dist.method.merge:per_modality", "merge", ("race", "align", "invariance"), _BACKBONE
+                    "merge",
+                    "m3dist.method.merge:per_modality",
+                    "merge",
+                    ("race", "align", "invariance", "selection"),
+                    _BACKBONE,
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -118,8 +128,13 @@ MODELS = {
                 _RACE,
                 replace(_NAIVE, name="pretrain"),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
+                replace(_SELECTION, run="m3dist.method.race:of_features", inputs=("race", "pretrain", "invariance")),
                 StageSpec(
-                    "merge", "m3dist.method.merge:masked", "merge", ("race", "pretrain", "invariance"), _BACKBONE
+                    "merge",
+                    "m3dist.method.merge:masked",
+                    "merge",
+                    ("race", "pretrain", "invariance", "selection"),
+                    _BACKBONE,
                 ),
             ),
             "m3dist.method.fused:scorer",
