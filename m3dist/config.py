@@ -133,7 +133,7 @@ _OF_LOSS: dict[str, dict[str, Any]] = {
 
 
 class Race(Section):
-    """How long each candidate is tried where validation data decide: `backbone.loss` or `invariance.masks` is auto."""
+    """How long each candidate is tried where validation data decide: `backbone.loss` or `merge.masks` is auto."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the epochs of stage 3
     steps: PositiveInt = 300  # optimiser steps, where the share has fewer
@@ -181,7 +181,6 @@ class Invariance(Section):
     negatives: PositiveInt = 256  # shared by a step of this stage
     moved: Annotated[float, Field(ge=0, le=1)] = 0.01  # stop when fewer interactions than this share move
     empty: Literal["reseed", "drop"] = "reseed"
-    masks: Literal["auto", "learned"] = "auto"  # of stage 3; auto: learned or all one, by validation data
 
     def length(self, interactions: int) -> int:
         """Rounds."""
@@ -192,6 +191,7 @@ class Merge(Fit):
     """Stage 3 (eq. 11-15)."""
 
     init: Literal["align", "fresh"] = "fresh"  # id embeddings
+    masks: Literal["auto", "learned", "one", "shuffled"] = "auto"  # auto: learned or one, by validation data
     fusion: str = "entropy"  # or equal, loss, attention, or one that another package adds
 
     @pydantic.field_validator("fusion")

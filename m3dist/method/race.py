@@ -71,7 +71,7 @@ def run(context: Context) -> Output:
 
 
 def of_modalities(context: Context) -> Output:
-    """Learned masks of M3-InvRL or none: no tensors; in the meta `learned` and both metrics, `tried`."""
+    """Learned masks of M3-InvRL or one: no tensors; in the meta `masks` and both metrics, `tried`."""
     return _masks(context, merge.modalities)
 
 
@@ -80,11 +80,10 @@ def of_features(context: Context) -> Output:
     return _masks(context, merge.features)
 
 
-def _masks(context: Context, contents: Callable[[Context, bool], list[Tensor | None]]) -> Output:
-    names = {"masks learned": True, "masks one": False}
-    tried = {name: _short(context, contents(context, learned), name) for name, learned in names.items()}
-    best = max(tried, key=tried.__getitem__)
-    return _said(context, "selection", best, tried, {"learned": names[best]})
+def _masks(context: Context, contents: Callable[[Context, str], list[Tensor | None]]) -> Output:
+    tried = {masks: _short(context, contents(context, masks), f"masks {masks}") for masks in ("learned", "one")}
+    best = max(tried, key=tried.__getitem__)  # learned where they are level
+    return _said(context, "selection", best, tried, {"masks": best})
 
 
 def _short(context: Context, contents: list[Tensor | None], name: str) -> float:

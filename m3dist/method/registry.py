@@ -82,8 +82,9 @@ class ModelSpec:
 
 
 _BACKBONE = ("backbone", "optimizer", "evaluation.metric", "deepspeed", "precision")
+_SHORT = ("merge.epochs", "merge.batch_size", "merge.lr", "merge.decay")  # what a short fit takes from stage 3
 _RACE = StageSpec(
-    "race", "m3dist.method.race:run", "race", reads=("merge", *_BACKBONE), lengths=("steps",), validates=False,
+    "race", "m3dist.method.race:run", "race", reads=(*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
     only=("backbone.loss", "auto"),
 )  # fmt: skip
 _NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE)
@@ -94,8 +95,8 @@ _ROUNDS = StageSpec(
 )  # fmt: skip
 
 _SELECTION = StageSpec(
-    "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), ("merge", *_BACKBONE),
-    lengths=("steps",), validates=False, only=("invariance.masks", "auto"),
+    "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), (*_SHORT, *_BACKBONE),
+    lengths=("steps",), validates=False, only=("merge.masks", "auto"),
 )  # fmt: skip
 
 MODELS = {
