@@ -29,6 +29,7 @@ from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
+from m3dist.distributed.metrics import Here
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
 from m3dist.storage.artifacts import Output, Store
@@ -230,7 +231,8 @@ def run(
                     task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
                     ray_train.run(task, config, tracker, told or None)
             else:
-                with Interrupts() as stop, Tracker(out, told or None, Display(quiet), stop) as tracker:
+                heard = Callbacks([Here(config.out), *told.callbacks])
+                with Interrupts() as stop, Tracker(out, heard, Display(quiet), stop) as tracker:
                     # with workers elsewhere this process only leads actors, which find their own devices
                     todo(Engine.of(config, device="cpu" if config.workers else None), tracker, dataset.held)
 
