@@ -35,6 +35,7 @@ from m3dist.method import registry
 from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
+from m3dist.training.allocator import keep_freed_memory
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.context import Context
 from m3dist.training.loggers import LOGGERS
@@ -149,6 +150,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
     """Compute the artifacts of a job's steps that are not there yet; every worker calls it alike."""
     config = job.config
     registry.register(job.classes)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     if engine.rank_zero:
         tracker.say(
             f"on {devices.described(engine.device)}" + (f", {engine.world} workers" if engine.world > 1 else "")
