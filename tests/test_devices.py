@@ -83,7 +83,7 @@ def test_choices_run_on_a_device(extra: list[str], root: Path, tmp_path: Path, c
 
 
 def test_what_validation_data_decide_is_tried_on_a_device(root: Path, tmp_path: Path, counted: Counted) -> None:
-    """Losses and masks: all candidates have the metrics of the CPU; which of level ones wins may be a matter of bits."""
+    """All candidates have the metrics of the CPU; which of level ones wins may be a matter of bits."""
     values = ["backbone.loss=auto", "merge.masks=auto", "race.steps=3"]
     config = config_of(root, tmp_path / "there", *values)
     assert np.isfinite([*trained(config, NAME).values()]).all()
