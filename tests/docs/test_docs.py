@@ -73,6 +73,9 @@ def lines(page: Path) -> Iterator[Line]:
                 if words[:1] == ["m3dist"]:
                     yield Line(str(page.relative_to(ROOT)), tuple(words[1:]))
                 words = []
+    if page.name == "README.md":  # whose table has a command in each row
+        for command in re.findall(r"`m3dist ([a-z][^`]*)`", page.read_text()):
+            yield Line("README.md", tuple(shlex.split(command)))
 
 
 COMMAND_LINES = [line for page in PAGES for line in lines(page)]
