@@ -69,7 +69,7 @@ class Backbone(Section):
     @classmethod
     def _ungrouped(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("sampling") == "per_positive":
-            return {"groups": 1, **values}  # the default is for shared negatives
+            return {"groups": 1, "loss": "ultragcn", **values}  # defaults are for shared negatives
         return values
 
     @pydantic.model_validator(mode="after")

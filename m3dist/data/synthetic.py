@@ -1,8 +1,9 @@
 """Data with planted invariant and spurious dimensions, whose truth is saved.
 
 Every modality has `invariant` dimensions that cause interactions, through users' tastes, in all environments, and
-`spurious` ones that exposure leans on, nearly alike for all users, by a strength that differs between environments
-and flips its sign in the test split. Each training interaction comes from one latent environment.
+`spurious` ones that exposure leans on, nearly alike for all users, by a strength that differs between environments,
+is 0 in the validation split (which is shifted, too, so that it can select) and flips its sign in the test split. Each
+training interaction comes from one latent environment.
 
     P(i | u, e) proportional to exp(taste_u . c_i + strength_e lean_u . s_i)
 
@@ -49,7 +50,7 @@ def write(dst: str | Path, config: Synthetic, seed: int) -> dict[str, Any]:
     environments = len(strength)
     parts = [draw(np.full(U, s), train // environments + (e < train % environments)) for e, s in enumerate(strength)]
     splits = {"train": np.concatenate(parts, axis=1)}
-    splits["val"] = draw(rng.choice(strength, U), held)
+    splits["val"] = draw(np.zeros(U), held)
     splits["test"] = draw(np.full(U, -float(strength.max())), held)
     with Writer(dst) as out:
         for m in range(M):

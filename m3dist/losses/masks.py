@@ -186,5 +186,5 @@ def environment_effect(gradient_EcV: Tensor, second_EV: Tensor, count_EV: Tensor
     away_EcV = (mean_EcV - _sum(mean_EcV) / number_V).mul_(there_EV.unsqueeze(1))
     sure_V = 1 + _SURE * math.sqrt(2 / c) * freedom_V.rsqrt()
     excess_V = (_sum(away_EcV.square_(), (0, 1)) - noise_V * sure_V).clamp(min=0) / freedom_V
-    ratio_V = excess_V / (_sum(within_EV) / number_V).clamp(min=1e-30)
-    return torch.where(number_V > 1, ratio_V / (ratio_V + small), 0.0)
+    priced_V = (_sum(within_EV) / number_V * small).clamp(min=1e-30)
+    return torch.where(number_V > 1, excess_V / (excess_V + priced_V), 0.0)

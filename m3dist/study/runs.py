@@ -49,7 +49,8 @@ class Study:
         """Of one run; its folder is named by its values."""
         values = [*method.overrides, f"evaluation.k={list(K)}", *self.overrides, *extra, f"seed={seed}"]
         config = configs.load(None, [f"data={data or self.data}", f"artifacts={self.out / 'artifacts'}", *values])
-        config = _scaled(config, self.budget)
+        if self.budget != 1:
+            config = _scaled(config, self.budget, (Dataset(data) if data else self.dataset).size("train"))
         name = method.overrides[0].removeprefix("model=")
         key = digest(config.model_dump(exclude={"out", "artifacts"}))
         return config.model_copy(update={"out": str(self.out / "runs" / f"{name}-{seed}-{key}")})
@@ -125,14 +126,16 @@ def against(dataset: Dataset, score: ranking.Scorer, user: np.ndarray, item: np.
     return Evaluator(dataset, Evaluation(k=K)).evaluate(score, "test", keep=True, relevant=relevant)[1]
 
 
-def _scaled(config: Config, budget: float) -> Config:
-    """Every number of epochs times `budget`, at least 1."""
+def _scaled(config: Config, budget: float, interactions: int) -> Config:
+    """Every number of epochs times `budget`, at least 1; `auto` stands for what it is on so many interactions."""
     update = {}
     for stage in registry.model(config.model).stages:
-        values = getattr(config, stage.section)
-        scaled = {
-            name: max(1, round(getattr(values, name) * budget)) for name in stage.lengths if getattr(values, name)
-        }
+        values, scaled = getattr(config, stage.section), {}
+        for name in stage.lengths:
+            given = getattr(values, name)
+            number = values.length(interactions) if given == "auto" else given
+            if number:
+                scaled[name] = max(1, round(number * budget))
         update[stage.section] = values.model_copy(update=scaled)
     return config.model_copy(update=update)
 

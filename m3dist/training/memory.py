@@ -12,7 +12,8 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
     spec = registry.model(config.model)
     members = M if spec.members == "modalities" else 1
-    table = dataset.n_users * (backbone.dim + backbone.content_dim) + dataset.n_items * backbone.dim
+    beside = backbone.content_dim if backbone.loss == "auto" else backbone.resolved.content_columns
+    table = dataset.n_users * (backbone.dim + beside) + dataset.n_items * backbone.dim
     batch, negatives = config.merge.batch_size, backbone.negatives
     if spec.members == "nodes":  # the widest have a table of nodes per modality
         table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)

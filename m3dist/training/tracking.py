@@ -55,7 +55,8 @@ class Display:
         """One short line where bars make no sense, as in a log; everything is in metrics.jsonl."""
         if not self.console.is_terminal:
             short = {k: v for k, v in values.items() if k in ("loss", "interactions/s") or k.startswith("ndcg@")}
-            self.say(f"{stage} {step}: " + " ".join(f"{name} {value:.4g}" for name, value in short.items()))
+            if short:
+                self.say(f"{stage} {step}: " + " ".join(f"{name} {value:.4g}" for name, value in short.items()))
 
 
 class Heard(Protocol):

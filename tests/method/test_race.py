@@ -22,19 +22,21 @@ from m3dist.training.context import Context
 
 def names(*values: str) -> list[tuple[Any, ...]]:
     found = race.candidates(load(None, values).backbone)
-    return [(x.loss, x.tau, x.projection_l2) if x.loss == "softmax" else (x.loss,) for x in found]
+    return [(x.loss, x.tau, x.projection_l2) if x.loss == "softmax" else (x.loss, x.l2) for x in found]
 
 
 def test_candidates_are_all_that_the_config_leaves_open() -> None:
     taus, l2s = race.TEMPERATURES, race.CONTENT
-    assert names() == [*(("softmax", tau, l2) for tau in taus for l2 in l2s), ("ultragcn",)]
-    assert names("backbone.tau=0.3") == [*(("softmax", 0.3, l2) for l2 in l2s), ("ultragcn",)]
-    assert names("backbone.projection_l2=0.5") == [*(("softmax", tau, 0.5) for tau in taus), ("ultragcn",)]
-    assert names("backbone.tau=0.3", "backbone.projection_l2=0.5") == [("softmax", 0.3, 0.5), ("ultragcn",)]
+    others = [("ultragcn", l2) for l2 in race.ROWS]
+    assert names() == [*(("softmax", tau, l2) for tau in taus for l2 in l2s), *others]
+    assert names("backbone.tau=0.3") == [*(("softmax", 0.3, l2) for l2 in l2s), *others]
+    assert names("backbone.projection_l2=0.5") == [*(("softmax", tau, 0.5) for tau in taus), *others]
+    assert names("backbone.tau=0.3", "backbone.projection_l2=0.5") == [("softmax", 0.3, 0.5), *others]
+    assert names("backbone.l2=0.4", "backbone.tau=0.3")[-2:] == [("softmax", 0.3, l2s[-1]), ("ultragcn", 0.4)]
 
 
 def test_what_follows_the_loss_follows_each_candidates_own() -> None:
-    *many, other = race.candidates(load(None, ["backbone.dim=24", "backbone.negatives=7"]).backbone)
+    *many, other = race.candidates(load(None, ["backbone.dim=24", "backbone.negatives=7", "backbone.l2=0.1"]).backbone)
     assert {(x.content, x.nu, x.kappa, x.projection_rate) for x in many} == {("add", 0.0, 0.0, 0.1)}
     assert (other.content, other.nu, other.kappa, other.projection_rate) == ("concat", 0.1, 1.0, 1.0)
     assert {(x.dim, x.negatives) for x in (*many, other)} == {(24, 7)}
@@ -96,7 +98,8 @@ def test_losses_that_are_close_have_a_longer_fit(
     planted_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "merge.epochs=100", "race.share=0.1", "race.steps=1"]
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.l2=0.03", "race.share=0.1", "race.steps=1"]
+    values.append("merge.epochs=100")
     asked: list[tuple[str, int]] = []
 
     def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
@@ -119,20 +122,20 @@ def shapes(run: dict[str, Any], config: Config) -> dict[str, tuple[int, ...]]:
     return {stage: tuple(store.load(stage, run["keys"][stage])[0][name].shape) for stage, name in stages.items()}
 
 
-@pytest.mark.parametrize(("tau", "negative_weight", "winner"), [(0.25, 1e5, "softmax"), (50.0, 10, "ultragcn")])
+@pytest.mark.parametrize(("tau", "negative_weight", "winner"), [(0.25, 1e5, "softmax"), (1e-3, 1, "ultragcn")])
 def test_later_stages_train_with_the_winner(
     tau: float, negative_weight: float, winner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A softmax so warm that it learns next to nothing loses, and so does UltraGCN's loss with next to no positives."""
+    """A softmax so cold that one negative is all it sees loses, and so does UltraGCN's loss with next to no positives."""
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
-    values += (f"backbone.negative_weight={negative_weight}", "race.steps=40")
-    values = (*values, "merge.epochs=10", "evaluation.metric=ndcg@5", "merge.masks=auto")
+    values += (f"backbone.negative_weight={negative_weight}", "backbone.l2=0.03", "race.steps=160")
+    values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
     config = small(tmp_path, *values)
     run = pipeline.run(config)
     assert list(run["stages"]) == ["race", "align", "invariance", "selection", "merge"]
     _, meta = pipeline.artifact_store(config).load("race", run["keys"]["race"])
     best, metric = max(meta["tried"].items(), key=lambda pair: pair[1])
-    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn"}
+    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn l2 0.03"}
     assert set(meta["tried"]) == set(name.values())
     assert best == name[winner]
     assert meta["metric"] == "ndcg@5"

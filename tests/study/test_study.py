@@ -49,7 +49,7 @@ def test_table3(study: Study) -> None:
     table = rows(path)
     assert [row["method"] for row in table] == ["Popularity", *(m.name for m in methods.TABLE3)]
     ours = study.scores(methods.OURS)
-    last = table[-1]
+    last = next(row for row in table if row["method"] == "M3-InvRL")
     assert last["N@10"].strip("*").startswith(f"{ours.values['ndcg@10'].mean():.4f} ±")
     assert last["published N@10"] == "0.284"
     naive = study.scores(methods.NAIVE)
@@ -171,7 +171,7 @@ def test_published_figures_only_where_they_belong() -> None:
     assert methods.published_for("ml1m", 6036, 3081)[0] == "movielens"
     assert methods.published_for("amazon-baby", 10, 10) == (None, "")
     for paper in methods.PUBLISHED.values():
-        assert {m.name for m in (*methods.TABLE3, *methods.TABLE4)} <= set(paper)
+        assert {m.name for m in (*methods.TABLE3, *methods.TABLE4) if m.category != "softmax"} <= set(paper)
 
 
 @pytest.mark.parametrize(
