@@ -126,7 +126,7 @@ def shapes(run: dict[str, Any], config: Config) -> dict[str, tuple[int, ...]]:
 def test_later_stages_train_with_the_winner(
     tau: float, negative_weight: float, winner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A softmax so cold that one negative is all it sees loses, and so does UltraGCN's loss with next to no positives."""
+    """A softmax so cold that it sees one negative loses, and so does UltraGCN's loss with next to no positives."""
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
     values += (f"backbone.negative_weight={negative_weight}", "backbone.l2=0.03", "race.steps=160")
     values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
