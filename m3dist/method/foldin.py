@@ -29,7 +29,8 @@ STEPS = {"softmax": 8, "ultragcn": 20}  # of every user; from then on rows hardl
 _NEGATIVES = 4096  # at most
 _BLOCK = 1 << 22  # numbers of a block's largest tensor
 
-Gradient = Callable[[Tensor], Tensor]  # of rows [u, k]
+# of rows [u, k]: the gradient, and a number by which one row is better than another, [u, 1]
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,12 @@ def _ultragcn(own_uTk: Tensor, far_Nk: Tensor, weights: tuple[Tensor, Tensor], l
     """Of the sum of weighted -log sigmoid(u . v) of positives, -log(1 - sigmoid(u . v)) of negatives, and L2."""
     weight_uT, weight_uN = weights
 
-    def gradient(user_uk: Tensor) -> Tensor:
+    def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
         slope_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).neg_().sigmoid_().mul_(weight_uT)
         slope_uN = (user_uk @ far_Nk.T).sigmoid_().mul_(weight_uN)
         pull_uk = torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)
-        return (slope_uN @ far_Nk).sub_(pull_uk).addcmul_(user_uk, l2_k, value=2)
+        found_uk = (slope_uN @ far_Nk).sub_(pull_uk).addcmul_(user_uk, l2_k, value=2)
+        return found_uk, found_uk.norm(dim=1, keepdim=True)
 
     return gradient
 
@@ -151,36 +153,37 @@ def _softmax(own_uTk: Tensor, far_Nk: Tensor, drawn: Drawn, shape: tuple[float, 
     tau, count = shape
     scale = count / len(far_Nk)
 
-    def gradient(user_uk: Tensor) -> Tensor:
+    def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
         each_uN = (user_uk @ far_Nk.T).div_(tau).exp_()
         total_u1 = each_uN.sum(1, keepdim=True)
         own_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).div_(tau)
-        slope_uT = torch.sigmoid((total_u1 * scale).log() - own_uT).mul_(drawn.weight_uT)
+        gap_uT = (total_u1 * scale).log() - own_uT
+        value_u1 = F.softplus(gap_uT).mul_(drawn.weight_uT).sum(1, keepdim=True)
+        slope_uT = torch.sigmoid(gap_uT).mul_(drawn.weight_uT)
         push_uk = (each_uN @ far_Nk).mul_(slope_uT.sum(1, keepdim=True) / total_u1)
         found_uk = push_uk.sub_(torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)).div_(tau)
-        return found_uk.addcmul_(user_uk, torch.linalg.vecdot(found_uk, user_uk).unsqueeze(1), value=-1)
+        return found_uk.addcmul_(user_uk, torch.linalg.vecdot(found_uk, user_uk).unsqueeze(1), value=-1), value_u1
 
     return gradient
 
 
 def _descend(gradient: Gradient, row_uk: Tensor, first_u1: Tensor, loss: str) -> Tensor:
-    """The rows with the smallest gradients on the way. first_u1: lengths of steps that never overshoot.
+    """The best rows on the way. first_u1: lengths of steps that never overshoot.
 
     Rows of the softmax are kept at length 1, and their gradients are along the sphere.
     """
-    slope_uk, length_u1 = gradient(row_uk), first_u1
-    best_uk, least_u1 = row_uk, slope_uk.norm(dim=1, keepdim=True)
+    (slope_uk, least_u1), length_u1 = gradient(row_uk), first_u1
+    best_uk = row_uk
     for _ in range(STEPS[loss]):
         next_uk = row_uk - length_u1 * slope_uk
         if loss == "softmax":
             next_uk = F.normalize(next_uk, dim=1)
-        then_uk = gradient(next_uk)
+        then_uk, size_u1 = gradient(next_uk)
         moved_uk, turned_uk = next_uk - row_uk, then_uk - slope_uk
         along_u1 = torch.linalg.vecdot(moved_uk, turned_uk).unsqueeze(1)
         length_u1 = along_u1 / turned_uk.square().sum(1, keepdim=True).clamp(min=1e-30)
         length_u1 = torch.where(along_u1 > 0, length_u1, first_u1)
         row_uk, slope_uk = next_uk, then_uk
-        size_u1 = slope_uk.norm(dim=1, keepdim=True)
         best_uk = torch.where(size_u1 < least_u1, row_uk, best_uk)
         least_u1 = torch.minimum(size_u1, least_u1)
     return best_uk
