@@ -25,9 +25,11 @@ from m3dist.evaluation.ranking import Seen, block_size
 from m3dist.method import registry
 from m3dist.method.foldin import FoldIn
 from m3dist.method.fused import Fused
+from m3dist.serving import export
 from m3dist.serving.catalogue import Catalogue
 from m3dist.serving.lists import Group, Lists
 from m3dist.serving.rules import Rules, typed
+from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
 from m3dist.training.context import Context
 
@@ -101,8 +103,7 @@ class Run:
         Raises ValueError on an unknown user or item, and where the model cannot do what is asked.
         """
         rules = rules or Rules()
-        block = block_size(self.config.evaluation.block, len(self.catalogue), self.context.engine.device)
-        lists = Lists(self.catalogue, k, block, list(self.dataset.modalities), rules, reasons)
+        lists = Lists(self.catalogue, k, self._block, list(self.dataset.modalities), rules, reasons)
         if histories is None:
             return lists.table(self._trained(self._users(user_ids)))
         named = self._users(user_ids or [])
@@ -113,6 +114,21 @@ class Run:
             raise ValueError("histories: none are given, and no users; give one or the other")
         kind = tables[-1]["user"].type
         return pa.concat_tables([x.set_column(0, "user", x["user"].cast(kind)) for x in tables])
+
+    def export(self, dst: str | Path, kind: str = "vectors") -> dict[str, str]:
+        """Write the run for other programs into a folder or URI; the files' SHA-256 by name.
+
+        vectors: users.parquet and items.parquet, `id` and `vector`, whose inner products are the scores. faiss: an
+        exact index of the items' vectors, too. A model card (card.json, README.md) travels with each. Raises ValueError
+        where the model's scores are no inner products, or a package is missing.
+        """
+        vectors = Vectors(self._trained(self._users(None)), self.config.model, self.tensors, self._block)
+        return export.write(self, vectors, Folder(dst), kind)
+
+    @property
+    def _block(self) -> int:
+        """Users that rank at once."""
+        return block_size(self.config.evaluation.block, len(self.catalogue), self.context.engine.device)
 
     def _trained(self, users: np.ndarray) -> Group:
         """Users of the data set by their dense ids."""
