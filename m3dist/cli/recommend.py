@@ -25,6 +25,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--only-new", is_flag=True, help="Rank only items without training interactions.")
 @click.option("--diverse", type=click.FloatRange(0, 1), default=0.0, help="How much unlikeness to items above counts.")
 @click.option("--reasons", is_flag=True, help="Say which modality weighed most, and the nearest items of the history.")
+@click.option("--new-items", type=_FILE, help="A folder of items and their features, which are ranked too.")
 @click.option("--skip-unknown", is_flag=True, help="Leave users and items out whom the data set does not have.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) -> None:
@@ -52,6 +53,8 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) ->
         skip_unknown=given["skip_unknown"],
     )
     opened = Run(run, given["device"])
+    if given["new_items"]:
+        opened = opened.add_items(given["new_items"])
     if wanted:
         source = str(file) if file else "--user"
         wanted = idlists.known_ids(wanted, opened.dataset.user_ids, source, given["skip_unknown"])

@@ -46,15 +46,18 @@ class Drawn:
 class FoldIn:
     """How a run finds users' rows.
 
-    items: the members' rows, [I, k] each, as they rank. means: of the trained users' rows, [M, k], which a user without
-    history has. pool: ids that training draws negatives from; None where these are all.
+    items: the members' rows, [I, k] each, as they rank, those of new items behind the trained ones'. means: of the
+    trained users' rows, [M, k], which a user without history has. pool: ids that training draws negatives from; None
+    where these are all.
     """
 
     def __init__(
         self, backbone: ResolvedBackbone, weights: Weights, items: list[Tensor], means: Tensor, pool: Tensor | None
     ):
         self.config, self.weights, self.items, self.means = backbone, weights, items, means
-        size = len(items[0]) if pool is None else len(pool)
+        trained = len(weights.c_I) - 1
+        self.c_I = F.pad(weights.c_I[:-1], (0, len(items[0]) - trained), value=1.0)  # new items have no interactions
+        size = trained if pool is None else len(pool)
         at = torch.arange(min(size, _NEGATIVES), device=means.device) * size // min(size, _NEGATIVES)
         self.negative_N = at if pool is None else pool[at].long()
 
@@ -76,7 +79,7 @@ class FoldIn:
             gradient = _softmax(own_uTk, far_Nk, drawn, (tau, self.config.negatives))
             first_u1 = mean_uk.new_full((len(mean_uk), 1), tau**2)
             return _descend(gradient, F.normalize(mean_uk, dim=1), first_u1, self.config.loss)
-        c_N = self.weights.c_I[self.negative_N]
+        c_N = self.c_I[self.negative_N]
         weight_uN = self.weights.w[2] + self.weights.kappa * self.weights.w[3] * drawn.factor_u.unsqueeze(1) * c_N
         weight_uN *= self.config.negative_weight / len(c_N)
         l2_k = torch.full((item_Ik.shape[1],), self.config.l2, device=item_Ik.device)
@@ -110,7 +113,7 @@ class FoldIn:
         user = np.repeat(np.arange(len(count)), count)
         item, I = histories.item.cpu().numpy(), len(self.items[0])
         a_n = user_factor(torch.from_numpy(count.astype(np.float64))).numpy()
-        c_I = self.weights.c_I.cpu().numpy()
+        c_I = self.c_I.cpu().numpy()
         share = 1 / np.maximum(count, 1)
         positive = self.weights.w[0] + self.weights.kappa * self.weights.w[1] * a_n[user] * c_I[item]
         given = sp.csr_matrix((positive * share[user], (user, item)), shape=(len(count), I))

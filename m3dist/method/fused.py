@@ -38,6 +38,12 @@ class Members:
         self.item = [tensors[f"{m}.matrix"] for m in range(self.count)]
         self._products = [ranking.Product(user, item) for user, item in zip(self.user, self.item, strict=True)]
 
+    def with_items(self, rows: Sequence[Tensor]) -> Members:
+        """The same users with further items, behind those there are: rows of each member."""
+        tables = {f"{m}.user": user for m, user in enumerate(self.user)}
+        items = [torch.cat([item, more]) for item, more in zip(self.item, rows, strict=True)]
+        return Members(tables | {f"{m}.matrix": item for m, item in enumerate(items)}, self.low)
+
     def of(self, users: Sequence[Tensor]) -> Members:
         """The same items with other users' rows, one table for each member."""
         tables = {f"{m}.user": user for m, user in enumerate(users)}

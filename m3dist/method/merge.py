@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from m3dist.method import fused
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
+from m3dist.method.align import represented
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
 from m3dist.method.fused import Fused, Members
+from m3dist.models.alignment import Aligner
+from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
@@ -131,19 +134,53 @@ def naive(context: Context) -> Output:
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    features = context.data.all_features
-    assert features is not None
-    contents: list[Tensor | None] = [_scaled(context.read("invariance")["mask.0"]).to(features.device) * features]
-    return train(context, contents, _start(context, "pretrain", "0"))
+    return train(context, contents(context, context.data.features), _start(context, "pretrain", "0"))
 
 
 def per_modality(context: Context) -> Output:
     """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
-    aligned, masks = context.read("align"), context.read("invariance")
-    M = len(context.dataset.modalities)
-    phi = [_scaled(masks[f"mask.{r}"]) * aligned[f"representation.{r}"].float() for r in range(M + 1)]
-    contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
-    return train(context, contents, _start(context, "align", "member"))
+    aligned = context.read("align")
+    v = [aligned[f"representation.{r}"].float() for r in range(len(context.dataset.modalities) + 1)]
+    return train(context, _kept(context, v), _start(context, "align", "member"))
+
+
+def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
+    """What the members of the final stage read of any items, from their features as `DeviceData.prepared` has them."""
+    assert context.stage is not None
+    kind = context.stage.run.partition(":")[2]
+    if kind == "per_modality":
+        align, trained = context.config.align, context.read("align")
+        aligner = Aligner([one.shape[1] for one in x], align.dim, align.encoder, align.tau, align.tau_fixed)
+        aligner.load_state_dict({k.removeprefix("aligner."): v for k, v in trained.items() if k.startswith("aligner.")})
+        return _kept(context, represented(aligner.to(x[0].device), x, align.shared))
+    features = torch.cat(x, dim=1)
+    if kind == "masked":
+        features = _scaled(context.read("invariance")["mask.0"]).to(features.device) * features
+    return [features]
+
+
+def _kept(context: Context, v: list[Tensor]) -> list[Tensor | None]:
+    """Q_m = [Phi_m; Phi_{M+1}] of representations v_1..v_M and z_{M+1}."""
+    masks = context.read("invariance")
+    *phi, shared = (_scaled(masks[f"mask.{r}"]).to(x.device) * x for r, x in enumerate(v))
+    return [torch.cat([one, shared], dim=1) for one in phi]
+
+
+def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
+    """The members' rows of items that were not trained, as they rank, [n, k] each: content alone speaks for them.
+
+    tensors: of the final stage; x: features as in `contents`.
+    """
+    backbone, out = context.config.backbone.resolved, []
+    for m, content in enumerate(contents(context, x)):
+        assert content is not None
+        state = {k.removeprefix(f"{m}.model."): v for k, v in tensors.items() if k.startswith(f"{m}.model.")}
+        adds = backbone.content == "add"
+        model = UltraGCN(content.shape[1], backbone.dim if adds else backbone.content_dim, adds)
+        model.load_state_dict(state)
+        row_nk = model.to(content.device).item_rows(content.new_zeros(len(content), backbone.dim), content).detach()
+        out.append(scored(row_nk, backbone.loss))
+    return out
 
 
 def _scaled(mask_D: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: u users of a block, I items, k list length, p items of a pool, w content
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from m3dist.evaluation.ranking import Block, Mask, Seen, Users
-from m3dist.serving.catalogue import Catalogue
+from m3dist.serving.catalogue import Catalogue, typed
 
 Items = Iterable[Any] | Mapping[Any, Iterable[Any]]  # for everybody, or by user
 Hook = Callable[[list[Any], Tensor], Tensor]
@@ -111,21 +111,6 @@ def _by_user(items: Mapping, catalogue: Catalogue, user_ids: pa.Array, named: tu
     kept = (user >= 0) & (at >= 0)
     pairs = np.unique(np.stack([user[kept], at[kept]]), axis=1)
     return Seen.of((pairs[0], pairs[1]), len(user_ids), catalogue.trained_I.device)
-
-
-def typed(ids: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Ids of a given type; null where one cannot be of that type."""
-    try:
-        return pa.array(ids).cast(kind)
-    except (pa.ArrowException, TypeError):
-        return pa.array([_as(value, kind) for value in ids], type=kind)
-
-
-def _as(value: Any, kind: pa.DataType) -> Any:
-    try:
-        return pa.scalar(value).cast(kind).as_py()
-    except pa.ArrowException:
-        return None
 
 
 def diversified(block: Block, content_Iw: Tensor, weight: float, k: int) -> Block:

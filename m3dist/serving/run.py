@@ -5,6 +5,7 @@ Shapes: M members, n users with histories, I items.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.data.dataset import SPLITS
+from m3dist.data.importers.newitems import NewItems, read_new_items
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
@@ -25,10 +27,11 @@ from m3dist.evaluation.ranking import Seen, block_size
 from m3dist.method import registry
 from m3dist.method.foldin import FoldIn
 from m3dist.method.fused import Fused
+from m3dist.method.merge import new_rows
 from m3dist.serving import export
-from m3dist.serving.catalogue import Catalogue
+from m3dist.serving.catalogue import Catalogue, typed
 from m3dist.serving.lists import Group, Lists
-from m3dist.serving.rules import Rules, typed
+from m3dist.serving.rules import Rules
 from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
 from m3dist.training.context import Context
@@ -77,7 +80,39 @@ class Run:
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Metrics on `val` or `test`."""
-        return self.evaluator.evaluate(self.score, split)[0]
+        score = pipeline.scorer(self.config, self.tensors, self.context.engine.device)
+        return self.evaluator.evaluate(score, split)[0]
+
+    def add_items(self, items: str | Path | NewItems) -> Run:
+        """The same run with items that it was not trained on, which rank beside the others, or alone under
+        `Rules(only_new=True)` or `Rules(candidates=...)`.
+
+        items: a folder with an items table and features by modality in its order, or features with ids, as `m3dist
+        prepare tables` reads them; or `NewItems`. The run's own standardisation, encoders, masks and projections make
+        their rows; an item may lack modalities. Metrics of `evaluate` are those without them. Raises ValueError on
+        items that are not new, on modalities that the run does not have, and where the model reads no content.
+        """
+        given = items if isinstance(items, NewItems) else read_new_items(Path(items))
+        widths, data = self.dataset.modalities, self.context.data
+        if not isinstance(self.score, Fused) or not widths:
+            raise ValueError(
+                f"new items: model={self.config.model} on {self.dataset.name} knows items by their ids alone"
+            )
+        for name, values in given.features.items():
+            if values.shape[1:] != (widths.get(name),):
+                have = ", ".join(f"{known} of {width}" for known, width in widths.items())
+                raise ValueError(f"new items: {name} of {values.shape[-1]} columns; the run has {have}")
+        x: list[torch.Tensor] = []
+        for name, width in widths.items():
+            values = given.features.get(name, np.zeros((len(given.ids), width), np.float32))
+            here = given.present.get(name, np.full(len(given.ids), name in given.features))
+            x.append(data.prepared(name, torch.from_numpy(values), torch.from_numpy(here)))
+        more = copy.copy(self)
+        more.__dict__.pop("fold_in", None)
+        more.catalogue = self.catalogue.extended(given.ids, x)
+        members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
+        more.score = Fused(members, self.score.fusion)
+        return more
 
     def recommend(
         self,
