@@ -134,14 +134,25 @@ def naive(context: Context) -> Output:
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    return train(context, contents(context, context.data.features), _start(context, "pretrain", "0"))
+    return train(context, features(context, _masks(context)), _start(context, "pretrain", "0"))
 
 
 def per_modality(context: Context) -> Output:
-    """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
-    aligned = context.read("align")
-    v = [aligned[f"representation.{r}"].float() for r in range(len(context.dataset.modalities) + 1)]
-    return train(context, _kept(context, v), _start(context, "align", "member"))
+    """M3-InvRL: a member per modality."""
+    return train(context, modalities(context, _masks(context)), _start(context, "align", "member"))
+
+
+def features(context: Context, masks: str) -> list[Tensor | None]:
+    """What InvRL's member reads: all features [I, sum of widths] through the masks of that name, see `masked_by`."""
+    x = context.data.all_features
+    assert x is not None
+    return [masked_by(context, masks, 0, x)]
+
+
+def modalities(context: Context, masks: str) -> list[Tensor | None]:
+    """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D], through the masks of that name."""
+    aligned, M = context.read("align"), len(context.dataset.modalities)
+    return _joined(context, masks, [aligned[f"representation.{r}"].float() for r in range(M + 1)])
 
 
 def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
@@ -152,18 +163,9 @@ def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
         align, trained = context.config.align, context.read("align")
         aligner = Aligner([one.shape[1] for one in x], align.dim, align.encoder, align.tau, align.tau_fixed)
         aligner.load_state_dict({k.removeprefix("aligner."): v for k, v in trained.items() if k.startswith("aligner.")})
-        return _kept(context, represented(aligner.to(x[0].device), x, align.shared))
-    features = torch.cat(x, dim=1)
-    if kind == "masked":
-        features = _scaled(context.read("invariance")["mask.0"]).to(features.device) * features
-    return [features]
-
-
-def _kept(context: Context, v: list[Tensor]) -> list[Tensor | None]:
-    """Q_m = [Phi_m; Phi_{M+1}] of representations v_1..v_M and z_{M+1}."""
-    masks = context.read("invariance")
-    *phi, shared = (_scaled(masks[f"mask.{r}"]).to(x.device) * x for r, x in enumerate(v))
-    return [torch.cat([one, shared], dim=1) for one in phi]
+        return _joined(context, _masks(context), represented(aligner.to(x[0].device), x, align.shared))
+    whole = torch.cat(x, dim=1)
+    return [masked_by(context, _masks(context), 0, whole) if kind == "masked" else whole]
 
 
 def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
@@ -181,6 +183,29 @@ def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> l
         row_nk = model.to(content.device).item_rows(content.new_zeros(len(content), backbone.dim), content).detach()
         out.append(scored(row_nk, backbone.loss))
     return out
+
+
+def _joined(context: Context, masks: str, v: list[Tensor]) -> list[Tensor | None]:
+    """Q_m of representations v_1..v_M and z_{M+1}."""
+    *phi, shared = (masked_by(context, masks, r, x) for r, x in enumerate(v))
+    return [torch.cat([one, shared], dim=1) for one in phi]
+
+
+def masked_by(context: Context, masks: str, r: int, x_ID: Tensor) -> Tensor:
+    """Representation r through its mask: the learned one, its entries shuffled over dimensions as a control, or one."""
+    if masks == "one":
+        return x_ID
+    mask_D = context.read("invariance")[f"mask.{r}"]
+    if masks == "shuffled":
+        generator = torch.Generator().manual_seed(derive(context.config.seed, "masks", r))
+        mask_D = mask_D[torch.randperm(len(mask_D), generator=generator)]
+    return _scaled(mask_D).to(x_ID.device) * x_ID
+
+
+def _masks(context: Context) -> str:
+    """The masks that members read through."""
+    chosen = context.config.merge.masks
+    return context.meta("selection")["masks"] if chosen == "auto" else chosen
 
 
 def _scaled(mask_D: Tensor) -> Tensor:

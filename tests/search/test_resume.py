@@ -25,7 +25,7 @@ from m3dist.distributed import ray_train
 from m3dist.search import driver, leases
 from m3dist.search.space import Plan
 
-LONG = {**BASE, "merge": {"epochs": 12, "batch_size": 256, "evaluate_every": 1, "patience": 0}}
+LONG = {**BASE, "merge": {**BASE["merge"], "epochs": 12, "batch_size": 256}}
 SEARCH: dict[str, Any] = {"base": LONG, "scheduler": {"kind": "fifo"}, "concurrency": 1}
 
 
