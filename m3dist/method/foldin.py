@@ -25,9 +25,9 @@ from m3dist.evaluation.ranking import Seen
 from m3dist.losses.softmax import COLDEST
 from m3dist.models.ultragcn import Weights, user_factor
 
-STEPS = {"softmax": 8, "ultragcn": 20}  # of every user; from then on rows hardly move
+STEPS = {"softmax": 6, "ultragcn": 20}  # of every user; from then on rows hardly move
 _NEGATIVES = 4096  # at most
-_BLOCK = 1 << 22  # numbers of a block's largest tensor
+_IN_CACHE, _ON_GPU = 1 << 19, 1 << 24  # numbers of a block's largest tensor
 
 # of rows [u, k]: the gradient, and a number by which one row is better than another, [u, 1]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -96,10 +96,10 @@ class FoldIn:
         size, k = np.diff(drawn.indptr), self.means.shape[1]
         order = np.argsort(-size, kind="stable")[: int((size > 0).sum())]
         factor_n = user_factor(torch.from_numpy(count.astype(np.float64))).float().to(self.means.device)
-        start = 0
+        start, most = 0, _IN_CACHE if self.means.device.type == "cpu" else _ON_GPU
         while start < len(order):
             T = int(size[order[start]])
-            some = order[start : start + max(1, _BLOCK // max(len(self.negative_N), T * k))]
+            some = order[start : start + max(1, most // max(len(self.negative_N), T * k))]
             start += len(some)
             item_uT, weight_uT = (torch.from_numpy(x).to(self.means.device) for x in _padded(drawn[some], T))
             user_u = torch.from_numpy(some).to(self.means.device)
