@@ -1,4 +1,4 @@
-"""A finished run as files that other programs read: vectors in Parquet, an index of faiss.
+"""A finished run as files that other programs read: vectors in Parquet, an index of faiss, a model of ONNX.
 
 Whatever the format, DST holds users.parquet and items.parquet (id, vector), whose inner products are the run's scores,
 card.json and README.md, which say what they are.
@@ -20,6 +20,8 @@ import torch
 import m3dist
 from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
+
+_LARGEST = 2_000_000_000  # bytes of a protobuf
 
 if TYPE_CHECKING:
     from m3dist.serving.run import Run
@@ -91,8 +93,53 @@ def _faiss(vectors: Vectors) -> dict[str, Make]:
     return {"index.faiss": index}
 
 
+def _onnx(vectors: Vectors) -> dict[str, Make]:
+    """model.onnx: (user [u], seen [n, 2], k [1]) to (item [u, k], score [u, k]), all by rows of the tables.
+
+    seen: pairs of a place in `user` and an item that this user is not to get.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError('format onnx: onnx is not installed; pip install "m3dist[export]"') from None
+    from onnx import TensorProto, helper, numpy_helper
+
+    if (size := 4 * vectors.width * (len(vectors.item_IW) + len(vectors.group.users))) > _LARGEST:
+        raise ValueError(f"format onnx: {size / 2**30:.1f} GiB of vectors, and a file holds 2; use vectors or faiss")
+
+    def model(path: Path) -> None:
+        user_UW = torch.cat([vector_uW for _, vector_uW in vectors.blocks()]).cpu().numpy()
+        hidden = helper.make_tensor("hidden", TensorProto.FLOAT, [1], [float("-inf")])
+        nodes = [
+            helper.make_node("Gather", ["users", "user"], ["row"]),
+            helper.make_node("MatMul", ["row", "items"], ["scores"]),
+            helper.make_node("Shape", ["seen"], ["pairs"], start=0, end=1),
+            helper.make_node("ConstantOfShape", ["pairs"], ["away"], value=hidden),
+            helper.make_node("ScatterND", ["scores", "seen", "away"], ["unseen"]),
+            helper.make_node("TopK", ["unseen", "k"], ["score", "item"]),
+        ]
+        shapes: dict[str, list[str | int]] = {
+            "user": ["u"],
+            "seen": ["n", 2],
+            "k": [1],
+            "score": ["u", "K"],
+            "item": ["u", "K"],
+        }
+        kinds = {name: TensorProto.FLOAT if name == "score" else TensorProto.INT64 for name in shapes}
+        value = {name: helper.make_tensor_value_info(name, kinds[name], shapes[name]) for name in shapes}
+        item_WI = np.ascontiguousarray(vectors.item_IW.cpu().numpy().T)
+        tables = [numpy_helper.from_array(user_UW, "users"), numpy_helper.from_array(item_WI, "items")]
+        inputs, outputs = [value[x] for x in ("user", "seen", "k")], [value[x] for x in ("item", "score")]
+        graph = helper.make_graph(nodes, "m3dist", inputs, outputs, tables)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(made)
+        onnx.save(made, str(path))
+
+    return {"model.onnx": model}
+
+
 # by name: files beside the vectors, and how each is written
-FORMATS: dict[str, Callable[[Vectors], dict[str, Make]] | None] = {"vectors": None, "faiss": _faiss}
+FORMATS: dict[str, Callable[[Vectors], dict[str, Make]] | None] = {"vectors": None, "faiss": _faiss, "onnx": _onnx}
 
 
 def card(run: Run, vectors: Vectors, kind: str, sums: dict[str, str]) -> dict[str, Any]:
@@ -140,6 +187,11 @@ def readme(card: dict[str, Any]) -> str:
     ]
     if "index.faiss" in card["sha256"]:
         lines.append("- index.faiss: exact search by inner product; label i is row i of items.parquet.")
+    if "model.onnx" in card["sha256"]:
+        lines.append(
+            "- model.onnx: from `user` (rows of users.parquet), `seen` (pairs of a place in `user` and a row of "
+            "items.parquet that is left out) and `k` to `item` (rows of items.parquet) and `score`, [users, k] each."
+        )
     if metrics:
         lines += ["", "| metric, test split | value |", "|---|---|", *metrics]
     return "\n".join(lines) + "\n"

@@ -154,8 +154,9 @@ class Run:
         """Write the run for other programs into a folder or URI; the files' SHA-256 by name.
 
         vectors: users.parquet and items.parquet, `id` and `vector`, whose inner products are the scores. faiss: an
-        exact index of the items' vectors, too. A model card (card.json, README.md) travels with each. Raises ValueError
-        where the model's scores are no inner products, or a package is missing.
+        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. A model card
+        (card.json, README.md) travels with each. Raises ValueError where the model's scores are no inner products, or a
+        package is missing.
         """
         vectors = Vectors(self._trained(self._users(None)), self.config.model, self.tensors, self._block)
         return export.write(self, vectors, Folder(dst), kind)

@@ -62,6 +62,27 @@ def test_an_index_gives_our_lists(finished_run: Path, tmp_path: Path) -> None:
     assert [[items[at] for at in at_Uk[u]] for u in apart] == [listed[users[u]] for u in apart]
 
 
+def test_a_model_gives_our_lists(finished_run: Path, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install '.[export]'")
+    pytest.importorskip("onnx", reason="onnx is not installed; pip install '.[export]'")
+    assert call("export", finished_run, tmp_path, "--format", "onnx") == 0
+    run = m3dist.load(str(finished_run), "cpu")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    users, seen = [3, 7, 11], []
+    for split in ("train", "val", "test"):
+        user, item = run.dataset.interactions(split)
+        seen += [(users.index(u), i) for u, i in zip(user.tolist(), item.tolist(), strict=True) if u in users]
+    given = {"user": np.array(users), "seen": np.array(seen), "k": np.array([8])}
+    item_uk, score_uk = session.run(["item", "score"], given)
+    table = run.recommend(users, 8)
+    assert item_uk.ravel().tolist() == table["item"].to_pylist()
+    assert score_uk.ravel() == pytest.approx(table["score"].to_numpy(), abs=1e-5)
+    given["seen"] = np.zeros((0, 2), np.int64)
+    table = run.recommend(users, 8, rules=EVERYTHING)
+    assert session.run(["item"], given)[0].ravel().tolist() == table["item"].to_pylist()
+    assert "model.onnx" in (tmp_path / "README.md").read_text()
+
+
 def test_a_card_travels_along(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     assert call("export", finished_run, out) == 0
@@ -84,7 +105,7 @@ def test_what_cannot_be_exported(finished_run: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     assert call("export", finished_run, tmp_path / "file" / "out") == 2
     assert "cannot be written" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="format 'csv': no such format; expected one of vectors, faiss"):
+    with pytest.raises(ValueError, match="format 'csv': no such format; expected one of vectors, faiss, onnx"):
         m3dist.load(str(finished_run)).export(tmp_path, "csv")
     trained(tmp_path / "run", "model=macridvae", "baseline.epochs=1")
     with pytest.raises(ValueError, match="export: scores of model=macridvae are no inner products"):
