@@ -111,6 +111,9 @@ def test_negatives_are_those_of_the_pool(loss: str) -> None:
         x[33] = 7.0  # neither in the pool nor in a history
     assert torch.equal(one, FoldIn(backbone, weights, changed, means, pool).rows(histories(HISTORIES)))
     assert not torch.allclose(one, FoldIn(backbone, weights, changed, means, None).rows(histories(HISTORIES)))
+    for x in changed:
+        x[38] = 7.0  # in the pool
+    assert not torch.allclose(one, FoldIn(backbone, weights, changed, means, pool).rows(histories(HISTORIES)))
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ultragcn"])

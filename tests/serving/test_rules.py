@@ -52,6 +52,11 @@ def test_seen_items_where_they_are_wanted(run: m3dist.Run) -> None:
     """They join the ranking, which is the same without them, and with the same weights of modalities."""
     plain, whole = run.recommend(USERS, 90), run.recommend(USERS, 90, rules=m3dist.Rules(include_seen=True))
     assert all(sorted(items) == list(range(90)) for items in lists(whole).values())
+    users, items, scores = (torch.tensor(whole[name].to_pylist()) for name in ("user", "item", "score"))
+    members = run.score.members
+    weight_nM = torch.tensor([whole[f"weight_modality{m}"].to_pylist() for m in range(3)]).T
+    each = [(u[users] * v[items]).sum(1) for u, v in zip(members.user, members.item, strict=True)]
+    assert torch.allclose(scores, (weight_nM * torch.stack(each, dim=1)).sum(1), atol=1e-5)
     kept = [row for row in whole.to_pylist() if row["item"] not in seen(run, row["user"])]
     same = [{name: value for name, value in row.items() if name != "rank"} for row in kept]
     assert same == [{name: value for name, value in row.items() if name != "rank"} for row in plain.to_pylist()]
