@@ -15,14 +15,24 @@ from test_histories import lists
 
 import m3dist
 from m3dist.evaluation.ranking import Block, Users
+from m3dist.method.fusions.base import Fusion
 from m3dist.serving.rules import diversified
 
 USERS = [3, 7, 11]
 
 
+class Certain(Fusion):
+    """Weights that differ between members and users, and that depend on what users have seen."""
+
+    def weights(self, scores: list[torch.Tensor]) -> torch.Tensor:
+        return torch.softmax(torch.stack([9 * score_uI.amax(1) for score_uI in scores], dim=1), dim=1)
+
+
 @pytest.fixture(scope="module")
 def run(finished_run: Path) -> m3dist.Run:
-    return m3dist.load(str(finished_run))
+    opened = m3dist.load(str(finished_run), "cpu")
+    opened.score.fusion = Certain(3, {})
+    return opened
 
 
 def found(run: m3dist.Run, k: int = 90, **rules: Any) -> dict[Any, list[Any]]:
@@ -155,9 +165,7 @@ def test_reasons(run: m3dist.Run) -> None:
     assert len(users) * 5 == table.num_rows
 
 
-def test_rules_on_the_command_line(
-    run: m3dist.Run, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rules_on_the_command_line(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "some.txt").write_text("\n".join(map(str, range(40))))
     (tmp_path / "not.csv").write_text("user,item\n3,1\n3,2\n7,4\n")
     (tmp_path / "boosts.csv").write_text("item,boost\n5,2.5\n6,-1\n")
@@ -173,7 +181,7 @@ def test_rules_on_the_command_line(
     ]
     assert call(*given, *rules, "--include-seen", "--diverse", 0.3, "--reasons") == 0
     said = m3dist.Rules(range(40), {3: [1, 2], 7: [4]}, True, False, {5: 2.5, 6: -1.0}, 0.3)
-    assert pq.read_table(out).equals(run.recommend(USERS, 8, rules=said, reasons=True))
+    assert pq.read_table(out).equals(m3dist.load(str(finished_run)).recommend(USERS, 8, rules=said, reasons=True))
     (tmp_path / "boosts.csv").write_text("item,boost\n5,much\n")
     assert call(*given, *rules) == 2
     assert "boosts.csv: item '5': expected a number, got 'much'" in capsys.readouterr().err
