@@ -29,7 +29,7 @@ from m3dist.models.ultragcn import Weights
 I, D = 40, 6
 OF_LOSS: dict[str, dict[str, Any]] = {
     "softmax": {"negatives": I, "kappa": 0.5},
-    "ultragcn": {"kappa": 0.5, "nu": 0.3, "content_l2": 0.01, "neighbours": 3},
+    "ultragcn": {"kappa": 0.5, "nu": 9.0, "content_l2": 0.01, "neighbours": 3},
 }
 HISTORIES = [[3, 5, 9, 31], [], [0], [*range(0, 20)]]
 
