@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from m3dist.data.dataset import Dataset
     from m3dist.method.registry import recommender
     from m3dist.models.base import Recommender
+    from m3dist.serving.rules import Rules
     from m3dist.serving.run import Run
     from m3dist.training.callbacks import Callback, Stopped
 
-__all__ = ["Callback", "Config", "Dataset", "Recommender", "Run", "Stopped", "load", "recommender", "train"]
+__all__ = ["Callback", "Config", "Dataset", "Recommender", "Rules", "Run", "Stopped", "load", "recommender", "train"]
 
 _HOMES = {
     "Callback": "m3dist.training.callbacks",
     "Config": "m3dist.config",
     "Dataset": "m3dist.data.dataset",
     "Recommender": "m3dist.models.base",
+    "Rules": "m3dist.serving.rules",
     "Run": "m3dist.serving.run",
     "Stopped": "m3dist.training.callbacks",
     "load": "m3dist.api",

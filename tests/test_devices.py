@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,9 +16,11 @@ from benchmarks.standin import NAME, Counted
 from m3dist import pipeline
 from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
+from m3dist.data.importers.newitems import NewItems
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine, Strategy
 from m3dist.method.registry import MODELS, RECOMMENDERS
+from m3dist.serving.rules import Rules
 from m3dist.serving.run import Run
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.tracking import Tracker
@@ -152,6 +155,24 @@ def test_a_run_recommends_and_evaluates_on_a_device(finished: Path, counted: Cou
     ours, theirs = here.recommend([3, 7, 11], 5).to_pydict(), there.recommend([3, 7, 11], 5).to_pydict()
     assert ours["item"] == theirs["item"]
     np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5)
+
+
+def test_new_users_and_items_on_a_device(finished: Path, tmp_path: Path, counted: Counted) -> None:
+    found = []
+    for device in ("cpu", NAME):
+        run = Run(finished, device)
+        features = {name: np.array(run.dataset.features(name)[:2]) for name in run.dataset.modalities}
+        more = run.add_items(NewItems(pa.array([5000, 5001]), features, {}))
+        rules = Rules(exclude={"a": [1]}, candidates=[*range(40), 5000], boosts={3: 0.1}, diverse=0.3)
+        histories = {"a": [2, 4, 5001], "b": []}
+        found.append(more.recommend([7], 5, histories, rules, reasons=True).to_pydict())
+        run.export(tmp_path / device)
+    ours, theirs = found
+    for name in ("user", "item", "reason", "because_1", "because_2", "because_3"):
+        assert ours[name] == theirs[name]
+    np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-4)
+    one, other = (pq.read_table(tmp_path / device / "users.parquet")["vector"].to_numpy() for device in ("cpu", NAME))
+    np.testing.assert_allclose(np.stack(one), np.stack(other), atol=1e-5)
 
 
 def test_commands_take_a_device(

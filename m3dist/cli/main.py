@@ -21,6 +21,7 @@ COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "train": "train",
     "evaluate": "evaluate",
     "recommend": "recommend",
+    "export": "export",
     "reproduce": "reproduce",
     "submit": "submit",
     "jobs": "jobs",

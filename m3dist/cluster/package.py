@@ -43,6 +43,7 @@ _PATHS = {  # by verb, by the name of click's parameter; train and tune have the
     "train": {"resume": _Path("itself")},
     "evaluate": {"run": _Path()},
     "recommend": {"run": _Path(), "out": _Path("parent")},
+    "export": {"run": _Path(), "dst": _Path("parent")},
     "reproduce": {
         "data": _Path("itself", uri=False),
         "temporal": _Path("itself", uri=False),

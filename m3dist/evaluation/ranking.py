@@ -98,16 +98,19 @@ class Seen:
 
 
 class Mask:
-    """Where the scores of a block's users may not be ranked: what they have seen."""
+    """Where a block's users have seen items. spares: scores are left as they are, and copies of them masked."""
 
-    def __init__(self, seen: list[Seen], users: Users, n_items: int):
+    def __init__(self, seen: list[Seen], users: Users, n_items: int, spares: bool = False):
         parts = [row * n_items + item for row, item in (one.rows(users) for one in seen)]
         self.flat = torch.cat(parts) if parts else None
+        self.spares = spares
 
     def __call__(self, score_uI: Tensor, value: float = float("-inf")) -> Tensor:
-        """Set these places of scores, in place."""
-        if self.flat is not None:
-            score_uI.view(-1).index_fill_(0, self.flat, value)
+        """Scores with these places set, in place unless it spares them."""
+        if self.flat is None:
+            return score_uI
+        score_uI = score_uI.clone() if self.spares else score_uI
+        score_uI.view(-1).index_fill_(0, self.flat, value)
         return score_uI
 
 
@@ -143,22 +146,34 @@ class Block(NamedTuple):
     scores: Tensor
 
 
+# users [u] and their scores [u, I], -inf where an item may not be listed -> scores that are ranked instead
+Adjust = Callable[[Users, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Ranking:
-    """How to rank: a scorer, the items that are left out, the length of a list, and how many users go at once."""
+    """How to rank: a scorer, the items that are left out, the length of a list, and how many users go at once.
+
+    lists_seen: what users have seen is listed too; a fusion weighs its members as if it were not. adjust: changes
+    scores before lists are made.
+    """
 
     score: Scorer
     seen: list[Seen]
     n_items: int
     k: int
     block: int
+    lists_seen: bool = False
+    adjust: Adjust | None = None
 
     def blocks(self, users: Users) -> Iterator[Block]:
         """Every user's list, block by block."""
         for some in users.blocks(self.block):
-            mask = Mask(self.seen, some, self.n_items)
+            mask = Mask(self.seen, some, self.n_items, self.lists_seen)
             score_uI, weight_uM = self.score(some.there_u, mask)
-            item_uk, score_uk = top_k(mask(score_uI), self.k)
+            score_uI = score_uI if self.lists_seen else mask(score_uI)
+            score_uI = score_uI if self.adjust is None else self.adjust(some, score_uI)
+            item_uk, score_uk = top_k(score_uI, self.k)
             yield Block(some, item_uk, score_uk, weight_uM, score_uI)
 
 

@@ -90,14 +90,24 @@ class AlignModel(nn.Module):
         common_CD, v_CW, *z = engine.gather(torch.cat(parts, dim=1), counts).split([x.shape[1] for x in parts], dim=1)
         return common_CD, Chosen(v_CW, torch.stack(z))
 
-    def representations(self, x: list[Tensor]) -> list[Tensor]:
-        """v_1..v_M and z_{M+1}, [I, D] each."""
-        v, common, _ = self.aligner(x)
-        return [*v, common]
-
     def catalogue(self, x: list[Tensor], id_Id: Tensor) -> Tensor:
         """Whole rows of items, whose product with users' rows is the score."""
-        return self.backbone.item_rows(id_Id, torch.cat(self.representations(x), dim=1))
+        v, common, _ = self.aligner(x)
+        return self.backbone.item_rows(id_Id, torch.cat([*v, common], dim=1))
+
+
+def represented(aligner: Aligner, x: list[Tensor], shared: str) -> list[Tensor]:
+    """v_1..v_M and what stands for z_{M+1} (`align.shared`), float32 [I, D] each, of items with features x.
+
+    A code of z's few dimensions, which interactions have shaped, tells members less of an item without any than all its
+    features do; so features stand for the shared representation, or beside the code.
+    """
+    v, code, _ = aligner(x)
+    v, code = [one.float() for one in v], code.float()
+    if shared == "code":
+        return [*v, code]
+    parts = {"features": x, "both": [*x, F.normalize(code, dim=1)]}[shared]
+    return [*v, F.normalize(torch.cat(parts, dim=1), dim=1) * math.sqrt(2)]
 
 
 class AlignTask:
@@ -153,18 +163,9 @@ class AlignTask:
         return terms
 
     def representations(self) -> list[Tensor]:
-        """v_1..v_M and what stands for z_{M+1}, of every item, float32 [I, D] each.
-
-        A code of z's few dimensions, which interactions have shaped, tells members less of an item without any than
-        all its features do; so features stand for the shared representation, or beside the code.
-        """
-        x = [x[:-1] for x in self.x]
+        """Those of every item."""
         with self.dense.reading() as model:
-            *v, code = (x.float() for x in model.representations(x))
-        parts = {"code": [code], "features": x, "both": [*x, F.normalize(code, dim=1)]}[self.config.shared]
-        if self.config.shared == "code":
-            return [*v, code]
-        return [*v, F.normalize(torch.cat(parts, dim=1), dim=1) * math.sqrt(2)]
+            return represented(model.aligner, [x[:-1] for x in self.x], self.config.shared)
 
     def evaluate(self) -> dict[str, float]:
         with self.dense.reading() as model:

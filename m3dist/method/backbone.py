@@ -45,6 +45,11 @@ def spared(x_Iw: Tensor) -> Tensor:
     return torch.cat([x_Iw, x_Iw.new_zeros(1, x_Iw.shape[1])])
 
 
+def scored(rows: Tensor, loss: str) -> Tensor:
+    """Rows of users or items, of any shape [..., k], as products of them are scores."""
+    return F.normalize(rows, dim=-1) if loss == "softmax" else rows
+
+
 @dataclass(frozen=True)
 class Sampled:
     """A step's batch, the rows of users and items that it touches, and what its samples weigh.
@@ -190,8 +195,8 @@ class Backbones:
         return torch.where(self.known_U1 > 0, out, total / count)
 
     def scored(self, rows: Tensor) -> Tensor:
-        """Rows of users or items, of any shape [..., k], as products of them are scores."""
-        return F.normalize(rows, dim=-1) if self.config.loss == "softmax" else rows
+        """Rows as products of them are scores."""
+        return scored(rows, self.config.loss)
 
     def tables(self, name: str) -> dict[str, Tensor]:
         """The rows that this worker holds, of every member: users' as they rank, and ids of items as they are.

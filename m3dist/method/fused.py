@@ -6,6 +6,7 @@ Shapes: M members, U users, u of a block, I items, n validation pairs, h users o
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,17 @@ class Members:
         self.item = [tensors[f"{m}.matrix"] for m in range(self.count)]
         self._products = [ranking.Product(user, item) for user, item in zip(self.user, self.item, strict=True)]
 
+    def with_items(self, rows: Sequence[Tensor]) -> Members:
+        """The same users with further items, behind those there are: rows of each member."""
+        tables = {f"{m}.user": user for m, user in enumerate(self.user)}
+        items = [torch.cat([item, more]) for item, more in zip(self.item, rows, strict=True)]
+        return Members(tables | {f"{m}.matrix": item for m, item in enumerate(items)}, self.low)
+
+    def of(self, users: Sequence[Tensor]) -> Members:
+        """The same items with other users' rows, one table for each member."""
+        tables = {f"{m}.user": user for m, user in enumerate(users)}
+        return Members(tables | {f"{m}.matrix": item for m, item in enumerate(self.item)})
+
     def scores(self, user_u: Tensor) -> list[Tensor]:
         """Every member's, [u, I]; the next call overwrites them."""
         return [product(user_u - self.low if self.low else user_u) for product in self._products]
@@ -58,9 +70,8 @@ class Fused:
         scores = self.members.scores(user_u)
         if self.fusion is None:
             return scores[0], None
-        if self.fusion.reads_scores:
-            scores = [mask(score_uI, _MASKED) for score_uI in scores]
-        weight_uM = self.fusion.weights(scores)
+        read = [mask(score_uI, _MASKED) for score_uI in scores] if self.fusion.reads_scores else scores
+        weight_uM = self.fusion.weights(read)
         return fuse(weight_uM, scores), weight_uM
 
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from m3dist.method import fused
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
+from m3dist.method.align import represented
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
 from m3dist.method.fused import Fused, Members
+from m3dist.models.alignment import Aligner
+from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
@@ -149,8 +152,43 @@ def features(context: Context, masks: str) -> list[Tensor | None]:
 def modalities(context: Context, masks: str) -> list[Tensor | None]:
     """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D], through the masks of that name."""
     aligned, M = context.read("align"), len(context.dataset.modalities)
-    phi = [masked_by(context, masks, r, aligned[f"representation.{r}"].float()) for r in range(M + 1)]
-    return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
+    return _joined(context, masks, [aligned[f"representation.{r}"].float() for r in range(M + 1)])
+
+
+def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
+    """What the members of the final stage read of any items, from their features as `DeviceData.prepared` has them."""
+    assert context.stage is not None
+    kind = context.stage.run.partition(":")[2]
+    if kind == "per_modality":
+        align, trained = context.config.align, context.read("align")
+        aligner = Aligner([one.shape[1] for one in x], align.dim, align.encoder, align.tau, align.tau_fixed)
+        aligner.load_state_dict({k.removeprefix("aligner."): v for k, v in trained.items() if k.startswith("aligner.")})
+        return _joined(context, _masks(context), represented(aligner.to(x[0].device), x, align.shared))
+    whole = torch.cat(x, dim=1)
+    return [masked_by(context, _masks(context), 0, whole) if kind == "masked" else whole]
+
+
+def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
+    """The members' rows of items that were not trained, as they rank, [n, k] each: content alone speaks for them.
+
+    tensors: of the final stage; x: features as in `contents`.
+    """
+    backbone, out = context.config.backbone.resolved, []
+    for m, content in enumerate(contents(context, x)):
+        assert content is not None
+        state = {k.removeprefix(f"{m}.model."): v for k, v in tensors.items() if k.startswith(f"{m}.model.")}
+        adds = backbone.content == "add"
+        model = UltraGCN(content.shape[1], backbone.dim if adds else backbone.content_dim, adds)
+        model.load_state_dict(state)
+        row_nk = model.to(content.device).item_rows(content.new_zeros(len(content), backbone.dim), content).detach()
+        out.append(scored(row_nk, backbone.loss))
+    return out
+
+
+def _joined(context: Context, masks: str, v: list[Tensor]) -> list[Tensor | None]:
+    """Q_m of representations v_1..v_M and z_{M+1}."""
+    *phi, shared = (masked_by(context, masks, r, x) for r, x in enumerate(v))
+    return [torch.cat([one, shared], dim=1) for one in phi]
 
 
 def masked_by(context: Context, masks: str, r: int, x_ID: Tensor) -> Tensor:

@@ -35,6 +35,12 @@ class UltraGCN(nn.Module):
         return id_Rd + content_Rc if self.adds else torch.cat([id_Rd, content_Rc], dim=1)
 
 
+def user_factor(degree: Tensor) -> Tensor:
+    """a_u of eq. 9, sqrt(d + 1) / d; one interaction counts for users who have none."""
+    degree = degree.clamp(min=1)
+    return (degree + 1).sqrt() / degree
+
+
 class Weights(nn.Module):
     """UltraGCN's constants: beta_ui = a_u c_i (eq. 9) and the item-item neighbours (eq. 12-14).
 
@@ -58,8 +64,7 @@ class Weights(nn.Module):
         super().__init__()
         self.w, self.kappa = w, kappa
         user_degree, item_degree = (torch.cat([x.double(), x.new_ones(1)]) for x in degrees)
-        user_degree = user_degree.clamp(min=1)
-        self.register_buffer("a_U", ((user_degree + 1).sqrt() / user_degree).float())
+        self.register_buffer("a_U", user_factor(user_degree).float())
         self.register_buffer("c_I", (1 / (item_degree + 1).sqrt()).float())
         self.K = neighbours[0].shape[1] if neighbours else 0
         if neighbours:

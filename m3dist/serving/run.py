@@ -1,12 +1,13 @@
-"""A finished run, opened for use: evaluate and recommend.
+"""A finished run, opened for use: evaluate, recommend and export.
 
-Shapes: u users of a block, k list length, M recommenders.
+Shapes: M members, n users with histories, I items.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,23 @@ import torch
 
 from m3dist import config as configs
 from m3dist import pipeline
+from m3dist.data.dataset import SPLITS
+from m3dist.data.importers.newitems import NewItems, read_new_items
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
-from m3dist.evaluation.ranking import Block, Users
+from m3dist.evaluation.ranking import Seen, block_size
+from m3dist.method import registry
+from m3dist.method.foldin import FoldIn
+from m3dist.method.fused import Fused
+from m3dist.method.merge import new_rows
+from m3dist.serving import export
+from m3dist.serving.catalogue import Catalogue, typed
+from m3dist.serving.lists import Group, Lists
+from m3dist.serving.rules import Rules
+from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
+from m3dist.training.context import Context
 
 
 class Run:
@@ -40,35 +53,164 @@ class Run:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
         with folder.local("config.yaml") as path:
             self.config = configs.load(path).model_copy(update={"out": folder.uri})
-        self.result: dict[str, Any] = folder.read_json("result.json")
+        self.root, self.result = folder, dict(folder.read_json("result.json"))
         self.dataset = pipeline.open_data(self.config)
-        stage = pipeline.final_stage(self.config)
-        key = pipeline.keys(self.config, self.dataset)[stage]
+        stage, key = pipeline.final_stage(self.config), pipeline.keys(self.config, self.dataset)
         store = pipeline.artifact_store(self.config)
-        if not store.has(stage, key):
+        if not store.has(stage, key[stage]):
             raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
-        self.tensors = store.load(stage, key)[0]
-        self.evaluator = Evaluator(self.dataset, self.config.evaluation, Engine(device=devices.found(device)))
+        self.tensors = store.load(stage, key[stage])[0]
+        engine = Engine(device=devices.found(device))
+        context = Context(self.dataset, self.config, engine, load=lambda name: store.load(name, key[name]))
+        self.context = context.at(registry.model(self.config.model).final)
+
+    @property
+    def evaluator(self) -> Evaluator:
+        return self.context.evaluator
 
     @functools.cached_property
     def score(self) -> Any:
         """The run's `evaluation.ranking.Scorer`."""
-        return pipeline.scorer(self.config, self.tensors, self.evaluator.engine.device)
+        return pipeline.scorer(self.config, self.tensors, self.context.engine.device)
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """The items that it ranks; `catalogue.ids` are their ids in the order of scores."""
+        return Catalogue.of(self.context.data)
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """Metrics on `val` or `test`."""
-        return self.evaluator.evaluate(self.score, split)[0]
+        score = pipeline.scorer(self.config, self.tensors, self.context.engine.device)
+        return self.evaluator.evaluate(score, split)[0]
 
-    def recommend(self, user_ids: Sequence | None = None, k: int = 20) -> pa.Table:
+    def add_items(self, items: str | Path | NewItems) -> Run:
+        """The same run with items that it was not trained on, which rank beside the others, or alone under
+        `Rules(only_new=True)` or `Rules(candidates=...)`.
+
+        items: a folder with an items table and features by modality in its order, or features with ids, as `m3dist
+        prepare tables` reads them; or `NewItems`. The run's own standardisation, encoders, masks and projections make
+        their rows; an item may lack modalities. Metrics of `evaluate` are those without them. Raises ValueError on
+        items that are not new, on modalities that the run does not have, and where the model reads no content.
+        """
+        given = items if isinstance(items, NewItems) else read_new_items(Path(items))
+        widths, data = self.dataset.modalities, self.context.data
+        if not isinstance(self.score, Fused) or not widths:
+            raise ValueError(
+                f"new items: model={self.config.model} on {self.dataset.name} knows items by their ids alone"
+            )
+        for name, values in given.features.items():
+            if values.shape[1:] != (widths.get(name),):
+                have = ", ".join(f"{known} of {width}" for known, width in widths.items())
+                raise ValueError(f"new items: {name} of {values.shape[-1]} columns; the run has {have}")
+        x: list[torch.Tensor] = []
+        for name, width in widths.items():
+            values = given.features.get(name, np.zeros((len(given.ids), width), np.float32))
+            here = given.present.get(name, np.full(len(given.ids), name in given.features))
+            x.append(data.prepared(name, torch.from_numpy(values), torch.from_numpy(here)))
+        more = copy.copy(self)
+        more.__dict__.pop("fold_in", None)
+        more.catalogue = self.catalogue.extended(given.ids, x)
+        members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
+        more.score = Fused(members, self.score.fusion)
+        return more
+
+    def recommend(
+        self,
+        user_ids: Sequence | None = None,
+        k: int = 20,
+        histories: Mapping[Any, Iterable[Any]] | None = None,
+        rules: Rules | None = None,
+        reasons: bool = False,
+    ) -> pa.Table:
         """The k best unseen items of each user (original ids): user, rank, item, score and weight_<modality>.
 
-        A model without fusion has one weight, weight_model, of 1.
-        Items of all splits count as seen. Raises ValueError on an unknown user.
+        A model without fusion has one weight, weight_model, of 1. Items of all splits count as seen.
+
+        histories: items of new users by an id of any kind. Such a user's row is found from the history alone, with
+        items as they are trained; an empty history gets what suits users on average. A user who is named in `user_ids`
+        too is one of the data set, and the history is added to what the data set has. Without `user_ids` these users
+        alone are ranked. Users with histories come last.
+
+        rules: what lists may hold, see `Rules`. reasons: also say of every item which modality weighed most (`reason`)
+        and which items of the user's history are nearest to it (because_1, because_2, because_3, null where there are
+        fewer).
+
+        Raises ValueError on an unknown user or item, and where the model cannot do what is asked.
         """
-        users = Users.of(self._users(user_ids), self.evaluator.engine.device)
-        with torch.no_grad():
-            blocks = self.evaluator.ranking(self.score, k, None).blocks(users)
-            return pa.concat_tables([self._table(block) for block in blocks])
+        rules = rules or Rules()
+        lists = Lists(self.catalogue, k, self._block, list(self.dataset.modalities), rules, reasons)
+        if histories is None:
+            return lists.table(self._trained(self._users(user_ids)))
+        named = self._users(user_ids or [])
+        new, known = self._folded(histories, named, rules.skip_unknown)
+        groups = [self._trained(named[~np.isin(named, known)]), new]
+        tables = [lists.table(group) for group in groups if len(group.users)]
+        if not tables:
+            raise ValueError("histories: none are given, and no users; give one or the other")
+        kind = tables[-1]["user"].type
+        return pa.concat_tables([x.set_column(0, "user", x["user"].cast(kind)) for x in tables])
+
+    def export(self, dst: str | Path, kind: str = "vectors") -> dict[str, str]:
+        """Write the run for other programs into a folder or URI; the files' SHA-256 by name.
+
+        vectors: users.parquet and items.parquet, `id` and `vector`, whose inner products are the scores. faiss: an
+        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. A model card
+        (card.json, README.md) travels with each. Raises ValueError where the model's scores are no inner products, or a
+        package is missing.
+        """
+        vectors = Vectors(self._trained(self._users(None)), self.config.model, self.tensors, self._block)
+        return export.write(self, vectors, Folder(dst), kind)
+
+    @property
+    def _block(self) -> int:
+        """Users that rank at once."""
+        return block_size(self.config.evaluation.block, len(self.catalogue), self.context.engine.device)
+
+    def _trained(self, users: np.ndarray) -> Group:
+        """Users of the data set by their dense ids."""
+        return Group(self.dataset.user_ids, users, self.evaluator.seen(None), self.score)
+
+    def _folded(
+        self, histories: Mapping[Any, Iterable[Any]], named: np.ndarray, skip_unknown: bool
+    ) -> tuple[Group, np.ndarray]:
+        """Users with histories, and the dense ids of those among them who are named, whose interactions are added."""
+        if not isinstance(self.score, Fused):
+            raise ValueError(f"histories: model={self.config.model} ranks no new users; m3-invrl, invrl, ultragcn do")
+        given = [list(items) for items in histories.values()]
+        at = self.catalogue.places([x for items in given for x in items], "histories", skip_unknown)
+        user = np.repeat(np.arange(len(given)), [len(items) for items in given])
+        pairs = [np.stack([user, at])[:, at >= 0]]
+        known_n = self._known(list(histories), named)
+        place_U = np.full(self.dataset.n_users, -1)
+        place_U[known_n[known_n >= 0]] = np.flatnonzero(known_n >= 0)
+        for split in SPLITS if (known_n >= 0).any() else ():
+            who, what = self.dataset.interactions(split)
+            pairs.append(np.stack([place_U[who], what])[:, place_U[who] >= 0])
+        row, item = np.unique(np.concatenate(pairs, axis=1), axis=1).astype(np.int64)
+        seen = Seen.of((row, item), len(given), self.context.engine.device)
+        members = self.score.members.of(list(self.fold_in.rows(seen)))
+        group = Group(self._ids(list(histories)), np.arange(len(given)), [seen], Fused(members, self.score.fusion))
+        return group, known_n[known_n >= 0]
+
+    @functools.cached_property
+    def fold_in(self) -> FoldIn:
+        """How new users' rows are found."""
+        members, data, backbone = self.score.members, self.context.data, self.context.config.backbone.resolved
+        content = any(name.endswith("model.project.weight") for name in self.tensors)
+        pool = data.seen_items if content and backbone.pool == "seen" else None
+        means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
+        return FoldIn(backbone, data.weights(backbone), members.item, means, pool)
+
+    def _ids(self, given: list[Any]) -> pa.Array:
+        """Ids of users with histories: of the data set's type where all are, else text."""
+        ids = typed(given, self.dataset.user_ids.type)
+        return pa.array([str(user) for user in given], pa.string()) if ids.null_count else ids
+
+    def _known(self, given: list[Any], named: np.ndarray) -> np.ndarray:
+        """Dense ids of those who are among the named, -1 for others."""
+        ids = typed(given, self.dataset.user_ids.type)
+        at = pc.index_in(ids, value_set=self.dataset.user_ids).fill_null(-1).to_numpy().astype(np.int64)
+        return np.where(np.isin(at, named), at, -1)
 
     def _users(self, user_ids: Sequence | None) -> np.ndarray:
         """Dense ids of those given, or of all."""
@@ -80,19 +222,3 @@ class Run:
             unknown = user_ids[pc.index(at.is_null(), True).as_py()]
             raise ValueError(f"user {unknown!r} is not in {self.dataset.root}")
         return at.to_numpy().astype("int64")
-
-    def _table(self, block: Block) -> pa.Table:
-        """A block's lists, a row each recommendation."""
-        item_uk, score_uk = block.item_uk.cpu(), block.score_uk.cpu()
-        users, width = item_uk.shape
-        listed = (score_uk > float("-inf")).flatten()
-        weight_uM = torch.ones(users, 1) if block.weight_uM is None else block.weight_uM.cpu()
-        names = ["model"] if block.weight_uM is None else list(self.dataset.modalities)
-        columns = {
-            "user": self.dataset.user_ids.take(pa.array(np.repeat(block.users.here, width)[listed.numpy()])),
-            "rank": torch.arange(1, width + 1).repeat(users)[listed].numpy(),
-            "item": self.dataset.item_ids.take(pa.array(item_uk.flatten()[listed].numpy())),
-            "score": score_uk.flatten()[listed].numpy(),
-        }
-        weight_nM = weight_uM.repeat_interleave(width, 0)[listed]
-        return pa.table({**columns, **{f"weight_{name}": weight_nM[:, m].numpy() for m, name in enumerate(names)}})

@@ -48,13 +48,20 @@ class DeviceData:
 
         An item that lacks the modality has a row of zeros, and a column that is constant is one of zeros.
         """
-        out = []
-        for name in self.dataset.modalities:
-            x = torch.from_numpy(np.array(self.dataset.features(name), dtype=np.float32))
-            present = torch.from_numpy(self.dataset.present(name))
-            x = standardised(x, x[present])
-            out.append((F.normalize(x, dim=1) * present[:, None]).to(self.device))
-        return out
+        return [self.prepared(name, *self._given(name)) for name in self.dataset.modalities]
+
+    def prepared(self, name: str, x_nd: Tensor, present_n: Tensor) -> Tensor:
+        """Features of any items as `features` has those of the data set, whose columns give mean and spread.
+
+        present_n: bool, which items have the modality.
+        """
+        x_Id, present_I = self._given(name)
+        return (F.normalize(standardised(x_nd, x_Id[present_I]), dim=1) * present_n[:, None]).to(self.device)
+
+    def _given(self, name: str) -> tuple[Tensor, Tensor]:
+        """A modality as it was given, float32 [I, d], and which items have it, on the host."""
+        x_Id = torch.from_numpy(np.array(self.dataset.features(name), dtype=np.float32))
+        return x_Id, torch.from_numpy(self.dataset.present(name))
 
     @property
     def all_features(self) -> Tensor | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import m3dist
+from m3dist.evaluation.ranking import Mask, Users
 
 
 def test_recommend(finished_run: Path) -> None:
@@ -18,7 +20,8 @@ def test_recommend(finished_run: Path) -> None:
     assert sum(row[f"weight_modality{m}"] for m in range(3)) == pytest.approx(1, rel=1e-5)
     top = opened.recommend([7], 3).to_pylist()
     assert [(row["user"], row["rank"]) for row in top] == [(7, 1), (7, 2), (7, 3)]
-    score_I = opened.score(torch.tensor([7]))[0][0].clone()
+    users = Users.of(np.array([7]), "cpu")
+    score_I = opened.score(users.there_u, Mask(opened.evaluator.seen(None), users, 90))[0][0].clone()
     for split in ("train", "val", "test"):
         user, item = opened.dataset.interactions(split)
         score_I[item[user == 7].astype(int)] = float("-inf")

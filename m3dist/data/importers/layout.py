@@ -64,6 +64,16 @@ def find_layout(src: Path, options: Options) -> Layout:
     return Layout("tables", interactions, items, given.features or find_features(src, taken, options), src)
 
 
+def items_layout(src: Path, options: Options) -> Layout:
+    """A folder of items alone: their table, where there is one, and features."""
+    if not src.is_dir():
+        raise DataError(f"{src}: no such folder; expected one with features and an items table")
+    items = options.files.items or _find(src, ITEM_STEMS, (".item",))
+    taken = {files.real(items)} if items else set()
+    found = options.files.features or find_features(src, taken, options)
+    return Layout("items", {}, items, found, src)
+
+
 def is_table(path: Path) -> bool:
     """Whether a file's name is a table's, or a folder is one table."""
     if path.name.startswith((".", "_")):

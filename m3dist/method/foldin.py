@@ -1,0 +1,192 @@
+"""Rows of users who were not trained with the others: found from their histories, with items held as they are.
+
+A user's row is the minimum of what training makes small for one user, the backbone's loss with its weights and L2: a
+mean over the history, and over negatives, all that training draws from or so many of them, spread evenly. Both losses
+are convex in scores, so a fixed number of gradient steps whose lengths follow the curvature (Barzilai and Borwein,
+Two-Point Step Size Gradient Methods, IMA Journal of Numerical Analysis 1988) ends at the same row every time.
+
+Shapes: M members; n histories, u of a block; T items that a user is drawn to; N negatives; I items; k width of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3dist.config import ResolvedBackbone
+from m3dist.data.graphs import user_item
+from m3dist.evaluation.ranking import Seen
+from m3dist.losses.softmax import COLDEST
+from m3dist.models.ultragcn import Weights, user_factor
+
+STEPS = {"softmax": 6, "ultragcn": 20}  # of every user; from then on rows hardly move
+_NEGATIVES = 4096  # at most
+_IN_CACHE, _ON_GPU = 1 << 19, 1 << 24  # numbers of a block's largest tensor
+
+# of rows [u, k]: the gradient, and a number by which one row is better than another, [u, 1]
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What draws the users of a block: items and what their terms of the loss weigh, 0 where there are fewer than T;
+    and the users' a_u of eq. 9."""
+
+    item_uT: Tensor
+    weight_uT: Tensor
+    factor_u: Tensor
+
+
+class FoldIn:
+    """How a run finds users' rows.
+
+    items: the members' rows, [I, k] each, as they rank, those of new items behind the trained ones'. means: of the
+    trained users' rows, [M, k], which a user without history has. pool: ids that training draws negatives from; None
+    where these are all.
+    """
+
+    def __init__(
+        self, backbone: ResolvedBackbone, weights: Weights, items: list[Tensor], means: Tensor, pool: Tensor | None
+    ):
+        self.config, self.weights, self.items, self.means = backbone, weights, items, means
+        trained = len(weights.c_I) - 1
+        self.c_I = F.pad(weights.c_I[:-1], (0, len(items[0]) - trained), value=1.0)  # new items have no interactions
+        size = trained if pool is None else len(pool)
+        at = torch.arange(min(size, _NEGATIVES), device=means.device) * size // min(size, _NEGATIVES)
+        self.negative_N = at if pool is None else pool[at].long()
+
+    @torch.no_grad()
+    def rows(self, histories: Seen) -> Tensor:
+        """[M, n, k], of every history."""
+        out = self.means.unsqueeze(1).repeat(1, len(histories.here) - 1, 1)
+        for user_u, drawn in self._blocks(histories):
+            for m, item_Ik in enumerate(self.items):
+                out[m, user_u] = self._member(item_Ik, drawn)
+        return out
+
+    def _member(self, item_Ik: Tensor, drawn: Drawn) -> Tensor:
+        """One member's rows of a block, [u, k]."""
+        own_uTk, far_Nk = item_Ik[drawn.item_uT], item_Ik[self.negative_N]
+        mean_uk = torch.bmm(drawn.weight_uT.unsqueeze(1), own_uTk).squeeze(1)
+        if self.config.loss == "softmax":
+            tau = max(self.config.tau, COLDEST)
+            gradient = _softmax(own_uTk, far_Nk, drawn, (tau, self.config.negatives))
+            first_u1 = mean_uk.new_full((len(mean_uk), 1), tau**2)
+            return _descend(gradient, F.normalize(mean_uk, dim=1), first_u1, self.config.loss)
+        c_N = self.c_I[self.negative_N]
+        weight_uN = self.weights.w[2] + self.weights.kappa * self.weights.w[3] * drawn.factor_u.unsqueeze(1) * c_N
+        weight_uN *= self.config.negative_weight / len(c_N)
+        l2_k = torch.full((item_Ik.shape[1],), self.config.l2, device=item_Ik.device)
+        l2_k[self.config.dim :] = self.config.content_l2
+        gradient = _ultragcn(own_uTk, far_Nk, (drawn.weight_uT, weight_uN), l2_k)
+        own_u = (drawn.weight_uT * own_uTk.square().sum(2)).sum(1)
+        steepest_u = (own_u + weight_uN @ far_Nk.square().sum(1)) / 4 + 2 * l2_k.max()
+        return _descend(gradient, torch.zeros_like(mean_uk), 1 / steepest_u.unsqueeze(1), self.config.loss)
+
+    def _blocks(self, histories: Seen) -> Iterator[tuple[Tensor, Drawn]]:
+        """Users who have a history and what draws them, those with alike many items together."""
+        count = np.diff(histories.here)
+        drawn = self._weights(histories, count)
+        size, k = np.diff(drawn.indptr), self.means.shape[1]
+        order = np.argsort(-size, kind="stable")[: int((size > 0).sum())]
+        factor_n = user_factor(torch.from_numpy(count.astype(np.float64))).float().to(self.means.device)
+        start, most = 0, _IN_CACHE if self.means.device.type == "cpu" else _ON_GPU
+        while start < len(order):
+            T = int(size[order[start]])
+            some = order[start : start + max(1, most // max(len(self.negative_N), T * k))]
+            start += len(some)
+            item_uT, weight_uT = (torch.from_numpy(x).to(self.means.device) for x in _padded(drawn[some], T))
+            user_u = torch.from_numpy(some).to(self.means.device)
+            yield user_u, Drawn(item_uT, weight_uT, factor_n[user_u])
+
+    def _weights(self, histories: Seen, count: np.ndarray) -> sp.csr_matrix:
+        """[n, I]: of every user's positives and, under UltraGCN's loss, of their neighbours.
+
+        The softmax has no neighbours here: a run keeps no lengths of rows, which its L_I depends on.
+        """
+        user = np.repeat(np.arange(len(count)), count)
+        item, I = histories.item.cpu().numpy(), len(self.items[0])
+        a_n = user_factor(torch.from_numpy(count.astype(np.float64))).numpy()
+        c_I = self.c_I.cpu().numpy()
+        share = 1 / np.maximum(count, 1)
+        positive = self.weights.w[0] + self.weights.kappa * self.weights.w[1] * a_n[user] * c_I[item]
+        given = sp.csr_matrix((positive * share[user], (user, item)), shape=(len(count), I))
+        if not self.config.nu or self.config.loss == "softmax":
+            return given
+        K = self.weights.K
+        omega = self.weights.omega.view(-1, K)[:-1].cpu().numpy().ravel()
+        near = self.weights.neighbour.view(-1, K)[:-1].cpu().numpy().ravel()
+        graph = sp.csr_matrix((omega, (np.repeat(np.arange(len(omega) // K), K), near)), shape=(I, I))
+        means = sp.diags(share * self.config.nu) @ user_item(user, item, (len(count), I))
+        return (given + means @ graph).tocsr()
+
+
+def _padded(drawn: sp.csr_matrix, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values of every row, [u, T] each, with zeros behind."""
+    size = np.diff(drawn.indptr)
+    row = np.repeat(np.arange(len(size)), size)
+    at = np.arange(len(row)) - np.repeat(drawn.indptr[:-1], size)
+    item, value = np.zeros((len(size), T), np.int64), np.zeros((len(size), T), np.float32)
+    item[row, at], value[row, at] = drawn.indices, drawn.data
+    return item, value
+
+
+def _ultragcn(own_uTk: Tensor, far_Nk: Tensor, weights: tuple[Tensor, Tensor], l2_k: Tensor) -> Gradient:
+    """Of the sum of weighted -log sigmoid(u . v) of positives, -log(1 - sigmoid(u . v)) of negatives, and L2."""
+    weight_uT, weight_uN = weights
+
+    def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
+        slope_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).neg_().sigmoid_().mul_(weight_uT)
+        slope_uN = (user_uk @ far_Nk.T).sigmoid_().mul_(weight_uN)
+        pull_uk = torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)
+        found_uk = (slope_uN @ far_Nk).sub_(pull_uk).addcmul_(user_uk, l2_k, value=2)
+        return found_uk, found_uk.norm(dim=1, keepdim=True)
+
+    return gradient
+
+
+def _softmax(own_uTk: Tensor, far_Nk: Tensor, drawn: Drawn, shape: tuple[float, int]) -> Gradient:
+    """Of every positive's softmax among negatives, for users of length 1; shape: tau, and how many training draws."""
+    tau, count = shape
+    scale = count / len(far_Nk)
+
+    def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
+        each_uN = (user_uk @ far_Nk.T).div_(tau).exp_()
+        total_u1 = each_uN.sum(1, keepdim=True)
+        own_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).div_(tau)
+        gap_uT = (total_u1 * scale).log() - own_uT
+        value_u1 = F.softplus(gap_uT).mul_(drawn.weight_uT).sum(1, keepdim=True)
+        slope_uT = torch.sigmoid(gap_uT).mul_(drawn.weight_uT)
+        push_uk = (each_uN @ far_Nk).mul_(slope_uT.sum(1, keepdim=True) / total_u1)
+        found_uk = push_uk.sub_(torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)).div_(tau)
+        return found_uk.addcmul_(user_uk, torch.linalg.vecdot(found_uk, user_uk).unsqueeze(1), value=-1), value_u1
+
+    return gradient
+
+
+def _descend(gradient: Gradient, row_uk: Tensor, first_u1: Tensor, loss: str) -> Tensor:
+    """The best rows on the way. first_u1: lengths of steps that never overshoot.
+
+    Rows of the softmax are kept at length 1, and their gradients are along the sphere.
+    """
+    (slope_uk, least_u1), length_u1 = gradient(row_uk), first_u1
+    best_uk = row_uk
+    for _ in range(STEPS[loss]):
+        next_uk = row_uk - length_u1 * slope_uk
+        if loss == "softmax":
+            next_uk = F.normalize(next_uk, dim=1)
+        then_uk, size_u1 = gradient(next_uk)
+        moved_uk, turned_uk = next_uk - row_uk, then_uk - slope_uk
+        along_u1 = torch.linalg.vecdot(moved_uk, turned_uk).unsqueeze(1)
+        length_u1 = along_u1 / turned_uk.square().sum(1, keepdim=True).clamp(min=1e-30)
+        length_u1 = torch.where(along_u1 > 0, length_u1, first_u1)
+        row_uk, slope_uk = next_uk, then_uk
+        best_uk = torch.where(size_u1 < least_u1, row_uk, best_uk)
+        least_u1 = torch.minimum(size_u1, least_u1)
+    return best_uk
