@@ -14,17 +14,15 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from m3dist.cluster.settings import Cluster
 from m3dist.method import registry
 from m3dist.method.fusions import FUSIONS
 from m3dist.section import Section
+from m3dist.values import ConfigError, read, read_own
 
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message lists every problem, one a line."""
+__all__ = ["Config", "ConfigError", "load", "load_own", "read", "read_own", "validate"]
 
 
 class Fit(Section):
@@ -289,6 +287,19 @@ class Config(Section):
         registry.model(model)
         return model
 
+    @pydantic.field_validator("data", "out", "artifacts", mode="before")
+    @classmethod
+    def _folder(cls, path: Any) -> Any:
+        """~ as the shell has it; YAML reads a lone ~ as None."""
+        return str(Path(path).expanduser()) if isinstance(path, str) and path.startswith("~") else path
+
+    @pydantic.field_validator("out", "artifacts")
+    @classmethod
+    def _below(cls, path: str | None) -> str | None:
+        if path is not None and "://" not in path and Path(path).resolve() in (Path("/"), Path.home().resolve()):
+            raise ValueError("expected a folder of its own, such as runs/mine")
+        return path
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
         spec = registry.model(self.model)
@@ -333,32 +344,12 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -
     return validate(read(path, overrides), str(path) if path is not None else "command line")
 
 
-def read(
-    source: str | Path | dict[str, Any] | None, overrides: list[str] | tuple[str, ...] = (), name: str = ""
-) -> dict[str, Any]:
-    """Plain values of a YAML file, or those given, with `key=value` overrides, whose values are YAML too.
+def load_own(path: str | Path, name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a run folder, which may be a stranger's: as `load`, but its values are what they are.
 
-    name: what messages call the source; default: the file. Raises ConfigError, also where there is no mapping.
+    name: of the file, for messages.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "command line")
-    for item in overrides:
-        if "=" not in item:
-            raise ConfigError(f"{item!r}: expected key=value")
-    try:
-        base = OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source or {})
-        if not OmegaConf.is_dict(base):
-            raise ConfigError(f"{name}: expected a mapping of keys to values")
-        raw = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; `m3dist init` copies examples") from None
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
-    assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}
+    return validate(read_own(path, name, overrides), name)
 
 
 def validate(raw: dict[str, Any], source: str = "config", model: type[Section] = Config) -> Any:

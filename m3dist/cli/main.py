@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from m3dist import credentials
+
 COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "prepare": "prepare",
     "train": "train",
@@ -51,7 +53,12 @@ _CODES = {"RunFailed": 3, "ClusterFailed": 3}  # by name: reading their modules 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(ended(lambda: cli.main(arguments, standalone_mode=False)))
+
+    def work() -> Any:
+        credentials.refuse_words(sys.argv[1:] if arguments is None else arguments)  # before anything repeats them
+        return cli.main(arguments, standalone_mode=False)
+
+    sys.exit(ended(work))
 
 
 def ended(work: Callable[[], Any]) -> int:

@@ -19,6 +19,8 @@ from typing import Any
 from m3dist.search.dimensions import Values
 from m3dist.search.rungs import Clock, Rungs
 from m3dist.search.space import Plan
+from m3dist.storage import owner
+from m3dist.storage.folders import Folder
 
 OPEN = ("waiting", "running")  # the states of a trial that has not ended
 
@@ -217,9 +219,11 @@ def check_owner(plan: Plan) -> None:
                 f"or seed differ); choose another out=, or delete the folder"
             )
         return
-    if plan.out.exists() and any("data-" not in x.name for x in plan.out.iterdir()):
+    if plan.out.exists() and any(not _early(x.name) for x in plan.out.iterdir()):
         raise ValueError(f"{plan.out}: is not empty and holds no search; choose another out=")
-    plan.out.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(".search.json")
-    aside.write_text(json.dumps({"identity": mine, **plan.search.model_dump(mode="json")}, indent=2) + "\n")
-    aside.replace(path)
+    Folder(plan.out).write_json(path.name, {"identity": mine, **plan.search.model_dump(mode="json")})
+
+
+def _early(name: str) -> bool:
+    """Whether a search that was killed before it wrote search.json left a file or folder of this name."""
+    return name in (owner.FOLDER, ".search.json.partial") or "data-" in name

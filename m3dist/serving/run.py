@@ -39,7 +39,8 @@ class Run:
         if not finished:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
         with folder.local("config.yaml") as path:
-            self.config = configs.load(path).model_copy(update={"out": folder.uri})
+            own = configs.load_own(path, f"{root}/config.yaml")
+        self.config = own.model_copy(update={"out": folder.uri})
         self.result: dict[str, Any] = folder.read_json("result.json")
         self.dataset = pipeline.open_data(self.config)
         stage = pipeline.final_stage(self.config)

@@ -20,15 +20,19 @@ from pyarrow import fs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m3dist import credentials
+
 
 class Folder:
     """A folder by path or URI; names are relative to it and may hold slashes.
 
-    Raises ValueError when the URI names no filesystem that is known here.
+    Raises ValueError when the URI names no filesystem that is known here, or carries credentials.
     """
 
     def __init__(self, uri: str | Path):
-        self.uri = str(uri).rstrip("/")
+        self.uri = str(uri).rstrip("/") or str(uri)
+        if credentials.found(self.uri):
+            raise ValueError(f"a URI of {self.uri.partition('://')[0]}: holds credentials; {credentials.INSTEAD}")
         if "://" in self.uri:
             try:
                 self.fs, self.path = fs.FileSystem.from_uri(self.uri)

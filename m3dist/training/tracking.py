@@ -179,15 +179,16 @@ class Tracker:
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into a request that a loop looks for between steps; the second ends at once.
 
-    A context manager; does nothing outside the main thread, where Python takes no signals.
+    A context manager; outside the main thread, where Python takes no signals, only `also` is asked.
+    also: another reason to end.
     """
 
-    def __init__(self) -> None:
-        self.wanted = False
+    def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
+        self.wanted, self.also = False, also
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self.wanted
+        return self.wanted or self.also()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.wanted:
