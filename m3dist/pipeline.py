@@ -28,12 +28,14 @@ from m3dist.config import Config, digest, to_yaml
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
+from m3dist.distributed.metrics import Here
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
 from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.storage.owner import Owner, alone
+from m3dist.training.allocator import keep_freed_memory
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.context import Context
 from m3dist.training.loggers import LOGGERS
@@ -158,6 +160,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
     """Compute the artifacts of a job's steps that are not there yet; every worker calls it alike."""
     config = job.config
     registry.register(job.classes)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     if engine.rank_zero:
         tracker.say(
             f"on {devices.described(engine.device)}" + (f", {engine.world} workers" if engine.world > 1 else "")
@@ -254,7 +258,8 @@ def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
                     task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
                     ray_train.run(task, config, tracker, told or None)
             else:
-                with Interrupts(lost) as stop, Tracker(out, told or None, Display(terms.quiet), stop) as tracker:
+                heard = Callbacks([Here(config.out), *told.callbacks])
+                with Interrupts(lost) as stop, Tracker(out, heard, Display(terms.quiet), stop) as tracker:
                     # with workers elsewhere this process only leads actors, which find their own devices
                     todo(Engine.of(config, device="cpu" if config.workers else None), tracker, dataset.held)
 

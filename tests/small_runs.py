@@ -14,9 +14,10 @@ from m3dist.study.runs import by_popularity
 
 SMALL = [
     "synthetic.users=120", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=8",
-    "backbone.content_dim=8", "backbone.negatives=32", "backbone.loss=softmax", "align.epochs=2", "align.batch_size=512", "align.dim=16",
+    "backbone.content_dim=8", "backbone.negatives=32",
+    "backbone.loss=softmax", "align.epochs=2", "align.batch_size=512", "align.dim=16",
     "invariance.rounds=2", "invariance.environments=3", "invariance.batch_size=512", "invariance.negatives=32",
-    "invariance.environment_steps=6", "invariance.mask_steps=12",
+    "merge.masks=learned", "invariance.environment_steps=6", "invariance.mask_steps=12",
     "merge.epochs=2", "merge.batch_size=512", "evaluation.k=[5,10]",
 ]  # fmt: skip
 

@@ -80,7 +80,84 @@ def test_deepspeed_values_that_m3dist_sets_are_refused(value: str, says: str) ->
 def test_groups_need_shared_negatives() -> None:
     with pytest.raises(configs.ConfigError, match="backbone: groups share negatives"):
         configs.load(None, ["backbone.groups=2", "backbone.sampling=per_positive"])
-    assert configs.load(None, ["backbone.sampling=per_positive"]).backbone.groups == 1  # not the default of shared ones
+    own = configs.load(None, ["backbone.loss=ultragcn", "backbone.sampling=per_positive"]).backbone
+    assert own.groups == 1  # not the default of shared ones
+    assert own.resolved.groups == 1
+
+
+@pytest.mark.parametrize("loss", ["auto", "softmax"])
+def test_negatives_of_ones_own_are_for_ultragcn(loss: str) -> None:
+    """Refused in the config, not after a race that no other loss could win."""
+    with pytest.raises(configs.ConfigError, match="backbone: sampling: per_positive is for loss=ultragcn"):
+        configs.load(None, [f"backbone.loss={loss}", "backbone.sampling=per_positive"])
+
+
+@pytest.mark.parametrize(
+    ("values", "interactions", "epochs", "interval"),
+    [
+        (["epochs=auto"], 1_000_000, 10, 1),  # 489 steps an epoch
+        (["epochs=auto"], 2048 * 150, 10, 1),  # 1,500 steps in 10 epochs
+        (["epochs=auto"], 2048 * 149, 11, 1),  # one more where 10 have fewer
+        (["epochs=auto"], 2048 * 4 + 1, 300, 30),  # 5 steps an epoch, of which the last is not full
+        (["epochs=auto"], 7, 1500, 150),
+        (["epochs=auto", "batch_size=100"], 1000, 150, 15),
+        (["epochs=auto", "evaluate_every=2"], 7, 1500, 2),
+        (["epochs=0"], 7, 0, 1),
+        (["epochs=3"], 1_000_000, 3, 1),
+        (["epochs=40"], 7, 40, 4),
+        (["epochs=40", "evaluate_every=100"], 7, 40, 100),
+    ],
+)
+def test_length_of_a_fit(values: list[str], interactions: int, epochs: int, interval: int) -> None:
+    """10 epochs, or what makes 1,500 steps where that is more, and an evaluation every tenth of them."""
+    fit = configs.load(None, [f"merge.{value}" for value in values]).merge
+    assert (fit.length(interactions), fit.interval(interactions)) == (epochs, interval)
+
+
+@pytest.mark.parametrize("key", ["epochs", "evaluate_every"])
+@pytest.mark.parametrize("value", ["many", "-1", "2.5"])
+def test_lengths_are_numbers_or_auto(key: str, value: str) -> None:
+    with pytest.raises(configs.ConfigError, match=rf"merge\.{key}.*(auto|greater than)"):
+        configs.load(None, [f"merge.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "want"),
+    [
+        (
+            "softmax",
+            {"content": "add", "tau": 0.25, "kappa": 0, "nu": 0, "projection_l2": 1e-3, "projection_rate": 0.1},
+        ),
+        ("ultragcn", {"content": "concat", "kappa": 1, "nu": 0.1, "projection_l2": 1e-2, "projection_rate": 1}),
+    ],
+)
+def test_values_of_a_backbone_follow_its_loss(loss: str, want: dict[str, object]) -> None:
+    backbone = configs.load(None, [f"backbone.loss={loss}", "backbone.dim=24", "backbone.content_dim=12"]).backbone
+    resolved = backbone.resolved
+    assert {name: getattr(resolved, name) for name in want} == want
+    assert all(value is not None for value in resolved.model_dump().values())
+    assert {**resolved.model_dump(), **dict.fromkeys(want), "tau": None} == {**backbone.model_dump(), "tau": None}
+    assert resolved.content_columns == (12 if resolved.content == "concat" else 0)
+    assert resolved.resolved == resolved
+
+
+@pytest.mark.parametrize("loss", ["softmax", "ultragcn"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("content", "concat"), ("content", "add"), ("tau", 0.7), ("kappa", 0.0), ("kappa", 2.0), ("nu", 0.0),
+        ("nu", 0.3), ("projection_l2", 0.0), ("projection_rate", 0.5),
+    ],
+)  # fmt: skip
+def test_what_is_given_does_not_follow_the_loss(loss: str, key: str, value: object) -> None:
+    """Zeros are given too."""
+    resolved = configs.load(None, [f"backbone.loss={loss}", f"backbone.{key}={value}"]).backbone.resolved
+    assert getattr(resolved, key) == value
+
+
+def test_a_backbone_that_a_race_decides_has_no_values_yet() -> None:
+    with pytest.raises(ValueError, match="auto is decided by the stage `race`"):
+        _ = configs.load(None).backbone.resolved
 
 
 def test_values_that_change_numbers_change_keys() -> None:

@@ -100,5 +100,5 @@ def test_names_of_secrets_of_a_cluster_are_none() -> None:
     credentials.refuse_keys(words)
     credentials.refuse_in("mine", {"cluster": {"auth_secret": "ray-login", "image_pull_secrets": ["registry"]}})
     assert Config.model_validate({"cluster": {"auth_secret": "ray-login"}}).cluster.auth_secret == "ray-login"
-    with pytest.raises(ValueError, match="^auth_token: tokens"):
+    with pytest.raises(ValueError, match=r"^auth_token: tokens"):
         credentials.refuse_keys(["auth_token=x"])

@@ -19,9 +19,10 @@ from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.tracking import Tracker
 
 SMALL = [
-    "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=16", "backbone.loss=softmax", "align.epochs=2", "align.dim=8",
+    "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=16",
+    "backbone.loss=softmax", "align.epochs=2", "align.dim=8",
     "align.contrastive_items=32", "invariance.rounds=2", "invariance.environments=3", "invariance.negatives=16",
-    "invariance.environment_steps=4", "invariance.mask_steps=8",
+    "merge.masks=learned", "invariance.environment_steps=4", "invariance.mask_steps=8",
     "merge.epochs=2", "baseline.epochs=2", "baseline.dim=8", "baseline.negatives=16", "evaluation.k=[5,10]",
     *(f"{stage}.batch_size=256" for stage in ("align", "invariance", "merge", "baseline")),
     *(f"{stage}.evaluate_every=1" for stage in ("align", "merge", "baseline")),

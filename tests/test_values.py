@@ -28,7 +28,7 @@ def test_a_users_own_config_looks_nothing_up_outside_itself(value: str, tmp_path
     path.write_text(f'data: "{value}"\n')
     with pytest.raises(ConfigError, match=r"mine.yaml: data: \$\{...\} names another key of the config and nothing"):
         read(path)
-    with pytest.raises(ConfigError, match="command line: baseline.options.x: "):
+    with pytest.raises(ConfigError, match=r"command line: baseline\.options\.x: "):
         read(None, [f'baseline.options={{x: "{value}"}}'])
 
 

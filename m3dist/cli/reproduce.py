@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,19 +26,7 @@ STUDIES = ("table3", "table4", "table5", "figure3", "figure4", "shift")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A config value of every run; repeat it.")
 @click.option("--method", "only", multiple=True, metavar="NAME", help="Rows of table3 and shift; repeat it.")
 @click.option("--quiet", is_flag=True)
-def command(
-    studies: tuple[str, ...],
-    data: str,
-    out: Path | None,
-    seeds: int,
-    budget: float,
-    trials: int,
-    environments: str,
-    temporal: str | None,
-    overrides: tuple[str, ...],
-    only: tuple[str, ...],
-    quiet: bool,
-) -> None:
+def command(studies: tuple[str, ...], environments: str, temporal: str | None, out: Path | None, **given: Any) -> None:
     """Reproduce the paper's tables 3 to 5 and figures 3 and 4 (STUDY), or `shift`: test data unlike the training data.
 
     Finished runs are skipped, so an interrupted study goes on where it was, and studies share what they train.
@@ -51,10 +40,10 @@ def command(
 
     counts = _counts(environments)
     names = [method.name for method in TABLE3]
-    for name in only:
+    for name in given["only"]:
         if name not in names:
             raise ValueError(f"--method {name}: no such row; expected one of {', '.join(names)}")
-    study = Study(data, out or Path("studies") / Path(data).name, seeds, budget, trials, overrides, only, quiet)
+    study = Study(out=out or Path("studies") / Path(given["data"]).name, **given)
     _ = study.dataset  # a bad path is one clear error before anything is written
     if temporal:
         Dataset(temporal)

@@ -5,7 +5,9 @@ Prometheus sees them as ray_m3dist_loss{run, stage} and so on, as long as the pr
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Gauge
+import sys
+
+from m3dist.training.callbacks import Callback
 
 LOGGED = {  # gauge: (the name of a logged value, what it is)
     "m3dist_loss": ("loss", "Training loss of the last epoch or round"),
@@ -19,6 +21,8 @@ class RunMetrics:
     """Gauges of one run. run: what tells it from others, such as its folder."""
 
     def __init__(self, run: str):
+        from ray.util.metrics import Counter, Gauge
+
         self.run = run
         self._gauges = {name: Gauge(name, said, tag_keys=_TAGS) for name, (_, said) in LOGGED.items()}
         self._failures = Counter("m3dist_failures", "Times that workers ended before their run did", tag_keys=("run",))
@@ -39,3 +43,20 @@ class RunMetrics:
     def failed(self) -> None:
         """Count that workers ended before the run did."""
         self._failures.inc(1, {"run": self.run})
+
+
+class Here(Callback):
+    """Sets the gauges of a run whose steps are taken in this process, as long as it is connected to Ray.
+
+    So is a trial of a search, or a process that leads actors. Without Ray it neither starts nor imports it.
+    """
+
+    def __init__(self, run: str):
+        self.run = run
+        self._metrics: RunMetrics | None = None
+
+    def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            self._metrics = self._metrics or RunMetrics(self.run)
+            self._metrics.log(stage, epoch, values)

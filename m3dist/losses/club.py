@@ -46,7 +46,7 @@ def club(samples: Samples, q: QParameters) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         found = _found(samples, [x.float() for x in q])
-    bounds_M = _Bounds.apply(found.bounds_M, samples.v_CW, samples.z_MCD, found.v_grad, found.z_grad, samples.columns)
+    bounds_M = _Bounds.apply(found, samples.columns, samples.v_CW, samples.z_MCD)
     return bounds_M, known(found.nll, q, found.q_grads)
 
 
@@ -54,18 +54,16 @@ class _Bounds(torch.autograd.Function):
     """Bounds whose gradients are known: the m-th depends on the m-th modality's v and z alone."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx, bounds_M: Tensor, v: Tensor, z: Tensor, v_grad: Tensor | None, z_grad: Tensor, columns: Columns
-    ) -> Tensor:
+    def forward(ctx, found: _Found, columns: Columns, v: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
         ctx.columns, ctx.dtypes = columns, (v.dtype, z.dtype)
-        ctx.save_for_backward(v_grad, z_grad)
-        return bounds_M.clone()
+        ctx.save_for_backward(found.v_grad, found.z_grad)
+        return found.bounds_M.clone()
 
     @staticmethod
     def backward(ctx, grad_M: Tensor):  # type: ignore[override]
         (v_grad, z_grad), (v_dtype, z_dtype) = ctx.saved_tensors, ctx.dtypes
         of_v = None if v_grad is None else (v_grad * ctx.columns.of(grad_M)).to(v_dtype)
-        return None, of_v, (z_grad * grad_M.view(-1, 1, 1)).to(z_dtype), None, None, None
+        return None, None, of_v, (z_grad * grad_M.view(-1, 1, 1)).to(z_dtype)
 
 
 class _Found(NamedTuple):

@@ -131,19 +131,43 @@ def naive(context: Context) -> Output:
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    features = context.data.all_features
-    assert features is not None
-    contents: list[Tensor | None] = [_scaled(context.read("invariance")["mask.0"]).to(features.device) * features]
-    return train(context, contents, _start(context, "pretrain", "0"))
+    return train(context, features(context, _masks(context)), _start(context, "pretrain", "0"))
 
 
 def per_modality(context: Context) -> Output:
-    """M3-InvRL: a member per modality on Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D]."""
-    aligned, masks = context.read("align"), context.read("invariance")
-    M = len(context.dataset.modalities)
-    phi = [_scaled(masks[f"mask.{r}"]) * aligned[f"representation.{r}"].float() for r in range(M + 1)]
-    contents: list[Tensor | None] = [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
-    return train(context, contents, _start(context, "align", "member"))
+    """M3-InvRL: a member per modality."""
+    return train(context, modalities(context, _masks(context)), _start(context, "align", "member"))
+
+
+def features(context: Context, masks: str) -> list[Tensor | None]:
+    """What InvRL's member reads: all features [I, sum of widths] through the masks of that name, see `masked_by`."""
+    x = context.data.all_features
+    assert x is not None
+    return [masked_by(context, masks, 0, x)]
+
+
+def modalities(context: Context, masks: str) -> list[Tensor | None]:
+    """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D], through the masks of that name."""
+    aligned, M = context.read("align"), len(context.dataset.modalities)
+    phi = [masked_by(context, masks, r, aligned[f"representation.{r}"].float()) for r in range(M + 1)]
+    return [torch.cat([phi[m], phi[M]], dim=1) for m in range(M)]
+
+
+def masked_by(context: Context, masks: str, r: int, x_ID: Tensor) -> Tensor:
+    """Representation r through its mask: the learned one, its entries shuffled over dimensions as a control, or one."""
+    if masks == "one":
+        return x_ID
+    mask_D = context.read("invariance")[f"mask.{r}"]
+    if masks == "shuffled":
+        generator = torch.Generator().manual_seed(derive(context.config.seed, "masks", r))
+        mask_D = mask_D[torch.randperm(len(mask_D), generator=generator)]
+    return _scaled(mask_D).to(x_ID.device) * x_ID
+
+
+def _masks(context: Context) -> str:
+    """The masks that members read through."""
+    chosen = context.config.merge.masks
+    return context.meta("selection")["masks"] if chosen == "auto" else chosen
 
 
 def _scaled(mask_D: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
-"""The loss for a data set: a short fit of every candidate on all features, the best on validation data wins.
+"""What validation data decide before a long fit: the loss, and whether stage 3 reads through the learned masks.
 
-Each candidate has its learning rate fall to 0 in its own short fit: a fit that is cut off misjudges losses that gain
-most at the end.
+Every candidate has a short fit in which its learning rate falls to 0 (a fit that is cut off misjudges losses that gain
+most at the end), and the best on validation data wins. UltraGCN's loss is near its best early and the softmax gains
+longer, so where they are close their best candidates have a longer fit each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from m3dist.config import Backbone, Config, Fit, ResolvedBackbone
+from m3dist.method import merge
 from m3dist.method.merge import MergeTask
 from m3dist.storage.artifacts import Output
 from m3dist.training.callbacks import Stopped
@@ -18,6 +23,8 @@ from m3dist.training.loop import Plan, fit, log_epoch
 
 TEMPERATURES = (0.2, 0.4)  # of the softmax: what suits dense data, and sparse data
 CONTENT = (1e-3, 1e-2)  # L2 on projections: how loudly content speaks
+_CLOSE = 0.05  # losses whose metrics differ by less are close
+_LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
@@ -29,23 +36,21 @@ def candidates(backbone: Backbone) -> list[ResolvedBackbone]:
     return [backbone.model_copy(update=values).resolved for values in [*given, {"loss": "ultragcn"}]]
 
 
-def shortened(config: Config, interactions: int) -> Fit:
-    """How long every candidate is fitted: a share of stage 3's epochs, one evaluation, at the end."""
+def shortened(config: Config, interactions: int, times: int = 1) -> Fit:
+    """How long a candidate is fitted: `times` a share of stage 3's epochs, with one evaluation, at the end."""
     settings, merge = config.race, config.merge
     per_epoch = math.ceil(interactions / min(merge.batch_size, interactions))
-    epochs = max(round(merge.length(interactions) * settings.share), math.ceil(settings.steps / per_epoch))
+    epochs = times * max(round(merge.length(interactions) * settings.share), math.ceil(settings.steps / per_epoch))
     epochs = max(1, min(epochs, merge.length(interactions)))
     return merge.model_copy(update={"epochs": epochs, "evaluate_every": epochs, "patience": 0})
 
 
 def chosen(raced: list[tuple[ResolvedBackbone, float]]) -> ResolvedBackbone:
-    """The winner, by validation metrics; between two temperatures that are level, their geometric mean."""
+    """The best softmax by validation metrics; between two temperatures that are level, their geometric mean."""
     winner, best = max(raced, key=lambda pair: pair[1])
-    if winner.loss == "softmax":
-        alike = [(one.tau, value) for one, value in raced if one.model_copy(update={"tau": winner.tau}) == winner]
-        level = [tau for tau, value in alike if value >= best * (1 - _LEVEL)]
-        return winner.model_copy(update={"tau": round(math.prod(level) ** (1 / len(level)), 4)})
-    return winner
+    alike = [(one.tau, value) for one, value in raced if one.model_copy(update={"tau": winner.tau}) == winner]
+    level = [tau for tau, value in alike if value >= best * (1 - _LEVEL)]
+    return winner.model_copy(update={"tau": round(math.prod(level) ** (1 / len(level)), 4)})
 
 
 def _named(backbone: ResolvedBackbone) -> str:
@@ -56,21 +61,53 @@ def _named(backbone: ResolvedBackbone) -> str:
 
 def run(context: Context) -> Output:
     """Race the candidates: no tensors; in the meta the winner, `backbone`, and every candidate's metric, `tried`."""
-    config, metric, tracker = context.config, context.config.evaluation.metric, context.tracker
-    settings = shortened(config, context.dataset.size("train"))
-    raced: list[tuple[ResolvedBackbone, float]] = []
     tried: dict[str, float] = {}
-    for backbone in candidates(config.backbone):
-        name = _named(backbone)
-        here = context.under(config.model_copy(update={"backbone": backbone, "merge": settings}))
-        task = MergeTask(here, [here.data.all_features])
-        metrics = fit(task, Plan(f"race {name}", settings, metric), tracker)
-        raced.append((backbone, metrics[metric]))
-        tried[name] = metrics[metric]
-    best = chosen(raced)
-    tracker.begin("race", context.checkpoints.key if context.checkpoints else "")
-    if log_epoch(tracker, context.engine, "race", 0, tried):
-        raise Stopped("race: stopped")
-    said = ", ".join(f"{name} {value:.4f}" for name, value in tried.items())
-    tracker.say(f"race: {_named(best)} ({said})")
-    return Output({}, {"backbone": best.model_dump(mode="json"), "tried": tried, "metric": metric})
+
+    def metric(backbone: ResolvedBackbone, times: int = 1) -> float:
+        name = _named(backbone) + (" longer" if times > 1 else "")
+        here = context.under(context.config.model_copy(update={"backbone": backbone}))
+        tried[name] = _short(here, [here.data.all_features], f"race {name}", times)
+        return tried[name]
+
+    raced = [(backbone, metric(backbone)) for backbone in candidates(context.config.backbone)]
+    softmax = chosen([pair for pair in raced if pair[0].loss == "softmax"])
+    other, reached = next(pair for pair in raced if pair[0].loss == "ultragcn")
+    best_softmax = max(value for backbone, value in raced if backbone.loss == "softmax")
+    best = softmax if best_softmax >= reached else other
+    if min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
+        best = max((softmax, other), key=lambda backbone: metric(backbone, _LONGER))
+    return _said(context, "race", _named(best), tried, {"backbone": best.model_dump(mode="json")})
+
+
+def of_modalities(context: Context) -> Output:
+    """Learned masks of M3-InvRL or one: no tensors; in the meta `masks` and both metrics, `tried`."""
+    return _masks(context, merge.modalities)
+
+
+def of_features(context: Context) -> Output:
+    """The same for InvRL."""
+    return _masks(context, merge.features)
+
+
+def _masks(context: Context, contents: Callable[[Context, str], list[Tensor | None]]) -> Output:
+    tried = {masks: _short(context, contents(context, masks), f"masks {masks}") for masks in ("learned", "one")}
+    best = max(tried, key=tried.__getitem__)  # learned where they are level
+    return _said(context, "selection", best, tried, {"masks": best})
+
+
+def _short(context: Context, contents: list[Tensor | None], name: str, times: int = 1) -> float:
+    """The validation metric of a short fit of stage 3, or of one `times` as long."""
+    config, metric = context.config, context.config.evaluation.metric
+    settings = shortened(config, context.dataset.size("train"), times)
+    task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
+    return fit(task, Plan(name, settings, metric), context.tracker)[metric]
+
+
+def _said(context: Context, stage: str, best: str, tried: dict[str, float], meta: dict[str, Any]) -> Output:
+    """Log the metrics as the stage's only line, and say who won."""
+    tracker = context.tracker
+    tracker.begin(stage, context.checkpoints.key if context.checkpoints else "")
+    if log_epoch(tracker, context.engine, stage, 0, tried):
+        raise Stopped(f"{stage}: stopped")
+    tracker.say(f"{stage}: {best} ({', '.join(f'{name} {value:.4f}' for name, value in tried.items())})")
+    return Output({}, {**meta, "tried": tried, "metric": context.config.evaluation.metric})

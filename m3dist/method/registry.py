@@ -82,8 +82,9 @@ class ModelSpec:
 
 
 _BACKBONE = ("backbone", "optimizer", "evaluation.metric", "deepspeed", "precision")
+_SHORT = ("merge.epochs", "merge.batch_size", "merge.lr", "merge.decay")  # what a short fit takes from stage 3
 _RACE = StageSpec(
-    "race", "m3dist.method.race:run", "race", reads=("merge", *_BACKBONE), lengths=("steps",), validates=False,
+    "race", "m3dist.method.race:run", "race", reads=(*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
     only=("backbone.loss", "auto"),
 )  # fmt: skip
 _NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE)
@@ -91,6 +92,11 @@ _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", r
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
     lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
+)  # fmt: skip
+
+_SELECTION = StageSpec(
+    "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), (*_SHORT, *_BACKBONE),
+    lengths=("steps",), validates=False, only=("merge.masks", "auto"),
 )  # fmt: skip
 
 MODELS = {
@@ -102,8 +108,13 @@ MODELS = {
                 _RACE,
                 StageSpec("align", "m3dist.method.align:run", "align", ("race",), _BACKBONE),
                 _ROUNDS,
+                _SELECTION,
                 StageSpec(
-                    "merge", "m3dist.method.merge:per_modality", "merge", ("race", "align", "invariance"), _BACKBONE
+                    "merge",
+                    "m3dist.method.merge:per_modality",
+                    "merge",
+                    ("race", "align", "invariance", "selection"),
+                    _BACKBONE,
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -118,8 +129,13 @@ MODELS = {
                 _RACE,
                 replace(_NAIVE, name="pretrain"),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
+                replace(_SELECTION, run="m3dist.method.race:of_features", inputs=("race", "pretrain", "invariance")),
                 StageSpec(
-                    "merge", "m3dist.method.merge:masked", "merge", ("race", "pretrain", "invariance"), _BACKBONE
+                    "merge",
+                    "m3dist.method.merge:masked",
+                    "merge",
+                    ("race", "pretrain", "invariance", "selection"),
+                    _BACKBONE,
                 ),
             ),
             "m3dist.method.fused:scorer",

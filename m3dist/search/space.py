@@ -34,7 +34,7 @@ class Budget(Section):
     """The search ends at whichever is reached first; running trials then stop at their next epoch."""
 
     trials: PositiveInt | None = None
-    epochs: PositiveInt | None = None  # trained by all trials together; a round of stage 2 counts its passes
+    epochs: PositiveInt | None = None  # trained by all trials together; a round of stage 2 and a race count as one each
     minutes: PositiveFloat | None = None  # of wall-clock time, over all runs of the search
 
 
@@ -243,15 +243,22 @@ def _fixed(search: Search, base: Config) -> list[str]:
 
 
 def _unfit(search: Search, base: Config) -> list[str]:
-    """Values of the space that the base config refuses."""
+    """Values of the space that the base config refuses, or beside which it has other stages."""
     problems = []
-    for name in search.space:
+    for name, dimension in search.space.items():
         seen = set()
         for values in alone(search.space, name):
             try:
-                applied(base, search.space, values)
+                there = stages.planned(applied(base, search.space, values))
             except ConfigError as error:
                 seen |= {line.strip() for line in str(error).splitlines()[1:]} or {str(error)}
+                continue
+            if not dimension.when and there != stages.planned(base):
+                theirs, ours = ", ".join(there), ", ".join(stages.planned(base))
+                seen.add(
+                    f"{values[name]!r} trains the stages {theirs}, the base {ours}; search values that train the same "
+                    f"stages, and set one of them in base"
+                )
         problems += [f"space.{name}: {line}" for line in sorted(seen)]
     return problems
 

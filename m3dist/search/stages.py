@@ -24,7 +24,7 @@ def planned(config: Config) -> list[str]:
 
 def ranks(config: Config) -> bool:
     """Whether the last stage of a config is the one that is measured and tested."""
-    return registry.model(config.model).final.name in planned(config)
+    return pipeline.final_stage(config) in planned(config)
 
 
 def keys(config: Config, dataset: Dataset) -> dict[str, str]:

@@ -68,7 +68,8 @@ class Watch(Callback):
             raise Stopped(self.job.trial)
 
     def on_epoch(self, stage: str, step: int, values: dict[str, float]) -> None:
-        if stage not in stages.planned(self.job.config):
+        if stage not in stages.planned(self.job.config):  # a candidate of a race: the search counts no epochs of these
+            self.check()
             return
         if stage != self.stage:
             self.stage, self.best = stage, None

@@ -22,6 +22,7 @@ from m3dist.seeding import numpy_rng
 
 Pairs = tuple[np.ndarray, np.ndarray]
 _HELD = 0.1  # of all interactions, in each of the three held-out sets
+_INSIDE = "inside"  # the pairs that are held out and not shifted
 
 
 def popularity_balanced(source: Dataset, root: Path, seed: int = 0) -> Path:
@@ -33,8 +34,8 @@ def popularity_balanced(source: Dataset, root: Path, seed: int = 0) -> Path:
     if _done(root, source.fingerprint):
         return root
     rng = numpy_rng(seed, "popularity-balanced")
-    parts = [source.interactions(split) for split in ("train", "val", "test")]
-    user, item = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
+    pooled = [source.interactions(split) for split in ("train", "val", "test")]
+    user, item = (np.concatenate([part[at] for part in pooled]) for at in (0, 1))
     n, popularity = len(user), np.bincount(item, minlength=source.n_items)
     held = int(n * _HELD)
     # weighted draws without replacement: the largest of log(u) / w (Efraimidis and Spirakis 2006)
@@ -48,8 +49,9 @@ def popularity_balanced(source: Dataset, root: Path, seed: int = 0) -> Path:
     rest = np.setdiff1d(np.arange(n), shifted)
     rng.shuffle(rest)
     inside, val, train = rest[:held], rest[held : 2 * held], rest[2 * held :]
-    splits = {name: (user[at], item[at]) for name, at in (("train", train), ("val", val), ("test", shifted))}
-    return _write(root, source, splits, (user[inside], item[inside]), "popularity-balanced", source.fingerprint)
+    parts = (("train", train), ("val", val), ("test", shifted), (_INSIDE, inside))
+    splits = {name: (user[at], item[at]) for name, at in parts}
+    return _write(root, source, splits, "popularity-balanced", source.fingerprint)
 
 
 def planted_flip(root: Path, config: Synthetic, seed: int = 0) -> Path:
@@ -63,9 +65,9 @@ def planted_flip(root: Path, config: Synthetic, seed: int = 0) -> Path:
     first = np.zeros(len(user), dtype=bool)
     for chosen in np.split(np.arange(len(user)), np.flatnonzero(np.diff(user)) + 1):
         first[numpy_rng(seed, "flip", int(user[chosen[0]])).permutation(chosen)[: max(1, len(chosen) // 2)]] = True
-    splits = {"train": source.interactions("train"), "val": (user[~first], item[~first])}
-    splits["test"] = source.interactions("test")
-    return _write(root, source, splits, (user[first], item[first]), "planted-flip", "planted")
+    splits = {name: source.interactions(name) for name in ("train", "test")}
+    splits |= {"val": (user[~first], item[~first]), _INSIDE: (user[first], item[first])}
+    return _write(root, source, splits, "planted-flip", "planted")
 
 
 def inside(root: Path) -> Pairs:
@@ -82,14 +84,17 @@ def _done(root: Path, origin: str) -> bool:
     return True
 
 
-def _write(root: Path, source: Dataset, splits: dict[str, Pairs], pairs: Pairs, shift: str, origin: str) -> Path:
+def _write(root: Path, source: Dataset, splits: dict[str, Pairs], shift: str, origin: str) -> Path:
+    """splits: the data set's three, and the pairs that are not shifted."""
+    user, item = splits[_INSIDE]
     with Writer(root) as out:
         for name in source.modalities:
             out.features(name, source.features(name), source.present(name))
             truth = source.truth(name)
             if truth is not None:
                 out.truth(name, truth)
-        out.interactions(source.n_users, source.n_items, splits)
+        own = {name: pairs for name, pairs in splits.items() if name != _INSIDE}
+        out.interactions(source.n_users, source.n_items, own)
         out.finish(source.user_ids, source.item_ids, {"format": shift, "origin": origin})
-    pq.write_table(pa.table({"user": pairs[0], "item": pairs[1]}), root / "inside.parquet")
+    pq.write_table(pa.table({"user": user, "item": item}), root / "inside.parquet")
     return root

@@ -57,13 +57,17 @@ class Context:
         """The tensors of an earlier stage."""
         return self._load(stage)[0]
 
+    def meta(self, stage: str) -> dict[str, Any]:
+        """What an earlier stage said beside its tensors."""
+        return self._load(stage)[1]
+
     def at(self, stage: StageSpec, checkpoints: Checkpoints | None = None) -> Context:
         """The same run at one of its stages, with the loss that a race chose. What was read is shared."""
         _ = self.evaluator
         here = copy.copy(self)
         here.stage, here.checkpoints = stage, checkpoints
         if "race" in stage.inputs and self.config.backbone.loss == "auto":
-            chosen = ResolvedBackbone.model_validate(self._load("race")[1]["backbone"])
+            chosen = ResolvedBackbone.model_validate(self.meta("race")["backbone"])
             return here.under(self.config.model_copy(update={"backbone": chosen}))
         return here
 

@@ -147,7 +147,7 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     run has. Raises FloatingPointError when the loss stops being finite, Stopped when a callback ends the run, and
     KeyboardInterrupt, after saving, when the tracker is interrupted.
     """
-    stage, config, metric, n = plan.stage, plan.settings, plan.metric, len(task.draws.pairs.user)
+    stage, config, metric, n = plan.stage, plan.settings, plan.metric, _visited(task.draws, plan.settings)
     epochs, interval = config.length(n), config.interval(n)
     fitting = Fitting(task, checkpoints)
     at, engine = fitting.at, fitting.engine
@@ -185,11 +185,16 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     return at.best
 
 
+def _visited(draws: Draws, settings: Fit) -> int:
+    """Interactions of an epoch, in whole batches: a sample can be a user's history, which holds more than one."""
+    return draws.steps * settings.batch_size
+
+
 def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:
     """One step after the other from where `draws` stands: the learning rate of its place in the fit, the step, and what
     it reports, which is added to `sums`."""
     draws = task.draws
-    total = settings.length(len(draws.pairs.user)) * draws.steps
+    total = settings.length(_visited(draws, settings)) * draws.steps
     kept = sums or Sums()
 
     def one() -> None:

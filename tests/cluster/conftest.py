@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 TINY = """\
 data: synthetic
 synthetic: {users: 120, items: 60, interactions: 20}
+backbone: {loss: softmax}
 align: {epochs: 2, dim: 16}
-invariance: {rounds: 1, environments: 2}
+invariance: {rounds: 1, environments: 2, environment_steps: 8, mask_steps: 16}
 """  # a config but for stage 3
 
 

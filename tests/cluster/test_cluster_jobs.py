@@ -17,7 +17,7 @@ from m3dist.storage.folders import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-SMALL = TINY + "merge: {epochs: 3, evaluate_every: 1}\n"
+SMALL = TINY + "merge: {epochs: 3, evaluate_every: 1, masks: learned}\n"
 SEARCH = """\
 base: small.yaml
 space:

@@ -19,7 +19,7 @@ from m3dist import config, pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-SMALL = TINY + "merge: {epochs: 2}\n"
+SMALL = TINY + "merge: {epochs: 2, masks: learned}\n"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from ray.exceptions import GetTimeoutError
 
+from m3dist import config
 from m3dist.cli import main as cli
 from m3dist.cluster import jobs, package, place, settings
 from m3dist.distributed import nodes
@@ -61,7 +62,7 @@ def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_fa
 def test_a_resumed_run_fills_stages_and_data(project):
     run = project / "run"
     run.mkdir()
-    (run / "config.yaml").write_text("data: /mnt/d\nmodel: ultragcn\nstages: [align, invariance]\n")
+    (run / "config.yaml").write_text("data: /mnt/d\nbackbone: {loss: softmax}\nstages: [align, invariance]\n")
     job = package.plan(["train", "--resume", str(run), "workers=2"])
     assert (job.stages, job.dataset) == ("align,invariance", "/mnt/d")
     assert job.places == {"resume": str(run), "data": "/mnt/d"}
@@ -94,7 +95,7 @@ def test_packages_and_variables_of_a_job(project):
 def test_a_search_is_read_before_it_is_sent(project):
     job = package.plan(["tune", "../configs/find.yaml", "out=/mnt/shared/s", "data=/mnt/other"])
     assert job.places == {"out": "/mnt/shared/s", "data": "/mnt/other"}
-    assert (job.stages, job.dataset) == ("align,invariance,merge", "/mnt/other")
+    assert (job.stages, job.dataset) == (",".join(config.Config().stage_names), "/mnt/other")
     assert [p.name for p in job.files] == ["find.yaml"]
 
 

@@ -39,7 +39,7 @@ def test_what_goes_in_comes_out(tmp_path):
     assert meta["sparsity"] == 1 - 8 / 12
     assert meta["lacking"] == {"visual": 1}
     assert data.user_ids.to_pylist() == [0, 1, 2]
-    assert [x.tolist() for x in data.degrees()] == [[2, 1, 1], [1, 2, 1, 0]]
+    assert [x.tolist() for x in data.degrees] == [[2, 1, 1], [1, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

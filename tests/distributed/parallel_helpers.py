@@ -36,10 +36,11 @@ from m3dist.training.tracking import Tracker
 
 SMALL = [
     "synthetic.users=97", "synthetic.items=70", "synthetic.interactions=20", "backbone.dim=8",
-    "backbone.content_dim=8", "backbone.negatives=24", "align.epochs=3", "align.batch_size=301", "align.dim=16",
-    "align.encoder=linear", "align.contrastive_items=41", "invariance.rounds=2", "invariance.environments=3",
-    "invariance.batch_size=512", "invariance.negatives=32", "merge.epochs=3", "merge.batch_size=301",
-    "evaluation.k=[5,10]", "align.evaluate_every=1", "merge.evaluate_every=1",
+    "backbone.content_dim=8", "backbone.negatives=24", "backbone.loss=softmax", "align.epochs=3",
+    "align.batch_size=301", "align.dim=16", "align.encoder=linear", "align.contrastive_items=41",
+    "invariance.rounds=2", "invariance.environments=3", "invariance.batch_size=512", "invariance.negatives=32",
+    "invariance.environment_steps=6", "invariance.mask_steps=12", "merge.masks=learned", "merge.epochs=3",
+    "merge.batch_size=301", "evaluation.k=[5,10]", "align.evaluate_every=1", "merge.evaluate_every=1",
 ]  # fmt: skip
 
 
@@ -48,12 +49,17 @@ def small(*extra: str) -> Config:
 
 
 STEPS = 50
+ULTRAGCN = "backbone.loss=ultragcn"
 RUNS = [
     ("align", small()),
-    ("merge", small()),
-    ("align", small("backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity")),
-    ("merge", small("optimizer=dense", "backbone.nu=0")),
-    ("merge", small("backbone.groups=5", "backbone.negatives=8")),
+    ("merge", small("backbone.nu=0.1")),
+    ("merge", small("backbone.groups=5", "backbone.negatives=8", "backbone.content=concat")),
+    ("merge", small(ULTRAGCN)),
+    ("merge", small(ULTRAGCN, "optimizer=dense", "backbone.nu=0")),
+    (
+        "align",
+        small(ULTRAGCN, "backbone.sampling=per_positive", "backbone.negatives=4", "align.encoder=identity"),
+    ),
 ]
 
 
@@ -237,8 +243,8 @@ def aligned(dataset: Dataset, config: Config) -> dict[str, torch.Tensor]:
 def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[Output]:
     """Stage 2 on what stage 1 starts from."""
     dataset = Dataset(root)
-    start = aligned(dataset, runs[0])
-    return [invariance.train(Context(dataset, config, engine_of(config, rank, world)), start) for config in runs]
+    contexts = [Context(dataset, config, engine_of(config, rank, world)) for config in runs]
+    return [invariance.train(context, aligned(dataset, context.config)) for context in contexts]
 
 
 def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:

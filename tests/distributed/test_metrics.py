@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parallel_helpers import SMALL, small
 
+from m3dist import pipeline
 from m3dist.distributed import metrics
 
 DASHBOARD = Path(__file__).parents[2] / "cluster/grafana.json"
@@ -30,8 +34,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple, float]:
         def inc(self, value: float, tags: dict[str, str]) -> None:
             self.set(values.get((self.name, *tags.values()), 0) + value, tags)
 
-    monkeypatch.setattr(metrics, "Gauge", Fake)
-    monkeypatch.setattr(metrics, "Counter", Fake)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Fake)
+    monkeypatch.setattr("ray.util.metrics.Counter", Fake)
     return values
 
 
@@ -49,6 +53,25 @@ def test_what_a_stage_logs_becomes_gauges(seen: dict[tuple, float]) -> None:
         ("m3dist_ranking", "/runs/a", "merge", "ndcg@10"): 0.1,
         ("m3dist_failures", "/runs/a"): 2,
     }
+
+
+def test_a_run_in_a_process_that_is_connected_to_ray_sets_them_itself(
+    ray_here: None, seen: dict[tuple, float], tmp_path: Path
+) -> None:
+    result = pipeline.run(small("model=ultragcn", f"out={tmp_path}"), quiet=True)
+    assert seen["m3dist_step", str(tmp_path), "merge"] == 2
+    assert seen["m3dist_ranking", str(tmp_path), "test", "ndcg@10"] == result["test"]["ndcg@10"]
+
+
+def test_a_run_without_ray_does_not_load_it(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from m3dist import config, pipeline
+pipeline.run(config.load(None, {[*SMALL, "model=ultragcn", f"out={tmp_path}"]}), quiet=True)
+print([name for name in sys.modules if name.partition(".")[0] == "ray"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_the_dashboard_shows_every_metric_and_no_other(seen: dict[tuple, Any]) -> None:

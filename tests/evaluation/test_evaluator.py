@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from m3dist.config import Evaluation
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
+from m3dist.data.writer import Writer
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.evaluation.ranking import Mask, Seen, Users
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_logistic import ALL, L2, SOME, randn
+from test_logistic import ALL, SOME, randn
 
 from m3dist.losses.logistic import Coefficients, Samples
 from m3dist.losses.own import ultragcn_own
 
-SETTINGS = Coefficients(0.6, 4.0, L2)
+SETTINGS = Coefficients(0.6, 4.0)
 
 
 class Case:
@@ -28,14 +28,12 @@ class Case:
         self.samples = Samples(share, positive, 0.7, scale, weight, omega if s else None)
 
     def dense(self, user: torch.Tensor, item: torch.Tensor, slots: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Eq. 8, 10, 11 and 15 of UltraGCN and L2."""
+        """Eq. 8, 10, 11 and 15 of UltraGCN."""
         samples, (X, n) = self.samples, self.at_Xn.shape
         u, own, far = user.flatten(1, 2), item[:, -X:], slots[:, self.at_Xn]
         share_X, score = samples.share_Pb.view(-1), (u[:, :, None] * far).sum(3)
         weight = samples.base + samples.scale_Pb.view(-1, 1) * samples.weight_PN
-        squares = u.square() + own.square() + far.square().mean(2)
         out = {
-            "l2": (share_X[:, None] * L2 * squares).sum((1, 2)),
             "positive": -(share_X * samples.positive_Pb.view(-1) * (u * own).sum(2).sigmoid().log()).sum(1),
             "negative": -4 * (share_X[:, None] * weight * (1 - score.sigmoid()).log() / n).sum((1, 2)),
         }
@@ -75,9 +73,8 @@ def test_on_a_device_the_same_numbers_without_waiting(counted: Any, R: int) -> N
         user, item, slots = (x.float().to(device) for x in (case.user, case.item, case.slots))
         moved = {k: x.float().to(device) for k, x in vars(case.samples).items() if isinstance(x, torch.Tensor)}
         samples, at_Xn = replace(case.samples, **moved), case.at_Xn.to(device)
-        settings = Coefficients(0.6, 4.0, L2.float().to(device))
         counted.clear()
-        out, slot_grad = ultragcn_own(user, item, (slots, at_Xn), samples, settings)
+        out, slot_grad = ultragcn_own(user, item, (slots, at_Xn), samples, SETTINGS)
         assert (counted.waits, counted.copies) == (0, 0)
         return [x.cpu() for x in (*out.terms.values(), out.user_grad_MPbk, out.item_grad_MLk, slot_grad)]
 

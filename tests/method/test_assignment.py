@@ -20,12 +20,13 @@ def skewed() -> torch.Tensor:
     return item[torch.randperm(len(item), generator=torch.Generator().manual_seed(0))].int()
 
 
-def made(item: torch.Tensor) -> SimpleNamespace:
+def made(item: torch.Tensor, tau: float | None = None, pool: torch.Tensor | None = None) -> SimpleNamespace:
+    """What is read of stage 2's frozen parts, the spare item behind the others."""
     generator = torch.Generator().manual_seed(1)
     user = torch.randint(USERS, item.shape, generator=generator, dtype=torch.int32)
     return SimpleNamespace(
-        user=user, item=item, user_Uk=torch.randn(USERS, 3 + c, generator=generator), content=c, engine=Engine(),
-        x=[torch.randn(ITEMS, D, generator=generator)],
+        user=user, item=item, content_Uc=torch.randn(USERS, c, generator=generator), content=c, engine=Engine(),
+        x=[torch.randn(ITEMS + 1, D, generator=generator)], item_Id=torch.zeros(ITEMS + 1, 3), tau=tau, pool=pool,
     )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_the_highest_score_wins() -> None:
     models = Models(0, scale, names, Trained(W, b))
     got = assign(frozen, blocks, models)
     psi = frozen.x[0][frozen.item.long()] * scale
-    score = torch.einsum("nc,enc->ne", frozen.user_Uk[frozen.user.long(), 3:], psi @ W.transpose(1, 2) + b[:, None])
+    score = torch.einsum("nc,enc->ne", frozen.content_Uc[frozen.user.long()], psi @ W.transpose(1, 2) + b[:, None])
     assert got.dtype == torch.int16
     assert got.tolist() == [names[e] for e in score.argmax(1).tolist()]
     parts = [assign(frozen, blocks, models, (at, 3)) for at in range(3)]
@@ -63,6 +64,25 @@ def test_the_highest_score_wins() -> None:
         mine = torch.zeros(len(got), dtype=torch.bool)
         mine[blocks.interactions(at, 3)] = True
         assert part[~mine].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("pool", [None, torch.arange(2, ITEMS, 3)])
+def test_the_likeliest_wins_under_the_softmax(pool: torch.Tensor | None) -> None:
+    """Scores of a model are held against its scores of the catalogue, or of what negatives are drawn from."""
+    frozen = made(skewed(), 0.3, pool)
+    generator = torch.Generator().manual_seed(2)
+    W, b, scale = (torch.randn(shape, generator=generator) for shape in ((3, c, D), (3, c), (D,)))
+    W[1] *= 3  # has the largest scores, of every item
+    got = assign(frozen, Blocks.of(frozen.item), Models(0, scale, [0, 2, 3], Trained(W, b)))
+    x_ID = (frozen.x[0][:ITEMS] * scale).double()
+    score_UIg = torch.einsum("uc,gic->uig", frozen.content_Uc.double(), x_ID @ W.double().mT + b.double()[:, None])
+    among = score_UIg if pool is None else score_UIg[:, pool]
+    log_UIg = score_UIg / 0.3 - torch.logsumexp(among / 0.3, 1, keepdim=True)
+    best_n = log_UIg[frozen.user.long(), frozen.item.long()].argmax(1)
+    assert got.tolist() == [(0, 2, 3)[e] for e in best_n.tolist()]
+    assert set(got.tolist()) == {0, 2, 3}
+    by_score_n = score_UIg[frozen.user.long(), frozen.item.long()].argmax(1)
+    assert (by_score_n != best_n).double().mean() > 0.1  # which would be another answer
 
 
 def test_ties_go_to_the_first() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from m3dist.config import Config, load
+from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch
+from m3dist.data.writer import Writer
 from m3dist.method.backbone import Backbones, backbone_loss
 from m3dist.method.merge import MergeTask
 from m3dist.training.context import Context
@@ -19,7 +21,7 @@ from m3dist.training.context import Context
 SMALL = [
     "synthetic.users=60", "synthetic.items=90", "synthetic.interactions=20", "backbone.dim=5", "backbone.content_dim=4",
     "backbone.negatives=7", "backbone.init_std=0.5", "merge.batch_size=256", "backbone.kappa=0.7", "backbone.w2=0.6",
-    "backbone.w4=1.3", "backbone.l2=0.02", "backbone.content_l2=0.05",
+    "backbone.w4=1.3", "backbone.l2=0.02", "backbone.content_l2=0.05", "backbone.loss=ultragcn",
 ]  # fmt: skip
 OWN = ["backbone.sampling=per_positive", "backbone.neighbour_samples=2"]
 
@@ -31,27 +33,39 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(root)
 
 
-def dense(batch: Batch, backbones: Backbones, tables: list[torch.Tensor], config: Config) -> dict[str, torch.Tensor]:
-    """UltraGCN's terms sample by sample, from whole tables of users and items; eq. 8, 10, 11 and 15, and L2."""
-    backbone, (user_Uk, item_Ik) = config.backbone, tables
+def dense(batch: Batch, backbones: Backbones, tables: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A loss's terms sample by sample, from whole tables of users, items and items' ids, and L2.
+
+    UltraGCN: eq. 8, 10, 11 and 15. Softmax: cosines over tau of a positive among its group's negatives, weighted as
+    UltraGCN's positives are.
+    """
+    backbone, (user_Uk, item_Ik, id_Id) = backbones.config, tables
     a_U, c_I = (x.double() for x in (backbones.weights.a_U, backbones.weights.c_I))
     here, (P, b) = batch.valid_Pb, batch.valid_Pb.shape
     own = batch.negative if batch.negative.ndim == 3 else batch.negative.unsqueeze(1).expand(P, b, -1)
     user_B, item_B, negative_BN = batch.user_Pb[here], batch.item_Pb[here], own[here]
     u, v, far = user_Uk[user_B], item_Ik[item_B], item_Ik[negative_BN]
     positive_B = backbone.w1 + backbone.kappa * backbone.w2 * a_U[user_B] * c_I[item_B]
-    weight_BN = backbone.w3 + backbone.kappa * backbone.w4 * a_U[user_B, None] * c_I[negative_BN]
+    held_Ik = id_Id if backbones.adds else item_Ik  # added content is none of what L2 holds
     l2_k = torch.full((user_Uk.shape[1],), backbone.l2, dtype=torch.float64)
     l2_k[backbone.dim :] = backbone.content_l2
-    out = {
-        "l2": (l2_k * (u.square() + v.square() + far.square().mean(1))).sum(),
-        "positive": (positive_B * F.softplus(-(u * v).sum(1))).sum(),
-        "negative": backbone.negative_weight * (weight_BN * F.softplus((u[:, None] * far).sum(2))).mean(1).sum(),
-    }
+    squares_B = u.square() + held_Ik[negative_BN].square().mean(1)
+    if backbone.loss == "ultragcn":  # under the softmax items are held as negatives alone
+        squares_B = squares_B + held_Ik[item_B].square()
+    out = {"l2": (l2_k * squares_B).sum()}
     if backbone.nu:
         near_sB, omega_sB = backbones.weights.neighbours(item_B, batch.columns_s)
         scores_sB = (u * item_Ik[near_sB]).sum(2)
         out["neighbours"] = backbone.nu * (omega_sB * F.softplus(-scores_sB)).sum()
+    if backbone.loss == "softmax":
+        cosine_B1 = F.cosine_similarity(u, v, dim=1).unsqueeze(1)
+        logits = torch.cat([cosine_B1, F.cosine_similarity(u[:, None], far, dim=2)], dim=1) / backbone.tau
+        out["softmax"] = -(positive_B * logits.log_softmax(1)[:, 0]).sum()
+    else:
+        weight_BN = backbone.w3 + backbone.kappa * backbone.w4 * a_U[user_B, None] * c_I[negative_BN]
+        negative_B = (weight_BN * F.softplus((u[:, None] * far).sum(2))).mean(1)
+        out["positive"] = (positive_B * F.softplus(-(u * v).sum(1))).sum()
+        out["negative"] = backbone.negative_weight * negative_B.sum()
     return {name: x / len(user_B) for name, x in out.items()}
 
 
@@ -62,16 +76,19 @@ def dense(batch: Batch, backbones: Backbones, tables: list[torch.Tensor], config
         [],
         ["backbone.groups=1", "backbone.neighbour_samples=3"],
         ["backbone.nu=0", "backbone.groups=7"],
+        ["backbone.content=add"],
         [*OWN, "backbone.negatives=5"],  # of which the scores of all of a step's items are found
         [*OWN, "backbone.negatives=1"],  # and of which alone
         [*OWN, "backbone.negatives=5", "backbone.nu=0"],
+        ["backbone.loss=softmax", "backbone.kappa=0"],
+        ["backbone.loss=softmax", "backbone.tau=0.1", "backbone.groups=1", "backbone.nu=0.2"],
+        ["backbone.loss=softmax", "backbone.content=concat"],
     ],
 )
 @pytest.mark.parametrize("step", [0, -1])
 def test_a_step_against_autograd(members: str, values: list[str], step: int, dataset: Dataset) -> None:
     """The last step of an epoch has fewer interactions than its shapes have places."""
-    config = load(None, [*SMALL, *values])
-    context = Context(dataset, config)
+    context = Context(dataset, load(None, [*SMALL, *values]))
     features = context.data.features
     task = MergeTask(context, {"ids": [None], "all": [context.data.all_features], "each": [*features]}[members])
     backbones, draws = task.members, task.draws
@@ -92,8 +109,9 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
         item_Ik = leaves[1]
         if project is not None and x is not None:
             leaves += [p.detach().double().requires_grad_() for p in project.parameters()]
-            item_Ik = torch.cat([leaves[1], x[:-1].double() @ leaves[2].T + leaves[3]], dim=1)
-        want = dense(batch, backbones, [leaves[0], item_Ik], config)
+            content_Ic = x[:-1].double() @ leaves[2].T + leaves[3]
+            item_Ik = item_Ik + content_Ic if backbones.adds else torch.cat([item_Ik, content_Ic], dim=1)
+        want = dense(batch, backbones, [leaves[0], item_Ik, leaves[1]])
         assert terms.keys() == want.keys()
         for name, value in want.items():
             assert float(terms[name][m]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-8), name
@@ -103,12 +121,12 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
             there = touched.slots.ids_R < touched.table.n
             mine = torch.zeros_like(full)
             mine[touched.slots.ids_R[there]] = grad_MRk[m, there].double()
-            torch.testing.assert_close(mine, full, rtol=1e-4, atol=1e-7)  # and 0 of rows that no step touches
+            torch.testing.assert_close(mine, full, rtol=1e-4, atol=1e-6)  # and 0 of rows that no step touches
             assert grad_MRk[m, ~there].count_nonzero() == 0
         if project is not None:
             mine = torch.autograd.grad(loss, [*project.parameters()], retain_graph=True)
             for a, b in zip(mine, of_project, strict=True):
-                torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-7)
+                torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
 
 
 def test_members_start_from_seeds_of_their_own_or_from_given_tables(dataset: Dataset) -> None:
@@ -153,3 +171,104 @@ def test_a_step_moves_the_rows_that_it_touches_alone(dataset: Dataset, tmp_path:
         assert torch.equal(table.weight[:, ~touched], was[:, ~touched])
         moved = (table.weight[:, touched] - was[:, touched]).abs()
         torch.testing.assert_close(moved, torch.full_like(moved, config.merge.lr), rtol=1e-3, atol=0)  # Adam's first
+
+
+COLD_USERS, COLD_ITEMS = [6, 11], [0, 7, 13]  # without training interactions
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """12 users and 14 items, of whom some only turn up in validation."""
+    rng = np.random.default_rng(0)
+    user, item = np.divmod(rng.permutation(12 * 14), 14)
+    known = ~np.isin(user, COLD_USERS) & ~np.isin(item, COLD_ITEMS)
+    train, rest = np.flatnonzero(known)[:70], np.flatnonzero(~known)
+    assert set(item[train]) == set(range(14)) - set(COLD_ITEMS)
+    root = tmp_path_factory.mktemp("cold") / "data"
+    with Writer(root) as out:
+        out.features("visual", rng.standard_normal((14, 3)).astype(np.float32))
+        out.features("text", rng.standard_normal((14, 2)).astype(np.float32))
+        parts = {"train": train, "val": rest[:20], "test": rest[20:40]}
+        out.interactions(12, 14, {split: (user[at], item[at]) for split, at in parts.items()})
+        out.finish()
+    return Dataset(root)
+
+
+def trained(dataset: Dataset, values: list[str], ids_alone: bool = False) -> MergeTask:
+    """Members on each modality, or one on ids alone, after an epoch."""
+    small = ["merge.batch_size=8", "backbone.groups=2", "backbone.negatives=6", "backbone.dim=4", "merge.lr=0.05"]
+    context = Context(dataset, load(None, [*small, "backbone.content_dim=3", *values]))
+    task = MergeTask(context, [None] if ids_alone else [*context.data.features])
+    task.draws.seek(0, 0)
+    for _ in range(task.draws.steps):
+        task.step()
+        task.draws.advance()
+    return task
+
+
+def drawn(task: MergeTask) -> set[int]:
+    """Items that are negatives in some epochs."""
+    found = set()
+    for epoch in range(20):
+        task.draws.seek(epoch, 0)
+        for _ in range(task.draws.steps):
+            found |= set(task.draws.draw().negative.flatten().tolist())
+            task.draws.advance()
+    return found
+
+
+LOSSES = [["backbone.loss=softmax"], ["backbone.loss=ultragcn"], ["backbone.loss=ultragcn", "backbone.content=add"]]
+
+
+@pytest.mark.parametrize("values", LOSSES)
+def test_an_item_that_was_never_seen_ranks_by_content_alone(values: list[str], cold: Dataset) -> None:
+    task = trained(cold, values)
+    item_MId = task.members.item.weight
+    assert item_MId[:, COLD_ITEMS].count_nonzero() == 0
+    warm = torch.tensor([i for i in range(14) if i not in COLD_ITEMS])
+    assert (item_MId[:, warm].norm(dim=2) > 1e-3).all()
+    assert drawn(task) == set(warm.tolist())
+    for m, (matrix_Ik, x) in enumerate(zip(task.matrices().values(), task.contents, strict=True)):
+        project = task.members.models[m].project
+        assert project is not None
+        assert x is not None
+        content_Ic = project(x[:-1]).detach()
+        whole = item_MId[m] + content_Ic if task.members.adds else torch.cat([item_MId[m], content_Ic], dim=1)
+        if values == LOSSES[0]:
+            whole = whole / whole.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(matrix_Ik, whole)
+
+
+def test_items_never_seen_are_negatives_where_the_pool_is_all_items(cold: Dataset) -> None:
+    for task in (trained(cold, [*LOSSES[0], "backbone.pool=all"]), trained(cold, LOSSES[0], ids_alone=True)):
+        assert drawn(task) == set(range(14))
+        assert (task.members.item.weight[:, COLD_ITEMS].norm(dim=2) > 1e-3).all()
+
+
+@pytest.mark.parametrize("values", LOSSES)
+def test_users_without_interactions_have_the_mean_row(values: list[str], cold: Dataset) -> None:
+    members = trained(cold, values).members
+    known = [u for u in range(12) if u not in COLD_USERS]
+    rows = members.user.weight
+    if values == LOSSES[0]:
+        rows = rows / rows.norm(dim=2, keepdim=True)
+    found = members.users()
+    torch.testing.assert_close(found[:, known], rows[:, known])
+    mean = rows[:, known].mean(1, keepdim=True)
+    torch.testing.assert_close(found[:, COLD_USERS], mean.expand(-1, 2, -1))
+    assert torch.equal(members.tables("{}.")["1.user"], found[1])  # as they are kept, too
+
+
+def test_scores_under_the_softmax_are_cosines(cold: Dataset) -> None:
+    task = trained(cold, LOSSES[0])
+    rows = torch.randn(2, 5, 4)
+    torch.testing.assert_close(task.members.scored(rows), F.normalize(rows, dim=2))
+    other = trained(cold, LOSSES[1]).members
+    assert other.scored(rows) is rows
+    members = task.ranked(task.matrices())
+    known = torch.tensor([u for u in range(12) if u not in COLD_USERS])
+    for m, score_uI in enumerate(members.scores(known)):
+        content_Ic = task.members.models[m].project(task.contents[m][:-1])  # type: ignore[misc, index]
+        item_Ik = task.members.item.weight[m] + content_Ic.detach()
+        want = F.cosine_similarity(task.members.user.weight[m, known][:, None], item_Ik, dim=2)
+        torch.testing.assert_close(score_uI, want, rtol=1e-4, atol=1e-6)

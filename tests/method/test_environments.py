@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ SMALL = [
     "synthetic.users=40", "synthetic.items=30", "synthetic.interactions=15", "backbone.dim=4", "backbone.content_dim=8",
     "invariance.environments=3", "invariance.batch_size=200", "invariance.negatives=16", "invariance.rounds=3",
     "backbone.kappa=0.7", "backbone.w4=1.3", "backbone.w2=0.6", "invariance.gamma=0.7", "invariance.rho=0.3",
+    "backbone.loss=ultragcn",
 ]  # fmt: skip
 WIDTHS = (16, 8)  # of representations
-SHAPES = {"user": (40, 12), "item": (30, 4)}  # of the backbone's tables
+LOSSES = ["backbone.loss=ultragcn", "backbone.loss=softmax", "backbone.content=add"]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(root)
 
 
-def tensors(dataset: Dataset) -> dict[str, torch.Tensor]:
+def tensors(dataset: Dataset, content: str = "concat") -> dict[str, torch.Tensor]:
     """What an earlier stage may leave."""
     generator = torch.Generator().manual_seed(0)
-    made = {f"member.{name}": torch.randn(*shape, generator=generator) for name, shape in SHAPES.items()}
+    shapes = {"user": (40, 12 if content == "concat" else 4), "item": (30, 4)}
+    made = {f"member.{name}": torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     for r, D in enumerate(WIDTHS):
         made[f"representation.{r}"] = torch.randn(30, D, generator=generator)
     return Frozen.tensors(dataset, made)
@@ -44,7 +47,7 @@ def tensors(dataset: Dataset) -> dict[str, torch.Tensor]:
 
 def frozen_of(dataset: Dataset, *extra: str) -> tuple[Frozen, Config]:
     config = load(None, [*SMALL, *extra])
-    return Frozen(tensors(dataset), "cpu", config), config
+    return Frozen(tensors(dataset, config.backbone.resolved.content), "cpu", config), config
 
 
 def step_at(frozen: Frozen, number: int) -> Step:
@@ -59,12 +62,23 @@ def split(frozen: Frozen) -> torch.Tensor:
 
 
 def losses(frozen: Frozen, step: Step, x_ID: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of the step's interactions, each under its own W [b, c, D] and b [b, c]: eq. 7's in float64, from whole rows."""
+    """Of the step's interactions, each under its own W [b, c, D] and b [b, c]: eq. 7's in float64, from whole rows.
+
+    Under the softmax scores are of content alone, with users' rows of length 1, and a negative that is the positive
+    itself is left out.
+    """
     backbone, batch = frozen.backbone, step.batch
     user_b, item_b, negative_N = batch.user_Pb[0], batch.item_Pb[0], batch.negative[0]
-    u_bk, v_Id = frozen.user_Uk[user_b].double(), frozen.item_Id.double()
+    given = tensors_of(frozen)
+    u_bk, v_Id = given["member.user"][user_b], given["member.item"]
     content_bIc = torch.einsum("id,bcd->bic", x_ID.double(), W) + b[:, None]
-    score_bI = u_bk[:, :4] @ v_Id.T + torch.einsum("bic,bc->bi", content_bIc, u_bk[:, 4:])
+    if backbone.loss == "softmax":
+        score_bI = torch.einsum("bic,bc->bi", content_bIc, F.normalize(u_bk, dim=1)) / backbone.tau
+        own_b = score_bI.gather(1, item_b[:, None])
+        far_bN = score_bI[:, negative_N].masked_fill(negative_N == item_b[:, None], -torch.inf)
+        return torch.logsumexp(torch.cat([own_b, far_bN], dim=1), 1) - own_b.squeeze(1)
+    content_bc = u_bk if backbone.content == "add" else u_bk[:, 4:]
+    score_bI = u_bk[:, :4] @ v_Id.T + torch.einsum("bic,bc->bi", content_bIc, content_bc)
     a_b, c_I = frozen.weights.a_U[user_b].double(), frozen.weights.c_I.double()
     positive_b = backbone.w1 + backbone.kappa * backbone.w2 * a_b * c_I[item_b]
     weight_bN = backbone.w3 + backbone.kappa * backbone.w4 * a_b[:, None] * c_I[negative_N]
@@ -72,10 +86,19 @@ def losses(frozen: Frozen, step: Step, x_ID: torch.Tensor, W: torch.Tensor, b: t
     return negatives_b + positive_b * F.softplus(-score_bI.gather(1, item_b[:, None]).squeeze(1))
 
 
+def tensors_of(frozen: Frozen) -> dict[str, torch.Tensor]:
+    """The tables that `tensors` made, float64, with a row of zeros behind, where a step has no user or item."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"user": (40, 12 if frozen.backbone.content == "concat" else 4), "item": (30, 4)}
+    made = {f"member.{name}": torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    return {name: F.pad(x.double(), (0, 0, 0, 1)) for name, x in made.items()}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("number", [0, -1])
-def test_a_step_draws_what_it_says(number: int, dataset: Dataset) -> None:
+def test_a_step_draws_what_it_says(number: int, loss: str, dataset: Dataset) -> None:
     """The last step of an epoch is short: what is not there weighs nothing."""
-    frozen, _ = frozen_of(dataset)
+    frozen, _ = frozen_of(dataset, loss)
     step = step_at(frozen, number)
     there = step.batch.valid_Pb[0]
     assert there.all() == (number == 0)
@@ -89,18 +112,22 @@ def test_a_step_draws_what_it_says(number: int, dataset: Dataset) -> None:
         assert (weight_b[there] > 0).all()
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("names", [{0: [0, 1, 2], 1: [0, 1, 2]}, {1: [2, 0]}, {0: [1], 1: [0, 2]}])
-def test_environment_models_against_autograd(number: int, names: dict[int, list[int]], dataset: Dataset) -> None:
-    """Of some environments of some representations: their loss is a sum over their interactions, each by its share."""
-    frozen, _ = frozen_of(dataset)
+def test_environment_models_against_autograd(
+    number: int, names: dict[int, list[int]], loss: str, dataset: Dataset
+) -> None:
+    """Of some environments of some representations: their loss is a sum over their interactions, each by its share,
+    and the square of W, of which every environment has as much."""
+    frozen, _ = frozen_of(dataset, loss, "invariance.projection_l2=0.3")
     step, environment = step_at(frozen, number), split(frozen)
     psi = {r: torch.rand(D, generator=torch.Generator().manual_seed(r)) for r, D in enumerate(WIDTHS)}
     models = EnvironmentModels(frozen, names, psi, 1)
     here_Rn = torch.stack([environment[r] for r in names])
-    loss = models(step, here_Rn)
+    value = models(step, here_Rn)
     parameters = dict(models.named_parameters())
-    mine = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
+    mine = dict(zip(parameters, torch.autograd.grad(value, [*parameters.values()]), strict=True))
     want = torch.zeros((), dtype=torch.float64)
     leaves: dict[str, torch.Tensor] = {}
     for r, group in names.items():
@@ -110,8 +137,8 @@ def test_environment_models_against_autograd(number: int, names: dict[int, list[
         place_b = torch.stack([at_b == e for e in group]).int().argmax(0)
         each_b = losses(frozen, step, frozen.x[r] * psi[r], W[place_b], b[place_b])
         known_b = torch.isin(at_b, torch.tensor(group))
-        want = want + (each_b * step.share_b * known_b).sum()
-    assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
+        want = want + (each_b * step.share_b * known_b).sum() + 0.3 / 3 * W.square().sum()
+    assert float(value.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
     for name, theirs in zip(leaves, torch.autograd.grad(want, [*leaves.values()]), strict=True):
         torch.testing.assert_close(mine[name].double(), theirs, rtol=1e-4, atol=1e-6)
 
@@ -128,17 +155,20 @@ def test_environment_models_of_a_round_start_afresh_and_by_name(dataset: Dataset
     assert (later.W_0[0] != alone.W_0[0]).all()
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("number", [0, -1])
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
-def test_masks_without_variance_against_autograd(number: int, gate: str, dataset: Dataset) -> None:
-    """The mean over environments of their mean losses, and rho times the mean of the mask's squares."""
-    frozen, _ = frozen_of(dataset, f"invariance.gate={gate}", "invariance.gamma=0")
+def test_masks_without_variance_against_autograd(number: int, gate: str, loss: str, dataset: Dataset) -> None:
+    """The mean over environments of their mean losses, W's square, and rho times the mask's distance from 1/2."""
+    frozen, _ = frozen_of(
+        dataset, f"invariance.gate={gate}", "invariance.gamma=0", "invariance.projection_l2=0.2", loss
+    )
     step, environment = step_at(frozen, number), split(frozen)
     logits = {r: torch.randn(D, generator=torch.Generator().manual_seed(r)) for r, D in enumerate(WIDTHS)}
     masks = Masks(frozen, logits, 1)
-    loss, terms = masks(step, environment)
+    found, terms = masks(step, environment)
     parameters = dict(masks.named_parameters())
-    mine = dict(zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True))
+    mine = dict(zip(parameters, torch.autograd.grad(found, [*parameters.values()]), strict=True))
     want, leaves = torch.zeros((), dtype=torch.float64), {}
     there = step.batch.valid_Pb[0]
     for r, logit_D in logits.items():
@@ -149,8 +179,8 @@ def test_masks_without_variance_against_autograd(number: int, gate: str, dataset
         mask, n = module(), len(there)
         each_b = losses(frozen, step, frozen.x[r] * mask, W.expand(n, -1, -1), b.expand(n, -1))
         at_b = environment[r][step.batch.index_Pb[0].long()]
-        fit = torch.stack([each_b[there & (at_b == e)].mean() for e in range(3)]).mean()
-        size = 0.3 * mask.square().mean()
+        fit = torch.stack([each_b[there & (at_b == e)].mean() for e in range(3)]).mean() + 0.2 * W.square().sum()
+        size = 0.3 * (mask - 0.5).square().mean()
         for name, value in {"fit": fit, "size": size, "variance": 0 * fit, "loss": fit + size}.items():
             assert float(terms[f"{r}/{name}"]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-7)
         want = want + fit + size
@@ -159,24 +189,42 @@ def test_masks_without_variance_against_autograd(number: int, gate: str, dataset
 
 
 def test_the_variance_is_priced_by_a_weight_that_grows_over_the_rounds(dataset: Dataset) -> None:
+    """And not before a window of steps has said how far environments differ."""
     frozen, config = frozen_of(dataset)
     assert [gamma_of(config.invariance, round_) for round_ in range(3)] == pytest.approx([0, 0.35, 0.7])
     constant = load(None, [*SMALL, "invariance.gamma_warmup=false"]).invariance
     assert [gamma_of(constant, round_) for round_ in range(3)] == [0.7] * 3
     one = load(None, [*SMALL, "invariance.rounds=1"]).invariance
     assert gamma_of(one, 0) == 0
-    logits = {r: torch.zeros(D) for r, D in enumerate(WIDTHS)}
     # environments that users' content tells apart
-    by_content = torch.bucketize(frozen.user_Uk[frozen.user, 4].contiguous(), torch.tensor([-0.4, 0.4]))
-    step, environment, found = step_at(frozen, 0), by_content.expand(2, -1).to(torch.int16), []
+    by_content = torch.bucketize(frozen.content_Uc[frozen.user, 0].contiguous(), torch.tensor([-0.4, 0.4]))
+    environment = by_content.expand(2, -1).to(torch.int16)
+    found: list[list[dict[str, float]]] = []
     for round_ in range(3):
-        masks = Masks(frozen, logits, round_)
+        masks = Masks(frozen, {r: torch.zeros(D) for r, D in enumerate(WIDTHS)}, round_)
         for r, D in enumerate(WIDTHS):  # whose projections differ by the round
             getattr(masks, f"W_{r}").data = torch.ones(8, D)
-        found.append(masks(step, environment)[1]["0/variance"])
-    assert float(found[0]) == 0
-    assert float(found[2]) == pytest.approx(2 * float(found[1]), rel=1e-6)
-    assert float(found[1]) > 1e-3
+        terms = [masks(step_at(frozen, number), environment)[1] for number in range(masks.moments.window + 1)]
+        found.append([{name: float(x) for name, x in each.items()} for each in terms])
+    priced = [each[-1]["0/variance"] for each in found]
+    assert priced[0] == 0
+    assert priced[2] == pytest.approx(2 * priced[1], rel=1e-6)
+    assert priced[1] > 1e-3
+    window = len(found[2]) - 1
+    assert window == 3  # steps of an epoch
+    effects = [each["0/effect"] for each in found[2]]
+    assert effects[: window - 1] == [0] * (window - 1)
+    assert 0.05 < effects[window - 1] < 1
+    assert [each["0/variance"] > 0 for each in found[2]] == [effect > 0 for effect in effects]
+
+
+def test_environments_that_do_not_differ_cost_nothing(dataset: Dataset) -> None:
+    """Random environments: no more than chance lies between them."""
+    frozen, _ = frozen_of(dataset, "invariance.gamma_warmup=false")
+    masks = Masks(frozen, {r: torch.zeros(D) for r, D in enumerate(WIDTHS)}, 0)
+    for number in range(6):
+        _, terms = masks(step_at(frozen, number), split(frozen))
+    assert [float(terms[f"{r}/effect"]) for r in range(2)] == pytest.approx([0, 0], abs=0.02)
 
 
 def test_gates_have_noise_of_their_step_alone(dataset: Dataset) -> None:
@@ -192,10 +240,12 @@ def test_gates_have_noise_of_their_step_alone(dataset: Dataset) -> None:
     assert frozen_of(dataset)[0].noise(step_at(frozen_of(dataset)[0], 0).batch) == [None, None]
 
 
-def test_bits_do_not_depend_on_what_is_trained_together(dataset: Dataset) -> None:
+@pytest.mark.parametrize("loss", LOSSES[:2])
+def test_bits_do_not_depend_on_what_is_trained_together(loss: str, dataset: Dataset) -> None:
     """Of representations, and of environments of one: whoever trains them finds the same."""
-    config = load(None, SMALL)
-    trainer = Trainer(tensors(dataset), "cpu", config)
+    steps = ["invariance.environment_steps=20", "invariance.mask_steps=30"]
+    config = load(None, [*SMALL, *steps, loss])
+    trainer = Trainer(tensors(dataset, config.backbone.resolved.content), "cpu", config)
     environment = {r: x.long() for r, x in enumerate(split(trainer.frozen))}
     psi = {r: torch.full((D,), 0.5) for r, D in enumerate(WIDTHS)}
 
@@ -213,7 +263,7 @@ def test_bits_do_not_depend_on_what_is_trained_together(dataset: Dataset) -> Non
     for r in range(2):
         logit_D, terms = trainer.masks({r: logits[r]}, {r: environment[r]}, 1)[r]
         assert torch.equal(both[r][0], logit_D)
-        assert both[r][1] == terms
+        assert both[r][1] == pytest.approx(terms, rel=1e-6)
         assert (logit_D != 0).all()
 
 
@@ -251,10 +301,13 @@ class Movers:
     """An executor under which a share of the interactions moves, and logits grow."""
 
     def __init__(self, moves: list[int]):
-        self.moves, self.round = moves, 0
+        self.moves = moves
+        self.given: list[list[float]] = []
+        self.psi: list[float] = []
 
     def environments(self, psi: list[torch.Tensor], environment: list[torch.Tensor], round_: int) -> list[torch.Tensor]:
         out = []
+        self.psi.append(float(psi[0][0]))
         for x in environment:
             new = x.clone()
             new[: self.moves[round_]] = (new[: self.moves[round_]] + 1) % 3
@@ -262,6 +315,7 @@ class Movers:
         return out
 
     def masks(self, logits: list[torch.Tensor], environment: list[torch.Tensor], round_: int) -> list[Any]:
+        self.given.append(logits[0].tolist())
         return [(x + 1, {"loss": 2.0}) for x in logits]
 
 
@@ -274,7 +328,9 @@ def test_rounds_end_when_hardly_anything_moves() -> None:
     assert [report["0/moved"] for report in reports] == pytest.approx([0.5, 0.1, 0.04])
     assert reports[0]["1/loss"] == 2
     assert sum(reports[2][f"1/environment {e}"] for e in range(3)) == 100
-    torch.testing.assert_close(state.masks()[0], torch.full((5,), 3.0).sigmoid())
+    torch.testing.assert_close(state.masks()[0], torch.full((5,), 1.0).sigmoid())  # renewed in each round
+    assert executor.given == [[0.0] * 5] * 3
+    assert executor.psi == pytest.approx([0.5, *[1 - 1 / (1 + math.exp(-1))] * 2])  # 1 - m of the round before
     later = State(settings, 0, [5, 4], 100)
     later.load(state.tensors(), state.history)
     assert later.done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import own_code
@@ -21,7 +22,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.method import registry
 from m3dist.method.registry import ModelSpec, StageSpec
 from m3dist.search import space
-from m3dist.search.rungs import Clock, Rungs
+from m3dist.search.rungs import Clock, Rung, Rungs
 
 VALUES = ("baseline.dim=16", "baseline.batch_size=512", "baseline.lr=0.02", "baseline.negatives=64")
 
@@ -138,13 +139,66 @@ def test_it_is_searched(staged: str, tmp_path: Path) -> None:
     one, two = ({"merge.lr": 0.1, "baseline.epochs": epochs} for epochs in (2, 4))
     assert plan.keys(one)["merge"] == plan.keys(two)["merge"]
     assert plan.keys(one)["lean"] != plan.keys(two)["lean"]
-    clock = Clock(plan.extremes())
+    clock = Clock(plan.extremes(), plan.dataset)
     assert clock.length == {"merge": 3, "lean": 4}
     assert clock.position("lean", clock.epoch("lean", 0)) == 3 + 1
     rungs = Rungs(clock, "max", grace=2, reduction=2)
     assert rungs.milestones["lean"] == [2, 4]
-    assert rungs.judge("a", "lean", 2, 0.5) == ""
-    assert rungs.judge("b", "lean", 2, 0.4) == "rung at epoch 2 of lean"
+    assert rungs.judge("a", "lean", 2, 0.5) is None
+    assert rungs.judge("b", "lean", 2, 0.4) == Rung("lean", 2)
+
+
+def planned(*values: str) -> list[str]:
+    return [
+        stage.name for stage in registry.model(configs.load(None, values).model).planned(configs.load(None, values))
+    ]
+
+
+def test_a_stage_is_there_only_where_its_key_has_the_value() -> None:
+    assert planned() == ["race", "align", "invariance", "selection", "merge"]
+    assert planned("backbone.loss=softmax") == ["align", "invariance", "selection", "merge"]
+    assert planned("merge.masks=learned") == ["race", "align", "invariance", "merge"]
+    assert planned("model=invrl", "merge.masks=one") == ["race", "pretrain", "invariance", "merge"]
+    assert planned("model=ultragcn") == ["race", "merge"]
+    assert planned("model=ultragcn", "backbone.loss=ultragcn") == ["merge"]
+    assert planned("model=vbpr") == ["baseline"]
+    some = configs.load(None, ["stages=[race,align]"])
+    assert some.stage_names == ("race", "align")
+    with pytest.raises(ValueError, match="in the order align, invariance, selection, merge"):
+        configs.load(None, ["stages=[race]", "backbone.loss=softmax"])
+
+
+def test_a_stage_of_a_users_own_has_a_condition_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is neither trained nor keyed where it is not planned."""
+    first = registry.model("ultragcn").final
+    own = StageSpec(
+        "lean", "own_code:lean", "baseline", inputs=("merge",), reads=("evaluation.metric",),
+        only=("invariance.gate", "softmax"),
+    )  # fmt: skip
+    again = replace(first, name="again", inputs=("merge", "lean"))
+    spec = ModelSpec("maybe", (first, own, again), "m3dist.method.fused:scorer")
+    monkeypatch.setitem(registry.MODELS, "maybe", spec)
+    values = ("model=maybe", "baseline.epochs=1", "merge.epochs=1")
+    without = trained(tmp_path, *values)
+    assert list(without["stages"]) == ["merge", "again"]
+    assert set(without["keys"]) == {"merge", "again", "test"}
+    beside = trained(tmp_path, *values, "invariance.gate=softmax")
+    assert list(beside["stages"]) == ["merge", "lean", "again"]
+    assert beside["skipped"] == ["merge"]  # the last stage has one more input
+    assert beside["keys"]["again"] != without["keys"]["again"]
+
+
+def test_lengths_are_numbers_of_a_stages_section() -> None:
+    """What makes a stage longer: the study multiplies it, whichever model."""
+    for spec in (*registry.MODELS.values(), registry.model("vbpr")):
+        for stage in spec.stages:
+            section = getattr(configs.load(None), stage.section)
+            for name in stage.lengths:
+                longer = configs.validate({stage.section: {name: 7}})
+                assert getattr(getattr(longer, stage.section), name) == 7
+            assert section.length(5000) >= 1
+    (rounds,) = (stage for stage in registry.model("m3-invrl").stages if stage.name == "invariance")
+    assert set(rounds.lengths) == {"environment_steps", "mask_steps"}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

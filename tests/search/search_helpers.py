@@ -14,12 +14,12 @@ from m3dist.search import space
 
 BASE: dict[str, Any] = {
     "synthetic": {"users": 90, "items": 70, "interactions": 16},
-    "backbone": {"dim": 8, "content_dim": 8, "negatives": 16},
+    "backbone": {"loss": "softmax", "dim": 8, "content_dim": 8, "negatives": 16},
     "align": {"epochs": 4, "batch_size": 512, "dim": 16, "evaluate_every": 1, "patience": 0},
     "invariance": {
-        "rounds": 1, "environments": 2, "batch_size": 512, "negatives": 16, "environment_epochs": 1, "mask_epochs": 1,
+        "rounds": 1, "environments": 2, "batch_size": 512, "negatives": 16, "environment_steps": 3, "mask_steps": 6,
     },
-    "merge": {"epochs": 4, "batch_size": 512, "evaluate_every": 1, "patience": 0},
+    "merge": {"epochs": 4, "batch_size": 512, "evaluate_every": 1, "patience": 0, "masks": "learned"},
     "evaluation": {"k": [5, 10]},
 }  # fmt: skip
 SPACE: dict[str, Any] = {

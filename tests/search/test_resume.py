@@ -26,7 +26,7 @@ from m3dist.search import driver
 from m3dist.search.space import Plan
 from m3dist.storage import leases
 
-LONG = {**BASE, "merge": {"epochs": 12, "batch_size": 256, "evaluate_every": 1, "patience": 0}}
+LONG = {**BASE, "merge": {**BASE["merge"], "epochs": 12, "batch_size": 256}}
 SEARCH: dict[str, Any] = {"base": LONG, "scheduler": {"kind": "fifo"}, "concurrency": 1}
 
 

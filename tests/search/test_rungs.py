@@ -16,8 +16,8 @@ def _clock(tmp_path: Path) -> Clock:
 
 def test_positions_count_epochs_through_all_stages(tmp_path: Path) -> None:
     clock = _clock(tmp_path)
-    assert clock.length == {"align": 4, "invariance": 2, "merge": 4}
-    assert clock.position("merge", clock.epoch("merge", 0)) == 4 + 2 + 1
+    assert clock.length == {"align": 4, "invariance": 1, "merge": 4}
+    assert clock.position("merge", clock.epoch("merge", 0)) == 4 + 1 + 1
 
 
 def _said(rungs: Rungs, trial: str, stage: str, epoch: int, best: float | None) -> str:
@@ -33,7 +33,7 @@ def test_rungs_compare_within_a_stage_only(tmp_path: Path) -> None:
     assert _said(rungs, "b", "align", 2, 0.4) == "rung at epoch 2 of align"
     assert _said(rungs, "reuses", "merge", 2, 0.01) == ""  # first in merge: align's values do not count there
     assert _said(rungs, "c", "merge", 2, 0.005) == "rung at epoch 2 of merge"
-    assert _said(rungs, "d", "invariance", 2, None) == ""
+    assert _said(rungs, "d", "invariance", 1, None) == ""
 
 
 def test_a_stage_left_early_is_held_against_the_rungs_it_jumped(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_stage_left_early_is_held_against_the_rungs_it_jumped(tmp_path: Path) 
     rungs.judge("a", "align", 2, 0.5)
     rungs.judge("a", "align", 4, 0.6)
     assert _said(rungs, "b", "align", 3, 0.55) == ""
-    assert _said(rungs, "b", "invariance", 2, None) == "rung at epoch 4 of align"
+    assert _said(rungs, "b", "invariance", 1, None) == "rung at epoch 4 of align"
 
 
 def test_lower_is_better_when_asked(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from m3dist.search.dimensions import Values
 from m3dist.search.ledger import Ledger
 from m3dist.search.searchers.base import Proposal, Searcher, Sequence
 from m3dist.search.space import Plan
+from m3dist.storage.artifacts import Output
 
 
 def searcher_of(plan: Plan, ledger: Ledger) -> Searcher:
@@ -75,7 +76,7 @@ def test_siblings_share_the_first_stage_that_varies(ledger_of: Any, searcher: st
         proposal = propose(ledger, searcher_of(ledger.plan, ledger))
         finish(ledger, 0.1)
         for stage in ("align", "invariance"):
-            store.save(stage, proposal.keys[stage], {}, {})
+            store.save(stage, proposal.keys[stage], Output({}, {}))
     values = [t.values for t in ledger.trials.values()]
     assert sorted(Counter(v["invariance.gamma"] for v in values).values()) == [3, 3, 3]
     assert len({v["merge.lr"] for v in values}) == 9
@@ -113,7 +114,7 @@ def test_proposals_wait_for_stages_in_training_and_skip_stopped_ones(ledger_of: 
     third = start()
     assert third.keys["align"] not in (one.keys["align"], two.keys["align"])
     assert searcher.skipped == 2  # siblings of the one that was stopped
-    stages.store(ledger.plan.base).save("align", two.keys["align"], {}, {})
+    stages.store(ledger.plan.base).save("align", two.keys["align"], Output({}, {}))
     assert start().keys["align"] == two.keys["align"]
 
 
@@ -149,7 +150,7 @@ def test_optuna_learns_from_the_ledger_and_shares_stages(ledger_of: Any) -> None
     for _ in range(12):
         proposal = propose(ledger, searcher_of(ledger.plan, ledger))  # made anew: only the ledger remembers
         finish(ledger, -abs(np.log(proposal.values["align.lr"]) - np.log(0.05)))
-        store.save("align", proposal.keys["align"], {}, {})
+        store.save("align", proposal.keys["align"], Output({}, {}))
     groups = Counter(t.keys["align"] for t in ledger.trials.values())
     assert set(groups.values()) == {2}
     late = [abs(np.log(t.values["align.lr"] / 0.05)) for t in list(ledger.trials.values())[-4:]]

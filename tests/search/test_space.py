@@ -17,6 +17,8 @@ TUNE = Path(__file__).parents[2] / "tune"
 def test_the_papers_grid(tmp_path: Path) -> None:
     plan = space.load(TUNE / "paper.yaml", [f"out={tmp_path}", *small_synthetic()])
     assert plan.size == 337_500
+    assert plan.base.backbone.loss == "ultragcn"  # kappa and nu weigh its terms
+    assert plan.stages == ["align", "invariance", "merge"]  # nothing of the paper's is decided by a race
     assert plan.base.invariance.rounds == 5
     for fit in (plan.base.align, plan.base.merge):
         assert (fit.batch_size, fit.epochs) == (512, 200)
@@ -59,6 +61,10 @@ POINT = {"align.lr": 0.01, "invariance.gamma": 0.1, "merge.lr": 0.02}
         ({"space": {"seed": {"choice": [1, 2]}}}, "must be the same in all trials"),
         ({"space": {"align.lr": {"choice": [0.1, 0.2], "when": {"align.tau": 1}}}}, "not in the space"),
         ({"space": {"autoscaling": {"choice": [True, False]}}}, "changes nothing that is trained"),
+        (
+            {"space": {"backbone.loss": {"choice": ["auto", "ultragcn"]}}},
+            "space.backbone.loss: 'auto' trains the stages race, align, invariance, merge, the base align, ",
+        ),
         ({"budget": {}}, "at least one of trials, epochs and minutes"),
         ({"searcher": "grid"}, "searcher=grid needs grid or choice"),
         ({"searcher": "optnua"}, "searcher: no such searcher; expected one of grid, "),

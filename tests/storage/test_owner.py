@@ -82,17 +82,22 @@ def test_of_two_that_write_into_a_store_at_once_one_holds_it(bucket: str, monkey
     folder = Folder(bucket.replace("NAME", "two"))
     other = owner.Owner(host="elsewhere")
     monkeypatch.setattr(time, "sleep", lambda seconds: (folder / "leases").write_json("owner.json", other.record(0)))
-    with pytest.raises(ValueError, match="on elsewhere, started .* works there"), alone(folder):
+    with pytest.raises(ValueError, match=r"on elsewhere, started .* works there"), alone(folder):
         pass
     assert (folder / "leases").read_json("owner.json")["key"] == other.key
 
 
 def test_who_loses_the_folder_is_told_and_leaves_the_other_alone(folder: Folder) -> None:
     other = owner.Owner(host="elsewhere")
-    with pytest.raises(ValueError, match="on elsewhere, started .* took it over"), alone(folder) as mine:
-        assert not mine.lost.is_set()
-        (folder / "leases").write_json("owner.json", other.record(0))
-        until(mine.lost.is_set)
+
+    def lose() -> None:
+        with alone(folder) as mine:
+            assert not mine.lost.is_set()
+            (folder / "leases").write_json("owner.json", other.record(0))
+            until(mine.lost.is_set)
+
+    with pytest.raises(ValueError, match=r"on elsewhere, started .* took it over"):
+        lose()
     assert (folder / "leases").read_json("owner.json")["key"] == other.key
 
 
@@ -105,7 +110,7 @@ def test_a_run_that_loses_its_folder_ends(tmp_path: Path, monkeypatch: pytest.Mo
         def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
             (Folder(tmp_path) / "leases").write_json("owner.json", taken)
 
-    with pytest.raises(ValueError, match="on elsewhere, started .* took it over"):
+    with pytest.raises(ValueError, match=r"on elsewhere, started .* took it over"):
         pipeline.run(config, [Taker()], quiet=True)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from m3dist.config import Backbone
-from m3dist.data.dataset import Dataset, Writer
+from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Plan
 from m3dist.data.graphs import item_neighbours
+from m3dist.data.writer import Writer
 from m3dist.distributed.engine import Engine
 from m3dist.training.data import DeviceData, standardised
 
@@ -44,14 +45,17 @@ def test_features_are_standardised_over_who_has_them_and_of_length_1(dataset: Da
 
 
 def test_constants_are_made_once_for_a_backbone(dataset: Dataset) -> None:
-    data, backbone = DeviceData(dataset, Engine()), Backbone(neighbours=2)
-    weights = data.weights(backbone)
-    assert data.weights(Backbone(neighbours=2)) is weights
+    data, backbone = DeviceData(dataset, Engine()), Backbone(loss="ultragcn", neighbours=2)
+    weights = data.weights(backbone.resolved)
+    assert data.weights(Backbone(loss="ultragcn", neighbours=2).resolved) is weights
+    assert data.weights(Backbone(loss="ultragcn", neighbours=1).resolved) is not weights
     neighbour, omega = item_neighbours(*TRAIN, (3, 4), 2)
     assert weights.neighbour.view(5, 2)[:4].tolist() == neighbour.tolist()
     np.testing.assert_allclose(weights.omega.view(5, 2)[:4], omega)
     torch.testing.assert_close(weights.c_I[:4], 1 / torch.tensor([3.0, 4.0, 2.0, 1.0]).sqrt())
-    assert not hasattr(data.weights(Backbone(nu=0.0)), "neighbour")
+    for without in (Backbone(loss="ultragcn", nu=0.0), Backbone(loss="softmax", neighbours=2)):
+        assert not hasattr(data.weights(without.resolved), "neighbour")  # no item-item graph where nothing reads it
+    assert data.weights(Backbone(loss="softmax", nu=0.1, neighbours=2).resolved).neighbour.view(5, 2).shape == (5, 2)
 
 
 def test_steps_are_over_the_training_interactions(dataset: Dataset) -> None:
@@ -61,6 +65,24 @@ def test_steps_are_over_the_training_interactions(dataset: Dataset) -> None:
     batch = draws.draw()
     pairs = zip(batch.user_Pb[batch.valid_Pb].tolist(), batch.item_Pb[batch.valid_Pb].tolist(), strict=True)
     assert sorted(pairs) == sorted(zip(*(x.tolist() for x in TRAIN), strict=True))
+
+
+def test_negatives_can_be_drawn_from_the_items_with_interactions_alone(dataset: Dataset) -> None:
+    data = DeviceData(dataset, Engine())
+    assert data.seen_items is not None
+    assert data.seen_items.tolist() == [0, 1, 2]
+    assert data.with_interactions(1).tolist() == [1, 1, 1, 0]
+    assert data.with_interactions(1, (2, 4)).tolist() == [1, 0]
+    assert data.with_interactions(0).tolist() == [1, 1, 1]
+    for pool, want in ((None, {0, 1, 2, 3}), (data.seen_items, {0, 1, 2})):
+        drawn = data.draws(3, 100, Plan(200), pool=pool).draw().negative
+        assert set(drawn.view(-1).tolist()) == want
+
+
+def test_where_all_items_have_interactions_there_is_no_pool(planted_root: Path) -> None:
+    planted = Dataset(planted_root)
+    assert (planted.degrees[1] > 0).all()
+    assert DeviceData(planted, Engine()).seen_items is None
 
 
 def test_a_worker_holds_its_part_of_the_rows_where_tables_are_sharded(dataset: Dataset) -> None:

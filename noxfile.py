@@ -1,0 +1,46 @@
+"""Checks in environments of their own: `pip install nox && nox`; `nox -s tests-3.13` for one, `nox -l` for the list."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "docs", "package", "tests"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and types."""
+    session.install(".[test]")
+    session.run("ruff", "check", "m3dist", "tests", "benchmarks", "docs", "noxfile.py")
+    session.run("ruff", "format", "--check", "m3dist", "tests", "benchmarks", "docs", "noxfile.py")
+    session.run("mypy", "m3dist")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, under every supported Python that is there; arguments behind -- go to pytest."""
+    session.install(".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site in site/, warnings as errors."""
+    session.install(".[docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Wheel and source distribution, whose descriptions PyPI would take, and each of which installs."""
+    session.install("build", "twine")
+    made = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", made)
+    files = sorted(os.path.join(made, name) for name in os.listdir(made))
+    session.run("twine", "check", "--strict", *files)
+    for file in files:
+        session.install("--force-reinstall", "--no-deps", file)
