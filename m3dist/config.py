@@ -16,6 +16,7 @@ import pydantic
 from omegaconf import OmegaConf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from m3dist import checksums
 from m3dist.cluster.settings import Cluster
 from m3dist.method import registry
 from m3dist.section import Section
@@ -32,12 +33,12 @@ from m3dist.sections import (
     ResolvedBackbone,
     Synthetic,
 )
-from m3dist.values import ConfigError, read, read_own
+from m3dist.values import STAMP, ConfigError, read, read_own
 
 __all__ = [
     "METRICS", "Align", "Backbone", "Baseline", "Checkpoint", "Cluster", "Config", "ConfigError", "Evaluation", "Fit",
     "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "load_own",
-    "read", "read_own", "to_yaml", "validate", "value",
+    "read", "read_own", "to_own", "to_yaml", "validate", "value",
 ]  # fmt: skip
 
 
@@ -116,7 +117,10 @@ class Config(Section):
         for key, instead in _OURS_IN_DEEPSPEED.items():
             if key in self.deepspeed:
                 raise ValueError(f"deepspeed.{key}: is set by m3dist; use {instead}")
-        if "stage" in dict(self.deepspeed.get("zero_optimization", {})):
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"deepspeed.zero_optimization: expected a mapping of keys to values, got {zero!r}")
+        if "stage" in zero:
             raise ValueError("deepspeed.zero_optimization.stage: is set by m3dist; use zero_stage")
         if self.deepspeed and self.strategy != "deepspeed":
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
@@ -201,6 +205,12 @@ def value(config: Config, key: str) -> Any:
 
 def to_yaml(config: Section) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def to_own(config: Config) -> str:
+    """The text of a run folder's config.yaml, which states its own checksum."""
+    text = to_yaml(config)
+    return f"{text}{STAMP}{checksums.of(text.encode()):08x}\n"
 
 
 def digest(value: Any) -> str:

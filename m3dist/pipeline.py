@@ -24,7 +24,7 @@ from torch import Tensor
 import m3dist
 from m3dist import config as configs
 from m3dist import results
-from m3dist.config import Config, digest, to_yaml
+from m3dist.config import Config, digest, to_own
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
@@ -238,7 +238,7 @@ def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
     dataset = open_data(config)
     store, key = artifact_store(config), keys(config, dataset)
     steps = planned(config, terms.test)
-    out.write_text("config.yaml", to_yaml(config))
+    out.write_text("config.yaml", to_own(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
     lost = terms.owner.lost.is_set

@@ -17,8 +17,9 @@ import yaml
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from m3dist import credentials
+from m3dist import checksums, credentials
 
+STAMP = "# crc32: "  # begins the last line of a run folder's config.yaml
 LARGEST = 4 << 20  # bytes of a config; a larger file is none
 _MOST = 100_000  # values of a config, those counted again that an alias repeats
 _LOOKUP = re.compile(r"\$\{[^{}]*(?::|\$\{)")  # ${oc.env:HOME}, ${a.${b}}; not ${key}
@@ -72,7 +73,13 @@ def read_own(path: str | Path, name: str, overrides: Sequence[str] = ()) -> dict
     name: of the file, for messages. Raises ConfigError where it is damaged, or asks for anything to be looked up.
     """
     try:
-        if "${" in _text(Path(path), name):
+        text, stamp, stated = _text(Path(path), name).partition(STAMP)
+        if stamp and stated.strip() != f"{checksums.of(text.encode()):08x}":
+            raise ConfigError(
+                f"{name}: damaged or changed (its checksum does not fit its content); train again with the values that "
+                "you want, or delete its last line to have it as it is"
+            )
+        if "${" in text:
             raise ConfigError(f"{name}: holds ${{...}}, which no run folder does; it was changed, and is not read")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {error}") from None

@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 CODE = ROOT / "m3dist"
 TABLE = ROOT / "docs" / "code.md"
 LAYERS = (  # a module imports from its own name's row entry and from rows above; a module's name outranks its package's
-    ("__init__", "seeding", "credentials", "method.registry", "examples"),
+    ("__init__", "seeding", "checksums", "credentials", "method.registry", "examples"),
     ("values",),
     ("config",),
     ("data", "losses"),
     ("models",),
+    ("storage.safe",),
     ("storage.folders", "training.callbacks"),
     ("training.tracking",),
     ("distributed",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -70,7 +71,9 @@ def ended(work: Callable[[], Any]) -> int:
     try:
         code = work()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; the same command goes on from here", err=True)
@@ -90,8 +93,13 @@ def ended(work: Callable[[], Any]) -> int:
 
 
 def _told(error: Exception, code: int) -> int:
-    click.echo(f"error: {one_line(error)}", err=True)
+    click.echo(f"error: {printable(one_line(error))}", err=True)
     return code
+
+
+def printable(text: str) -> str:
+    """Text from files and names without what a terminal would obey: control characters, shown as Python writes them."""
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception) -> str:

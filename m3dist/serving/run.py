@@ -51,6 +51,14 @@ class Run:
         self.tensors = store.load(stage, key)[0]
         self.evaluator = Evaluator(self.dataset, self.config.evaluation, Engine(device=devices.found(device)))
 
+    def verify(self) -> None:
+        """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
+        self.dataset.verify()
+        store = pipeline.artifact_store(self.config)
+        for stage, key in self.result["keys"].items():
+            if store.has(stage, key):
+                store.load(stage, key)
+
     @functools.cached_property
     def score(self) -> Any:
         """The run's `evaluation.ranking.Scorer`."""

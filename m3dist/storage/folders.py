@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m3dist import credentials
+from m3dist import checksums, credentials
+from m3dist.storage import safe
 
 
 class Folder:
@@ -82,15 +82,19 @@ class Folder:
         with self.writing(name) as path:
             path.write_text(text)
 
-    def write_json(self, name: str, value: Any) -> None:
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """With a checksum under a key of its own."""
+        self.write_text(name, json.dumps(checksums.stamped(value), indent=2) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Raises FileNotFoundError, or ValueError when it is no JSON."""
-        return json.loads(self.read_text(name))
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` was given. Raises FileNotFoundError, or ValueError when the file is damaged."""
+        try:
+            return checksums.checked(json.loads(self.read_text(name)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self}/{name}: damaged ({error})") from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Under `name`, as safetensors. Tensors may share memory, which the file does not."""
+        """Under `name`, as safetensors with checksums. Tensors may share memory, which the file does not."""
         whole: dict[str, Tensor] = {}
         seen: set[int] = set()
         for key, x in tensors.items():
@@ -99,12 +103,12 @@ class Folder:
             whole[key] = x.clone() if start in seen or x.untyped_storage().nbytes() > x.nbytes else x
             seen.add(start)
         with self.writing(name) as path:
-            save_file(whole, path)
+            safe.write(path, whole)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """On the CPU. Raises OSError or safetensors' error when it is missing or damaged."""
-        with self.local(name) as path:
-            return load_file(path)
+        """On the CPU. Raises OSError, ValueError or safetensors' error when it is missing or damaged."""
+        with self.local(name) as path, safe.Reader(path) as file:
+            return {key: file.tensor(key) for key in file.names}
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -118,8 +122,8 @@ class Folder:
             yield path
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """A local path to write to; when the block ends without error it becomes the file `name`."""
+    def writing(self, name: str = "") -> Iterator[Path]:
+        """A local path to write to; when the block ends without error it becomes the file `name`, by default this."""
         if self.is_local:
             final = Path(self._at(name))
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ class Folder:
                 partial.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
+            path = Path(folder) / Path(self._at(name)).name
             yield path
             self.upload(path, name)
 

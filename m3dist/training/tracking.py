@@ -49,7 +49,7 @@ class Display:
         self._bar.update(self._bars[stage], total=total, completed=done, note=note)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def values(self, stage: str, step: int, values: dict[str, float]) -> None:
         """One short line where bars make no sense, as in a log; everything is in metrics.jsonl."""
@@ -128,9 +128,9 @@ class Tracker:
         self._lines.close()
         path = self._here / "metrics.jsonl"
         kept, dropped = [], 0
-        for text in path.read_text().splitlines(keepends=True):
-            line = json.loads(text) if text.endswith("\n") else None  # a killed writer's half line
-            again = line is None or (line["stage"] == stage and line.get("key") == key and line["step"] >= step)
+        for text in path.read_text(errors="replace").splitlines(keepends=True):
+            line = _line(text)
+            again = not line or (line.get("stage") == stage and line.get("key") == key and line.get("step", 0) >= step)
             dropped += again
             kept += [] if again else [text]
         if dropped:
@@ -174,6 +174,15 @@ class Tracker:
             self._board.flush()
             self._folder.upload(self._here / "metrics.jsonl", "metrics.jsonl")
             self._folder.upload(self._here / "tb", "tb")
+
+
+def _line(text: str) -> dict[str, Any]:
+    """A line of metrics.jsonl; empty for a killed writer's half line and a damaged one."""
+    try:
+        found = json.loads(text) if text.endswith("\n") else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Interrupts:
