@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from m3dist import checksums, credentials
+from m3dist.data.place import Place
 from m3dist.storage import safe
 
 
@@ -156,12 +156,14 @@ class Folder:
         root = Path(tempfile.gettempdir()) / f"m3dist-cache-{os.getuid()}"
         cache = root / hashlib.sha256("\0".join(what).encode()).hexdigest()[:16] / self.path.rstrip("/").split("/")[-1]
         if not cache.exists():
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root) as folder:
-                fs.copy_files(self.path, folder, self.fs, fs.LocalFileSystem())
-                with contextlib.suppress(OSError):  # another process of this node was first
-                    shutil.copytree(folder, f"{folder}.whole")
-                    Path(f"{folder}.whole").rename(cache)
+            place = Place(cache)
+            place.open()  # clears what a killed process left of the same data set
+            try:
+                fs.copy_files(self.path, str(place.tmp), self.fs, fs.LocalFileSystem())
+                if not cache.exists():  # else another process of this node was first
+                    place.move()
+            finally:
+                place.close()
         return cache
 
     def _at(self, name: str) -> str:
