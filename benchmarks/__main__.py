@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import growth, measure, peers, steps, versus, whole
+from benchmarks import gpu, growth, launches, measure, peers, steps, versus, whole
 from benchmarks.measure import Report, Roof, Row
 from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
@@ -34,12 +34,15 @@ class Options:
 SECTIONS = {
     "steps": "every stage's step: rate, share of the roof, peak memory",
     "plain": "the same work by a plain implementation",
+    "launches": "launches, waits and copies of every stage's step and of an evaluation block, on a stand-in for a GPU",
+    "gpu": "every stage's step captured and not, plain torch at the same batch, all users ranked; on the CPU too",
     "growth": "against users, items, environments, modalities",
     "peers": "other libraries on --data: seconds per epoch, and to a given validation NDCG@10",
     "whole": "where the wall-clock of `m3dist train` on --data goes",
 }
 NEED_DATA = ("peers", "whole")
-ON_GPUS = ("steps", "plain")
+ON_GPUS = ("steps", "plain", "gpu")
+AT_TIKTOK = ("launches", "gpu")  # at that size alone, where none is named
 
 
 def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Options) -> Iterator[Row]:
@@ -52,6 +55,12 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
     if section == "plain":
         for name in sizes:
             yield from versus.measure(subjects(name), name)
+    if section == "launches":
+        for name in sizes:
+            yield from launches.measure(made(SIZES[name], folder / name), name)
+    if section == "gpu":
+        for name in sizes:
+            yield from gpu.measure(subjects(name), name)
     if section == "growth":
         yield from growth.measure(folder)
     if section == "peers" and options.data is not None:
@@ -64,8 +73,8 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @click.option("--size", "sizes", multiple=True, help=f"Only this one of {', '.join(SIZES)}; may be repeated.")
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-    help=f"Where {' and '.join(ON_GPUS)} run; on cuda nothing else is measured.",
+    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", show_default=True,
+    help=f"Where {', '.join(ON_GPUS)} run; on a GPU nothing else is measured. auto: a GPU where there is one.",
 )  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help=f"A prepared data set, for {' and '.join(NEED_DATA)}.")
 @click.option("--python", "pythons", multiple=True, help="A Python that has some of the peers; may be repeated.")
@@ -91,11 +100,11 @@ def main(
             if needy := [name for name in sections if name in NEED_DATA]:
                 raise ValueError(f"{', '.join(needy)}: give --data a folder that `m3dist prepare` made")
             chosen = [name for name in chosen if name not in NEED_DATA]
+        device = devices.found(device).type
         if device == "cuda":
             if elsewhere := [name for name in sections if name not in ON_GPUS]:
                 raise ValueError(f"{', '.join(elsewhere)}: measured on the CPU alone; leave --device cuda out")
             chosen = [name for name in chosen if name in ON_GPUS]
-            devices.found(device)
         load(None, values)
         before = Report.read(old) if old else None
     except ValueError as error:
@@ -105,7 +114,8 @@ def main(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for section in chosen:
-            for row in rows(section, chosen_sizes, limits, Path(folder), options):
+            some_sizes = ["tiktok"] if section in AT_TIKTOK and not sizes else chosen_sizes
+            for row in rows(section, some_sizes, limits, Path(folder), options):
                 report.rows.append(row)
                 shown = ", ".join(f"{name} {value:,.3g}" for name, value in row.values.items()) or row.note
                 console.print(

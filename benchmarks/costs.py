@@ -27,11 +27,32 @@ def product(rows: float, inner: float, columns: float, passes: int = 3) -> float
     return passes * 2 * rows * inner * columns
 
 
-def backbone(B: int, N: int, d: int, c: int, w: int, s: int, U: int, R: int, through: bool = False) -> Cost:
-    """One step of a backbone. `through`: its content is trained too and needs its gradient."""
-    flop = product(B, d + c, N) + 3 * 2 * B * (1 + s) * (d + c) + product(R, w, c, 3 if through else 2)
-    tables = 6 * 4 * (U * (d + c) + R * d)
-    return Cost(flop, tables + 4 * R * w)
+@dataclass(frozen=True)
+class Samples:
+    """B interactions of a step, N negatives, s neighbours of each positive."""
+
+    B: int
+    N: int
+    s: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """U and R distinct rows of users and items, d columns of ids and c of content beside them; c = 0: content is added
+    to ids."""
+
+    d: int
+    c: int
+    U: int
+    R: int
+
+
+def backbone(samples: Samples, rows: Rows, w: int, through: bool = False) -> Cost:
+    """One step of a backbone on content w wide. `through`: its content is trained too and needs its gradient."""
+    B, N, s, k = samples.B, samples.N, samples.s, rows.d + rows.c
+    flop = product(B, k, N) + 3 * 2 * B * (1 + s) * k + product(rows.R, w, rows.c or rows.d, 3 if through else 2)
+    tables = 6 * 4 * (rows.U * k + rows.R * rows.d)
+    return Cost(flop, tables + 4 * rows.R * w)
 
 
 def align(R: int, C: int, widths: list[int], D: int, h: int, identity: bool) -> Cost:
@@ -50,11 +71,13 @@ def align(R: int, C: int, widths: list[int], D: int, h: int, identity: bool) -> 
     return Cost(flop)
 
 
-def stage2(B: int, N: int, d: int, c: int, widths: list[int], U: int, R: int) -> Cost:
+def stage2(samples: Samples, rows: Rows, widths: list[int]) -> Cost:
     """One step of the environment models, or of the masks, of representations `widths` wide: frozen ids are scored once
-    for all, each row's query and pull meet the negatives, and its content the projection and its gradient."""
+    for all (d = 0: not at all), each row's query and pull meet the negatives, and its content the projection and its
+    gradient."""
+    B, N, d, c = samples.B, samples.N, rows.d, rows.c
     flop = product(B, d, N, 1) + sum(product(B, c, D, 2) + product(B, D, N, 2) for D in widths)
-    return Cost(flop, 4 * (U * (d + c) + R * (d + sum(widths))))
+    return Cost(flop, 4 * (rows.U * (d + c) + rows.R * (d + sum(widths))))
 
 
 def ranking(users: int, items: int, d: int, models: int = 1) -> Cost:

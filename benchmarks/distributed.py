@@ -30,8 +30,8 @@ from benchmarks import costs, measure
 from benchmarks.gang import gang, peak_mib
 from benchmarks.measure import Report, Row
 from benchmarks.sizes import SIZES, Size, made
-from benchmarks.subjects import stepping
-from m3dist.config import Config, load
+from benchmarks.subjects import configured, stepping
+from m3dist.config import Backbone, Config, load
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import environments
@@ -53,7 +53,8 @@ USERS = (10**4, 10**6, 10**7)
 LIMIT_GIB = 20
 LARGE = Size(users=10**7, items=10**6, pairs=4_000_000, widths=())
 LARGE_VALUES = (
-    "model=ultragcn", "merge.epochs=2", "merge.batch_size=32768", "merge.evaluate_every=1", "evaluation.block=16",
+    "model=ultragcn", "backbone.loss=softmax", "merge.epochs=2", "merge.batch_size=32768", "merge.evaluate_every=1",
+    "evaluation.block=16",
 )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def task_of(kind: str, config: Config, root: Path, engine: Engine) -> Task:
 
 def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Path, steps: int) -> dict[str, Any]:
     """Median seconds and sent bytes of a step, distinct rows of this worker, and its peak memory with all of Adam's."""
-    config = load(None, values)
+    config = configured(values)
     engine = Engine.of(config, rank, world, "cpu")
     before = peak_mib()
     task = task_of(kind, config, root, engine)
@@ -132,10 +133,10 @@ def startup(folder: Path) -> Iterator[Row]:
         timed("2 actors, s", pool)
         ray.shutdown()
     root = made(SIZES["ml1m"], folder / "ml1m").root
-    config = load(None)
+    config = configured(())
     context = Context(Dataset(root), config)
     timed("data in memory, s", lambda: (context.data.pairs, context.data.features))
-    timed("item-item graph, s", lambda: context.data.weights(config.backbone))
+    timed("item-item graph, s", lambda: context.data.weights(Backbone(loss="ultragcn").resolved))
     align = timed("align's objects, s", lambda: AlignTask(context))
     tensors = environments.Frozen.tensors(context.dataset, align.output({}).tensors)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))

@@ -54,7 +54,7 @@ def tables(what: str, counts: tuple[int, ...], folder: Path, pairs: int = 200_00
 
 def environments(size: Size, name: str, counts: tuple[int, ...], folder: Path) -> Iterator[Row]:
     """A whole round of environments, and 48 steps of masks, of all representations; measured in turns."""
-    whole = Subject(made(size, folder / name), "invariance.environment_epochs=1", "invariance.mask_epochs=1")
+    whole = Subject(made(size, folder / name))
     for kind, repeats in (("environments", 2), ("masks", 3)):
         calls: dict[str, Callable[[], object]] = {}
         for E in counts:
@@ -73,8 +73,7 @@ def modalities(counts: tuple[int, ...], folder: Path, shape: Size = SHAPE) -> It
     per: dict[int, float] = {}
     for M in counts:
         size = replace(shape, widths=shape.widths * M)
-        one = Subject(made(size, folder / f"M{M}"), "invariance.environment_epochs=1", "invariance.mask_epochs=1")
-        part = one.part(12)
+        part = Subject(made(size, folder / f"M{M}")).part(12)
         split = part.split()
 
         def round_(part: Subject = part, split: list[torch.Tensor] = split) -> None:

@@ -56,9 +56,9 @@ class Report:
             raise ValueError(f"{path}: not a report of `python -m benchmarks --json` ({error})") from None
 
 
-def seconds(call: Call, repeats: int = 5, least: float = 0.0) -> float:
+def seconds(call: Call, repeats: int = 5, least: float = 0.0, device: str = "cpu") -> float:
     """Median wall-clock seconds of a call, after one to warm up; of more repeats where `least` seconds are not over."""
-    return alternate({"it": call}, repeats, least)["it"]
+    return alternate({"it": call}, repeats, least, device)["it"]
 
 
 def alternate(calls: dict[str, Call], repeats: int = 5, least: float = 0.0, device: str = "cpu") -> dict[str, float]:

@@ -21,7 +21,7 @@ import yaml
 # Small, so that a budget holds many trials. The learning rate is constant: while it falls (`decay: linear`), a rung in
 # the middle of a fit ranks high rates too low, which gain most at the end, and ASHA stops what would have been best.
 BASE: dict[str, Any] = {
-    "backbone": {"dim": 16, "content_dim": 16, "negatives": 64, "groups": 1},
+    "backbone": {"loss": "softmax", "dim": 16, "content_dim": 16, "negatives": 64, "groups": 1},
     "align": {
         "dim": 16, "encoder": "linear", "epochs": 27, "batch_size": 4096, "contrastive_items": 64, "patience": 0,
         "decay": "none", "evaluate_every": 3,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, alternate, repeated
-from benchmarks.plain import Batch, PlainEnvironment, PlainUltraGCN, batches, ndcg
+from benchmarks.plain import Batch, PlainBackbone, PlainEnvironment, batches, ndcg
 from benchmarks.steps import ROUND, TIMES
 from benchmarks.subjects import Subject, stepping
 from m3dist.evaluation import metrics
@@ -25,13 +25,13 @@ def plain_batches(subject: Subject, size: int) -> Iterator[Batch]:
     return batches(subject.user, subject.item, subject.data.n_items, size)
 
 
-def plain_model(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
-    model = PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.weights)
+def plain_model(subject: Subject, content: torch.Tensor) -> PlainBackbone:
+    model = PlainBackbone(subject.data.n_users, content, subject.resolved, subject.weights)
     return model.to(subject.device)
 
 
 def plain_step(
-    model: PlainUltraGCN, subject: Subject, lr: float
+    model: PlainBackbone, subject: Subject, lr: float
 ) -> tuple[Callable[[Batch], object], torch.optim.Optimizer]:
     """One step of dense Adam, and that Adam."""
     adam = torch.optim.Adam(model.parameters(), lr=lr)
@@ -54,7 +54,7 @@ def _against(what: str, subject: Subject, ours: Callable[[], object], plain: Cal
     return Row("plain", what, values)
 
 
-def _steps(subject: Subject, contents: list[torch.Tensor | None]) -> Callable[[], object]:
+def plain_members(subject: Subject, contents: list[torch.Tensor | None]) -> Callable[[], object]:
     """The plain models' next step, one model after another on the same batch."""
     settings = subject.config.merge
     drawn = plain_batches(subject, settings.batch_size)
@@ -73,14 +73,14 @@ def _steps(subject: Subject, contents: list[torch.Tensor | None]) -> Callable[[]
 def backbone(subject: Subject, size: str) -> Row:
     task = subject.backbone
     ours = stepping(task, subject.config.merge)
-    return _against(f"backbone step, {size}", subject, ours, _steps(subject, task.contents))
+    return _against(f"backbone step, {size}", subject, ours, plain_members(subject, task.contents))
 
 
 def merge(subject: Subject, size: str) -> Row:
     """Stage 3's members; the plain ones step after one another."""
     task = subject.merge
     ours = stepping(task, subject.config.merge)
-    return _against(f"merge step, {size}", subject, ours, _steps(subject, task.contents))
+    return _against(f"merge step, {size}", subject, ours, plain_members(subject, task.contents))
 
 
 def environments(subject: Subject, size: str) -> Row:
@@ -88,39 +88,44 @@ def environments(subject: Subject, size: str) -> Row:
     time of its step and of its scoring pass, which repeat without change."""
     part = subject.part(ROUND[subject.device])
     config = part.config.invariance
-    x, split, frozen = part.representations, part.split(), part.trainer.frozen
-    n, E = len(part.user), config.environments
+    x, split, n, E = part.representations, part.split(), len(part.user), config.environments
 
     def ours() -> None:
         part.environments(split)
 
-    batch = part.config.merge.batch_size
-    drawn = plain_batches(part, batch)
-    backbone = plain_model(part, x[0])
-    user_Uk, item_Id = frozen.user_Uk[: part.data.n_users], frozen.item_Id[: part.data.n_items]
-    models = [PlainEnvironment(user_Uk, item_Id, 0.5 * part_ID, backbone).to(part.device) for part_ID in x]
-    adams = [torch.optim.Adam(model.parameters(), lr=config.environment_lr) for model in models]
+    drawn = plain_batches(part, config.batch_size)
+    models, plain_steps = plain_environments(part, drawn)
+    some = slice(0, 8 * config.batch_size)
 
-    def plain_steps() -> None:
-        """One step of each representation."""
+    def plain_scoring() -> None:
+        for model in models:
+            model.content_scores(part.user[some], part.item[some], config.batch_size)
+
+    calls: dict[str, Callable[[], object]] = {"ours": ours, "steps": plain_steps, "scoring": plain_scoring}
+    took = alternate(calls, 3, device=part.device)
+    steps = config.environment_steps  # over all environments, which share out the interactions
+    plain = steps * took["steps"] + E * n / min(some.stop, n) * took["scoring"]
+    what = f"environment round, E={E}, {len(x)} representations, {size}"
+    rate = steps * config.batch_size * len(x) / took["ours"]
+    return Row("plain", what, {"interactions/s": rate, "times plain": plain / took["ours"]})
+
+
+def plain_environments(part: Subject, drawn: Iterator[Batch]) -> tuple[list[PlainEnvironment], Callable[[], object]]:
+    """A plain model of one environment of each representation, and a call that takes a step of each."""
+    frozen, x = part.trainer.frozen, part.representations
+    backbone = plain_model(part, x[0])
+    content_Uc = frozen.content_Uc[: part.data.n_users]
+    ids = None if frozen.tau is not None else (frozen.id_Ud[: part.data.n_users], frozen.item_Id[: part.data.n_items])
+    models = [PlainEnvironment(content_Uc, ids, 0.5 * part_ID, backbone).to(part.device) for part_ID in x]
+    adams = [torch.optim.Adam(model.parameters(), lr=part.config.invariance.environment_lr) for model in models]
+
+    def steps() -> None:
         for model, adam in zip(models, adams, strict=True):
             adam.zero_grad()
             model.loss(*next(drawn)).backward()
             adam.step()
 
-    some = slice(0, 8 * batch)
-
-    def plain_scoring() -> None:
-        for model in models:
-            model.content_scores(part.user[some], part.item[some], batch)
-
-    calls: dict[str, Callable[[], object]] = {"ours": ours, "steps": plain_steps, "scoring": plain_scoring}
-    took = alternate(calls, 3, device=part.device)
-    steps = config.environment_epochs * n / batch  # over all environments, which share out the interactions
-    plain = steps * took["steps"] + E * n / min(8 * batch, n) * took["scoring"]
-    what = f"environment round, E={E}, {len(x)} representations, {size}"
-    rate = n * config.environment_epochs * len(x) / took["ours"]
-    return Row("plain", what, {"interactions/s": rate, "times plain": plain / took["ours"]})
+    return models, steps
 
 
 def ranks(subject: Subject, size: str, few: int = 100) -> Row:
@@ -132,7 +137,7 @@ def ranks(subject: Subject, size: str, few: int = 100) -> Row:
     sets: list[list[set[int]]] = []
     for user, item in pairs:
         sets.append([set(item[slice(*np.searchsorted(user, [u, u + 1]))].tolist()) for u in users[:few].tolist()])
-    lists = subject.lists(user_Ud, item_Id)
+    lists = subject.lists(subject.single)
 
     def ours() -> object:
         return metrics.evaluate(lists, users, judged)

@@ -18,7 +18,7 @@ class Fit(Section):
     batch_size: PositiveInt = 2048  # interactions of the global batch, over all workers
     lr: PositiveFloat = 2e-2
     decay: Literal["linear", "none"] = "linear"  # of lr: to 0 at the end of the last epoch, or constant
-    patience: NonNegativeInt = 5  # evaluations without a better validation metric; 0 never stops early
+    patience: NonNegativeInt = 0  # evaluations without a better validation metric; 0, as lr falls, never stops early
     evaluate_every: PositiveInt | Literal["auto"] = "auto"  # epochs; auto: a tenth of them all
 
     def length(self, interactions: int) -> int:
@@ -59,7 +59,7 @@ class Backbone(Section):
     nu: NonNegativeFloat | None = None  # ultragcn: 0.1
     neighbours: PositiveInt = 10  # of each item in the item-item graph
     neighbour_samples: PositiveInt = 1  # of them drawn in a step, scaled to the sum over all
-    l2: NonNegativeFloat = 5e-2  # on the rows of a step, per sample
+    l2: NonNegativeFloat | None = None  # on the rows of a step, per sample; softmax: 5e-2, ultragcn: 3e-2
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat | None = None  # on ||W||^2; ultragcn: 1e-2, without which W undoes a mask
@@ -99,6 +99,7 @@ class ResolvedBackbone(Backbone):
     content: Literal["add", "concat"]
     kappa: NonNegativeFloat
     nu: NonNegativeFloat
+    l2: NonNegativeFloat
     projection_l2: NonNegativeFloat
     projection_rate: PositiveFloat
 
@@ -109,9 +110,13 @@ class ResolvedBackbone(Backbone):
 
 
 _OF_LOSS: dict[str, dict[str, Any]] = {
-    "softmax": {"content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "projection_l2": 1e-3, "projection_rate": 0.1},
+    "softmax": {
+        "content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "l2": 5e-2,
+        "projection_l2": 1e-3, "projection_rate": 0.1,
+    },
     "ultragcn": {
-        "content": "concat", "tau": 0.25, "kappa": 1.0, "nu": 0.1, "projection_l2": 1e-2, "projection_rate": 1.0,
+        "content": "concat", "tau": 0.25, "kappa": 1.0, "nu": 0.1, "l2": 3e-2,
+        "projection_l2": 1e-2, "projection_rate": 1.0,
     },
 }  # fmt: skip
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
+from cli_helpers import call
 
 from benchmarks.standin import NAME, Counted
 from m3dist import pipeline
 from m3dist.config import Config, load
 from m3dist.data.dataset import Dataset
+from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine, Strategy
 from m3dist.method.registry import MODELS, RECOMMENDERS
 from m3dist.serving.run import Run
@@ -68,12 +72,45 @@ def test_a_device_gives_the_metrics_of_the_cpu(model: str, root: Path, tmp_path:
         ["merge.fusion=attention", "invariance.gate=softmax", "merge.init=align", "optimizer=dense"],
         ["merge.fusion=loss", "invariance.gate=hard_sigmoid", "align.encoder=linear", "backbone.nu=0"],
         ["align.encoder=mlp", "merge.fusion=equal", "backbone.groups=1", "backbone.neighbour_samples=2"],
+        ["backbone.loss=ultragcn"],
+        ["backbone.loss=ultragcn", "backbone.sampling=per_positive", "backbone.negatives=4"],
     ],
 )
 def test_choices_run_on_a_device(extra: list[str], root: Path, tmp_path: Path, counted: Counted) -> None:
     here = trained(config_of(root, tmp_path / "here", *extra), "cpu")
     there = trained(config_of(root, tmp_path / "there", *extra), NAME)
     assert there["ndcg@10"] == pytest.approx(here["ndcg@10"], abs=5e-3)
+
+
+def test_what_validation_data_decide_is_tried_on_a_device(root: Path, tmp_path: Path, counted: Counted) -> None:
+    """All candidates have the metrics of the CPU; which of level ones wins may be a matter of bits."""
+    values = ["backbone.loss=auto", "merge.masks=auto", "race.steps=3"]
+    config = config_of(root, tmp_path / "there", *values)
+    assert np.isfinite([*trained(config, NAME).values()]).all()
+    tried = raced(config)
+    here = config_of(root, tmp_path / "here", *values)
+    trained(here, "cpu")
+    assert len(tried) == 5
+    assert tried == pytest.approx(raced(here), abs=5e-3)
+
+
+def raced(config: Config) -> dict[str, float]:
+    """What every candidate of a finished run's race reached."""
+    key = pipeline.keys(config, Dataset(config.data))["race"]
+    return pipeline.artifact_store(config).load("race", key)[1]["tried"]
+
+
+def test_a_run_without_workers_trains_on_the_device_it_finds(
+    root: Path, tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = pipeline.run(config_of(root, tmp_path / "here", "workers=0"), quiet=True)
+    monkeypatch.setattr(devices, "wanted", lambda use_gpu: torch.device(NAME))
+    counted.clear()
+    there = pipeline.run(config_of(root, tmp_path / "there", "workers=0"))
+    said = capsys.readouterr()
+    assert f"on {NAME}" in said.out + said.err
+    assert counted.launches > 100
+    assert there["test"] == pytest.approx(here["test"], abs=2e-3)
 
 
 class _StopAfter(Callback):
@@ -115,6 +152,28 @@ def test_a_run_recommends_and_evaluates_on_a_device(finished: Path, counted: Cou
     ours, theirs = here.recommend([3, 7, 11], 5).to_pydict(), there.recommend([3, 7, 11], 5).to_pydict()
     assert ours["item"] == theirs["item"]
     np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5)
+
+
+def test_commands_take_a_device(
+    finished: Path, tmp_path: Path, counted: Counted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed, tables = {}, {}
+    for device in ("cpu", NAME):
+        capsys.readouterr()
+        before = counted.launches
+        assert call("evaluate", finished, "--device", device) == 0
+        lines = capsys.readouterr().out.splitlines()
+        printed[device] = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in lines}
+        out = tmp_path / f"{device}.parquet"
+        assert call("recommend", finished, "--k", 3, "--out", out, "--device", device) == 0
+        tables[device] = pq.read_table(out)
+        assert (counted.launches > before) == (device == NAME)
+    assert printed[NAME] == pytest.approx(printed["cpu"], abs=2e-6)
+    assert tables[NAME]["item"].to_pylist() == tables["cpu"]["item"].to_pylist()
+    capsys.readouterr()
+    for name, said in (("nowhere", "no device is called 'nowhere'"), ("cuda:99", "cuda:99 is not there")):
+        assert call("evaluate", finished, "--device", name) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", [*MODELS, *RECOMMENDERS])

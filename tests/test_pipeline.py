@@ -58,6 +58,29 @@ def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
     assert renewed("invariance.gamma=0.5") == {"invariance", "merge", "test"}
 
 
+def test_a_run_that_races_goes_on_without_racing_again(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            if (stage, epoch) == ("align", 0):
+                raise Stopped
+
+    values = ("backbone.loss=auto", "race.steps=4")
+    straight = trained(tmp_path / "straight", *values)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "run", *values, callbacks=[Stop()])
+    (raced,) = (tmp_path / "run" / "artifacts").glob("race-*")
+    before = raced.stat().st_mtime_ns
+    again = trained(tmp_path / "run", *values)
+    assert again["skipped"] == ["race"]
+    assert raced.stat().st_mtime_ns == before
+    assert again["test"] == straight["test"]
+    race = again["stages"]["race"]
+    assert len(race["tried"]) == 5
+    assert race["backbone"]["loss"] == max(race["tried"], key=race["tried"].get).partition(" ")[0]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines if line["stage"] in ("race", "align")] == ["race", "align", "align"]
+
+
 LEARN = (
     "backbone.dim=16", "backbone.negatives=64", "backbone.l2=1e-3", "backbone.content_l2=1e-3", "align.epochs=1",
     "invariance.rounds=1", "merge.epochs=6", "merge.lr=0.05",
@@ -132,8 +155,8 @@ def test_a_run_reads_every_split_once_and_sorts_it_once(
 ) -> None:
     """The test split included; sorts that no call of numpy or torch shows are not seen.
 
-    An epoch's order is a sort of hashes, not of the split, and is made once; of InvRL, whose pretraining and third stage
-    go through the data in the same order, once in each of the two.
+    An epoch's order is a sort of hashes, not of the split, and is made once; of InvRL, whose pretraining and third
+    stage go through the data in the same order, once in each of the two.
     """
     n = Dataset(planted_root).size("train")
     reads: list[str] = []

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row
-from benchmarks.subjects import Subject, stepping
+from benchmarks.subjects import Subject, factors, stepping
 from benchmarks.versus import plain_batches, plain_model, plain_step
 from m3dist.data.dataset import Dataset
 from m3dist.method.merge import MergeTask
@@ -101,22 +101,19 @@ def validation(subject: Subject) -> Callable[[np.ndarray | Callable], float]:
 
 def ours(name: str, subject: Subject, rank: Callable, limits: Limits) -> dict[str, float]:
     """Our backbone, or the plain one, with the default values, learning rate falling over the default epochs."""
-    config, course = subject.config.merge, Course(limits)
+    config, course, epochs = subject.config.merge, Course(limits), subject.config.merge.length(len(subject.user))
     task: MergeTask = subject.ids if name.endswith("ids") else subject.backbone
     plain = _Plain(subject, task) if name.startswith("plain") else None
     step, steps, spent = stepping(task, config), task.draws.steps, 0.0
-    for epoch in range(config.epochs):
+    for epoch in range(epochs):
         began = time.perf_counter()
         for at in range(steps):
             if plain is None:
                 step()
             else:
-                plain.step(1 - (epoch + at / steps) / config.epochs)
+                plain.step(1 - (epoch + at / steps) / epochs)
         spent += time.perf_counter() - began
-        if plain is None:
-            user, item = task.members.user.weight[0], task.matrices()["0.matrix"]
-        else:
-            user, item = plain.model.user.weight.detach(), plain.model.items().detach()
+        user, item = factors(task) if plain is None else plain.model.factors()
         if not course.add(spent, rank(lambda u, user=user, item=item: user[u] @ item.T)):
             break
     return course.values()

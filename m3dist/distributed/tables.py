@@ -76,7 +76,9 @@ def touch(engine: Engine, wanted: Sequence[Wanted]) -> list[Touched]:
     out = []
     for x, mine in zip(wanted, slots, strict=True):
         ids_G = distinct(x.ids_B, x.table.n).ids_R
-        out.append(Touched(x.table, mine, ids_G, torch.searchsorted(ids_G, mine.ids_R)))
+        # a share may have places without an interaction where the batch has none: their spare row, after all others
+        at_R = torch.searchsorted(ids_G, mine.ids_R).clamp_(max=len(ids_G) - 1)
+        out.append(Touched(x.table, mine, ids_G, at_R))
     return out
 
 
@@ -120,7 +122,7 @@ def _added_up(engine: Engine, touched: Sequence[Touched], grads: Sequence[Tensor
     blocks = [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
     for block_MGd, x, grad_MRd in zip(blocks, touched, grads, strict=True):
         assert x.at_R is not None
-        block_MGd.index_copy_(1, x.at_R, grad_MRd)
+        block_MGd.index_add_(1, x.at_R, grad_MRd)  # of distinct rows, and of the spare one 0
     engine.add_up([flat])
     engine.sent += flat.numel() * flat.element_size()
     return blocks

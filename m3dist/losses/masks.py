@@ -10,11 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.losses.projection import Fit
 
 _SURE = 3.0  # standard errors of chance beyond which environments differ
+_VECTORS = 64  # columns that a CPU's widest instructions add up at once
+
+
+def _sum(x: Tensor, dim: int | tuple[int, ...] = 0) -> Tensor:
+    """Sum of [..., V] over other dimensions than the last, of each column by itself.
+
+    What vector instructions leave over a CPU adds up in another order: bits would depend on how many other columns
+    there are.
+    """
+    left = -x.shape[-1] % _VECTORS
+    if x.device.type != "cpu" or not left:
+        return x.sum(dim)
+    return F.pad(x, (0, left)).sum(dim)[..., :-left]
 
 
 class Columns:
@@ -138,15 +152,16 @@ def mask_loss(
     (W_cV, mask_V), count_RE = parameters, everyone.count_RE
     there_RE = count_RE > 0
     weight_RE = there_RE / (count_RE.clamp(min=1) * there_RE.sum(1, keepdim=True).clamp(min=1))
-    mean_cV = (sums.gradient_EcV * columns.of(weight_RE.T).unsqueeze(1)).sum(0)  # over environments of their means
+    mean_cV = _sum(sums.gradient_EcV * columns.of(weight_RE.T).unsqueeze(1))  # over environments of their means
     gamma, rho, l2 = (x * penalties.share for x in (penalties.gamma, penalties.rho, penalties.l2))
     priced_V, away_V = everyone.effect_V.square() * mask_V, mask_V - 0.5
     penalty_V = (priced_V * gamma + away_V * rho) * (2 / columns.width_V)
     bias_Rc = torch.bmm(weight_RE.unsqueeze(1), sums.bias_REc).squeeze(1)
-    fit_R = torch.linalg.vecdot(weight_RE, sums.loss_RE) + columns.member_RV @ W_cV.square().sum(0) * l2
+    norm_R = columns.mean(_sum(W_cV.square())) * columns.width_R
+    fit_R = torch.linalg.vecdot(weight_RE, sums.loss_RE) + norm_R * l2
     return Terms(
         fit_R, columns.mean(priced_V * mask_V) * gamma, columns.mean(away_V.square()) * rho,
-        (mean_cV * mask_V).add_(W_cV * (2 * l2)), bias_Rc, penalty_V.add_((W_cV * mean_cV).sum(0)),
+        (mean_cV * mask_V).add_(W_cV * (2 * l2)), bias_Rc, penalty_V.add_(_sum(W_cV * mean_cV)),
     )  # fmt: skip
 
 
@@ -166,10 +181,10 @@ def environment_effect(gradient_EcV: Tensor, second_EV: Tensor, count_EV: Tensor
     freedom_V = (number_V - 1).clamp(min=1)
     each_EV = there_EV / count_EV
     mean_EcV = gradient_EcV * each_EV.unsqueeze(1)
-    within_EV = (second_EV * each_EV - mean_EcV.square().sum(1)).clamp(min=0) * (count_EV / (count_EV - 1))
-    noise_V = (within_EV / count_EV).sum(0) / number_V * freedom_V
-    away_EcV = (mean_EcV - mean_EcV.sum(0) / number_V).mul_(there_EV.unsqueeze(1))
+    within_EV = (second_EV * each_EV - _sum(mean_EcV.square(), 1)).clamp(min=0) * (count_EV / (count_EV - 1))
+    noise_V = _sum(within_EV / count_EV) / number_V * freedom_V
+    away_EcV = (mean_EcV - _sum(mean_EcV) / number_V).mul_(there_EV.unsqueeze(1))
     sure_V = 1 + _SURE * math.sqrt(2 / c) * freedom_V.rsqrt()
-    excess_V = (away_EcV.square_().sum((0, 1)) - noise_V * sure_V).clamp(min=0) / freedom_V
-    ratio_V = excess_V / (within_EV.sum(0) / number_V).clamp(min=1e-30)
+    excess_V = (_sum(away_EcV.square_(), (0, 1)) - noise_V * sure_V).clamp(min=0) / freedom_V
+    ratio_V = excess_V / (_sum(within_EV) / number_V).clamp(min=1e-30)
     return torch.where(number_V > 1, ratio_V / (ratio_V + small), 0.0)

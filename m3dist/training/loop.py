@@ -193,7 +193,7 @@ def _visited(draws: Draws, settings: Fit) -> int:
 
 
 def suspect(stage: str, settings: Fit) -> str:
-    """The key of the learning rate that is furthest above its default, the likeliest cause of a divergence in a stage."""
+    """The key of the learning rate that is furthest above its default, the likeliest cause of a divergence."""
     rates = [name for name in type(settings).model_fields if name == "lr" or name.endswith("_lr")]
     above = {name: getattr(settings, name) / type(settings).model_fields[name].default for name in rates}
     section = stage if type(settings) is Fit else type(settings).__name__.lower()  # pretrain is told by merge

@@ -16,15 +16,15 @@ from rich.console import Console
 from benchmarks import __main__ as cli
 from benchmarks import costs, growth, measure, peers, timed, whole
 from benchmarks.measure import Report, Row
-from benchmarks.plain import PlainEnvironment, PlainUltraGCN, batches, ndcg
+from benchmarks.plain import PlainBackbone, PlainEnvironment, batches, ndcg
 from benchmarks.sizes import SIZES, Size, made
-from benchmarks.subjects import Subject, stepping
+from benchmarks.subjects import STEPS, Subject, stepping
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation import metrics, ranking
 from m3dist.method.environments import EnvironmentModels
 
 SMALL = [
-    "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=12", "backbone.nu=0.3", "backbone.l2=0.01",
+    "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=12", "backbone.l2=0.01",
     "merge.batch_size=64", "align.batch_size=64", "align.dim=8", "invariance.negatives=16", "invariance.batch_size=96",
     "invariance.environments=3",
 ]  # fmt: skip
@@ -36,44 +36,57 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(made(size, tmp_path_factory.mktemp("bench") / "data"), *SMALL)
 
 
-def plain(subject: Subject, content: torch.Tensor) -> PlainUltraGCN:
-    return PlainUltraGCN(subject.data.n_users, content, subject.config.backbone, subject.weights)
+def plain(subject: Subject, content: torch.Tensor) -> PlainBackbone:
+    return PlainBackbone(subject.data.n_users, content, subject.resolved, subject.weights)
 
 
-def test_plain_backbone_computes_our_loss(subject: Subject) -> None:
-    task = subject.other("backbone.sampling=per_positive", "backbone.init_std=0.3").backbone
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["backbone.loss=ultragcn", "backbone.nu=0.3", "backbone.sampling=per_positive"],
+        ["backbone.loss=softmax", "backbone.nu=0.3", "backbone.groups=1"],
+        ["backbone.loss=softmax", "backbone.groups=1", "backbone.content=concat"],
+    ],
+)
+def test_plain_backbone_computes_our_loss(subject: Subject, values: list[str]) -> None:
+    task = subject.other("backbone.init_std=0.3", *values).backbone
     project, content = task.members.models[0].project, task.contents[0]
     assert project is not None
     assert content is not None
-    model = plain(subject, content[: subject.data.n_items])
+    model = plain(subject.other(*values), content[: subject.data.n_items])
     model.user.weight.data.copy_(task.members.user.weight[0])
     model.item.weight.data.copy_(task.members.item.weight[0])
     model.project.load_state_dict(project.state_dict())
     task.draws.seek(0, 0)
     batch = task.draws.draw()
-    theirs = model.loss(batch.user_Pb[0], batch.item_Pb[0], batch.negative[0], batch.columns_s)
+    user_b = batch.user_Pb[0]
+    negative_bn = batch.negative[0].expand(len(user_b), -1)  # own ones, or those that all share
+    theirs = model.loss(user_b, batch.item_Pb[0], negative_bn, batch.columns_s)
     assert float(theirs.detach()) == pytest.approx(float(task.step()["loss"]), rel=1e-5)
 
 
-def test_plain_environments_compute_our_loss(subject: Subject) -> None:
-    """Each environment's mean over its own interactions, weighted by its share of the batch."""
+@pytest.mark.parametrize("loss", ["softmax", "ultragcn"])
+def test_plain_environments_compute_our_loss(subject: Subject, loss: str) -> None:
+    """Each environment's mean over its own interactions, weighted by its share of the batch, and L2."""
+    subject = subject.other(f"backbone.loss={loss}")
     frozen, psi = subject.trainer.frozen, subject.representations[0]
-    E, n = 3, len(subject.user)
+    E, n, l2 = 3, len(subject.user), subject.config.invariance.projection_l2
     ours = EnvironmentModels(frozen, {0: range(E)}, {0: torch.ones(psi.shape[1])}, 0)
     draws = frozen.draws("t")
     draws.seek(0, 0)
     step = frozen.step(draws)
     batch, environment_n = step.batch, (torch.arange(n) % E).to(torch.int16)
     user_b, item_b, environment_b = batch.user_Pb[0], batch.item_Pb[0], environment_n[batch.index_Pb[0]]
+    ids = (frozen.id_Ud, frozen.item_Id[:-1]) if loss == "ultragcn" else None
     total = 0.0
     for e, (W, b) in enumerate(zip(ours.W_0, ours.b_0, strict=True)):
-        model = PlainEnvironment(frozen.user_Uk, frozen.item_Id[:-1], psi, plain(subject, psi))
+        model = PlainEnvironment(frozen.content_Uc, ids, psi, plain(subject, psi))
         model.project.weight.data.copy_(W)
         model.project.bias.data.copy_(b)
         mine = environment_b == e
         count = int(mine.sum())
-        loss = model.loss(user_b[mine], item_b[mine], batch.negative.expand(count, -1))
-        total += float(loss.detach()) * count / len(user_b)
+        fit = model.loss(user_b[mine], item_b[mine], batch.negative.expand(count, -1))
+        total += float(fit.detach()) * count / len(user_b) + l2 / E * float(W.detach().square().sum())
     assert total == pytest.approx(float(ours(step, environment_n[None]).detach()), rel=1e-5)
 
 
@@ -129,13 +142,19 @@ def test_made_data_has_its_size(subject: Subject) -> None:
 
 
 def test_cost_of_a_backbone_step_by_hand() -> None:
-    cost = costs.backbone(B=2, N=3, d=4, c=5, w=6, s=1, U=2, R=4)
+    cost = costs.backbone(costs.Samples(B=2, N=3, s=1), costs.Rows(d=4, c=5, U=2, R=4), w=6)
     assert cost.flop == 3 * 2 * (2 * 9 * 3) + 3 * 2 * 2 * 2 * 9 + 2 * 2 * (4 * 6 * 5)
     assert cost.moved == 6 * 4 * (2 * 9 + 4 * 4) + 4 * 4 * 6
 
 
+def test_cost_of_content_that_is_added_to_ids_by_hand() -> None:
+    cost = costs.backbone(costs.Samples(B=2, N=3), costs.Rows(d=4, c=0, U=2, R=4), w=6)
+    assert cost.flop == 3 * 2 * (2 * 4 * 3) + 3 * 2 * 2 * 4 + 2 * 2 * (4 * 6 * 4)
+    assert cost.moved == 6 * 4 * (2 * 4 + 4 * 4) + 4 * 4 * 6
+
+
 def test_cost_of_a_step_of_stage_2_by_hand() -> None:
-    cost = costs.stage2(B=2, N=3, d=4, c=5, widths=[6, 7], U=2, R=4)
+    cost = costs.stage2(costs.Samples(B=2, N=3), costs.Rows(d=4, c=5, U=2, R=4), widths=[6, 7])
     assert cost.flop == 2 * (2 * 4 * 3) + 2 * 2 * (2 * 5 * 13) + 2 * 2 * (2 * 13 * 3)
     assert cost.moved == 4 * (2 * 9 + 4 * (4 + 13))
 
@@ -158,17 +177,30 @@ def test_a_report_is_written_and_compared(tmp_path: Path) -> None:
     assert "only here" not in text
 
 
-def test_the_command_writes_json_and_refuses_what_it_does_not_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sections", "ends"),
+    [
+        (["steps", "plain"], {"merge step", "align step", "evaluation"}),
+        (["gpu"], {*(f"{kind} step" for kind in STEPS), "ranking of all users"}),
+        (["launches"], {*(f"{kind} step" for kind in STEPS), "evaluation block"}),
+    ],
+)
+def test_the_command_writes_json(
+    sections: list[str], ends: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", Size(users=150, items=200, pairs=3000, widths=(6,)))
     monkeypatch.setattr(measure, "roof", lambda device: measure.Roof(1e11, 1e10))
     out = tmp_path / "out.json"
-    result = CliRunner().invoke(cli.main, ["steps", "--size", "tiny", "--json", str(out)])
+    result = CliRunner().invoke(cli.main, [*sections, "--size", "tiny", "--json", str(out)])
     assert result.exit_code == 0, result.output
     rows = json.loads(out.read_text())["rows"]
-    assert any(row["what"] == "merge step, tiny" and row["values"]["ms"] > 0 for row in rows)
+    assert {row["section"] for row in rows} == {*sections}
+    assert {row["what"].split(",")[0] for row in rows} >= ends
     assert all(0 < value < 2 for row in rows for name, value in row["values"].items() if name.startswith("share"))
+    assert all("on the CPU" in row["note"] for row in rows if row["section"] == "gpu")
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     for bad in (["stepz"], ["--size", "huge"], ["steps", "--compare", str(tmp_path / "none.json")], ["peers"],
                 ["--peer", "nobody"], ["growth", "--device", "cuda"]):  # fmt: skip
         refused = CliRunner().invoke(cli.main, bad)

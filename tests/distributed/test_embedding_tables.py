@@ -86,8 +86,10 @@ def all_steps(rank: int, world: int, config: Config) -> None:
 
 @BOTH
 def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path) -> None:
-    """Every stage: tables are written whole, read by the next stages, and rank every user."""
+    """Every stage, races among them: tables are written whole, read by the next stages, and rank every user."""
     few = (
+        "backbone.loss=auto",
+        "merge.masks=auto",
         "align.epochs=1",
         "merge.epochs=2",
         "merge.init=align",
@@ -104,7 +106,7 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
     (tables,) = (tmp_path / "many" / "artifacts").glob("merge-*")
     assert len([*tables.glob("rows-*")]) == world
     assert written[0].keys() == written[1].keys()
-    assert len(written[0]) == 4
+    assert len(written[0]) == 6
     for stage, tensors in written[0].items():
         assert tensors.keys() == written[1][stage].keys()
         for name, value in tensors.items():
@@ -249,21 +251,26 @@ def test_bytes_do_not_grow_with_the_table() -> None:
         torch.testing.assert_close(torch.cat([kept[1] for _, kept in moved]), want)
 
 
-def replicated_bytes(rank: int, world: int) -> list[int]:
+def replicated(rank: int, world: int) -> list[tuple[int, list[float]]]:
     out = []
     for n in (80, 8000):
         engine = Engine(rank, world)
         ids = torch.tensor([[0, 1, 4, 6], [1, 4, 5, 7]])
         table = RowTables(torch.zeros(1, n, 3))
-        touched = touch(engine, [Wanted(table, ids[rank], ids.flatten())])
+        share_L = ids[rank] if rank else torch.cat([ids[rank], torch.tensor([n])])  # and a place without an interaction
+        touched = touch(engine, [Wanted(table, share_L, ids.flatten())])
         rows = pull(engine, touched)
-        push(engine, touched, rows, [torch.ones_like(rows[0])], torch.tensor(0.1))
-        out.append(engine.sent)
+        there_R1 = (touched[0].slots.ids_R < n).float().unsqueeze(1)
+        push(engine, touched, rows, [torch.ones_like(rows[0]) * there_R1], torch.tensor(0.1))
+        out.append((engine.sent, (table.first[0, :8, 0] * 10).tolist()))
     return out
 
 
 def test_workers_with_whole_tables_add_up_the_rows_of_the_global_batch_alone() -> None:
-    assert spawn(2, replicated_bytes) == [[6 * 3 * 4] * 2] * 2  # the ids 0, 1, 4, 5, 6, 7
+    for each in spawn(2, replicated):
+        for sent, first in each:
+            assert sent == 6 * 3 * 4  # the ids 0, 1, 4, 5, 6, 7
+            assert first == pytest.approx([1, 2, 0, 0, 2, 1, 1, 1])
 
 
 def test_a_recommender_keeps_whole_tables() -> None:

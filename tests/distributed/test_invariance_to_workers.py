@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from parallel_helpers import RUNS, STEPS, agree, rounds, same_everywhere, small, spawn, trajectories
+from parallel_helpers import RUNS, STEPS, ULTRAGCN, agree, rounds, same_everywhere, small, spawn, trajectories
 
 from m3dist.cli.main import cli
 from m3dist.config import Config, load
@@ -26,7 +26,8 @@ def deepspeed(stage: int, *extra: str) -> Any:
     return small("strategy=deepspeed", f"zero_stage={stage}", *extra)
 
 
-ROUNDS = [small(), small("invariance.gate=hard_sigmoid", "invariance.empty=drop")]
+ROUNDS = [small(), small(ULTRAGCN, "invariance.gate=hard_sigmoid", "invariance.empty=drop")]
+TERMS = ("loss", "fit", "variance", "size", "effect", "mask")  # what a round reports of a representation's masks
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -38,7 +39,7 @@ def test_workers_find_the_same_environments_and_masks(world: int, root: Path) ->
         ours, theirs = results[0][at], alone[ROUNDS.index(config) if config in ROUNDS else 0]
         for mine, other in zip(ours.meta["rounds"], theirs.meta["rounds"], strict=True):
             for name, value in other.items():
-                if name.split("/")[-1] in ("loss", "fit", "variance", "size", "mask"):
+                if name.split("/")[-1] in TERMS:
                     assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
         for name, x in theirs.tensors.items():
             if name.startswith("environment"):
@@ -103,12 +104,13 @@ def test_on_movielens_every_stage_and_strategy_has_the_numbers_of_one_worker(wor
         assert apart["q"] < 1e-4
         assert apart["metrics"] < 1e-6
         same_everywhere([ranks[at] for ranks in results])
-    few = ("invariance.rounds=1", "invariance.environment_epochs=2", "invariance.mask_epochs=2")  # 84 steps of each
+    few = ("invariance.rounds=1", "invariance.environment_steps=84", "invariance.mask_steps=84")
+    few += ("invariance.gamma_warmup=false",)  # the penalty counts from the first round on
     how = [load(None, [*few, *values]) for values in EVERY[:4]]
     single, many = rounds(0, 1, how[:1], movies)[0], spawn(world, rounds, how, movies, timeout=600)[0]
     for config, ours in zip(how, many, strict=True):
         report, other = ours.meta["rounds"][0], single.meta["rounds"][0]
-        terms = [name for name in other if name.split("/")[-1] in ("loss", "fit", "variance", "size", "mask")]
+        terms = [name for name in other if name.split("/")[-1] in TERMS]
         differ = {name: abs(report[name] / other[name] - 1) for name in terms if other[name]}
         moved = {
             name.removeprefix("environment."): float((ours.tensors[name] != x).double().mean())

@@ -26,6 +26,7 @@ from m3dist.training.callbacks import Callback, Stopped
 from m3dist.training.tracking import RunFailed, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
+AUTO = ("backbone.loss=auto", "merge.masks=auto")
 
 
 def trained(out: Path, *extra: str, **options: Any) -> dict[str, Any]:
@@ -37,6 +38,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return trained(tmp_path_factory.mktemp("alone"))
 
 
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By one process, with the loss and the masks that validation data choose."""
+    return trained(tmp_path_factory.mktemp("decided"), *AUTO)
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -45,14 +52,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.param(["actors=1"], marks=pytest.mark.slow),
     ],
 )
-def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path: Path, alone: dict[str, Any]) -> None:
-    result = trained(tmp_path, "workers=2", *extra)
+def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path: Path, decided: dict[str, Any]) -> None:
+    """And choose the same by them."""
+    result = trained(tmp_path, "workers=2", *AUTO, *extra)
     for split in ("validation", "test"):
-        assert result[split] == pytest.approx(alone[split], abs=1e-6)
+        assert result[split] == pytest.approx(decided[split], abs=1e-6)
+    for stage, choice in (("race", "backbone"), ("selection", "masks")):
+        ours, theirs = (each["stages"][stage] for each in (result, decided))
+        assert ours["tried"] == pytest.approx(theirs["tried"], abs=1e-6)
+        assert ours[choice] == theirs[choice]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     epochs = [(line["stage"], line["step"]) for line in lines]
     assert len(epochs) == len(set(epochs))
-    assert {"align", "invariance", "merge", "test"} == {stage for stage, _ in epochs}
+    assert {"race", "align", "invariance", "selection", "merge", "test"} <= {stage for stage, _ in epochs}
     assert list((tmp_path / "tb").rglob("events*"))
     assert not (tmp_path / "ray").exists()
     assert not list((tmp_path / "checkpoints").glob("*"))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
@@ -73,6 +73,9 @@ def lines(page: Path) -> Iterator[Line]:
                 if words[:1] == ["m3dist"]:
                     yield Line(str(page.relative_to(ROOT)), tuple(words[1:]))
                 words = []
+    if page.name == "README.md":  # whose table has a command in each row
+        for command in re.findall(r"`m3dist ([a-z][^`]*)`", page.read_text()):
+            yield Line("README.md", tuple(shlex.split(command)))
 
 
 COMMAND_LINES = [line for page in PAGES for line in lines(page)]
@@ -183,6 +186,12 @@ def test_links_of_a_page_lead_somewhere(name: str) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "docs/code.md"])  # whose paths are in m3dist/
+def test_files_that_a_page_names_are_there(name: str) -> None:
+    path = r"`((?:tests|docs|cluster|tune|benchmarks|m3dist)/[\w./-]+\.\w+)`"
+    assert not [found for found in re.findall(path, (ROOT / name).read_text()) if not (ROOT / found).exists()]
+
+
 def test_code_beside_equations_is_there() -> None:
     named = re.findall(r"^::: (\S+)$", (ROOT / "docs/method.md").read_text(), re.M)
     assert len(named) > 8
@@ -199,6 +208,30 @@ def test_written_pages_are_up_to_date() -> None:
     script = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    told = set(re.findall(r"[\w/-]+\.md", text.partition("\nnav:")[2].partition("\nnot_in_nav:")[0]))
+    there = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert {page for page in told if "/" not in page} == there
+    assert all((ROOT / "docs" / page).exists() for page in told)
+
+
+def test_links_out_of_the_site_lead_to_the_repository_or_nowhere() -> None:
+    spec = importlib.util.spec_from_file_location("outside", ROOT / "docs/outside.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="results/ml1m.md"))
+    text = "[a](../data.md#x), [b](../../m3dist/api.py), ![c](../../c.png)"
+    for repository, link in (
+        (None, "b"),
+        ("https://example.com/r/", "[b](https://example.com/r/blob/main/m3dist/api.py)"),
+    ):
+        made = hook.on_page_markdown(text, page, SimpleNamespace(repo_url=repository), [])
+        assert made == f"[a](../data.md#x), {link}, ![c](../../c.png)"
 
 
 def test_the_version_is_one() -> None:
@@ -222,10 +255,13 @@ def test_first_steps_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run.recommend(k=3).num_rows == 100 * 3
 
 
+@pytest.mark.timeout(600)
 def test_extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_names: None) -> None:
     """The recommender trains as the page says; its fusion and its stage train by their names."""
     found = _run(ROOT / "docs/extend.md", "extending", tmp_path, monkeypatch)
     assert found["run"].config.model == "two-towers"
+    assert found["dataset"].user_ids[3].as_py() == "user3"
+    assert found["dataset"].size("train") == 600
     small = ["synthetic.users=100", "synthetic.items=80", "backbone.loss=softmax", "merge.epochs=2", "align.epochs=1"]
     values = [*small, "merge.masks=learned", "invariance.rounds=1", "merge.fusion=best", f"out={tmp_path / 'best'}"]
     best = m3dist.train(None, configs.load(None, values), quiet=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from m3dist.config import load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
-from m3dist.data.draws import Batch
 from m3dist.data.writer import Writer
 from m3dist.method.backbone import Backbones, backbone_loss
 from m3dist.method.merge import MergeTask
@@ -31,42 +31,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = tmp_path_factory.mktemp("backbone") / "data"
     synthetic.write(root, load(None, SMALL).synthetic, 0)
     return Dataset(root)
-
-
-def dense(batch: Batch, backbones: Backbones, tables: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A loss's terms sample by sample, from whole tables of users, items and items' ids, and L2.
-
-    UltraGCN: eq. 8, 10, 11 and 15. Softmax: cosines over tau of a positive among its group's negatives, weighted as
-    UltraGCN's positives are.
-    """
-    backbone, (user_Uk, item_Ik, id_Id) = backbones.config, tables
-    a_U, c_I = (x.double() for x in (backbones.weights.a_U, backbones.weights.c_I))
-    here, (P, b) = batch.valid_Pb, batch.valid_Pb.shape
-    own = batch.negative if batch.negative.ndim == 3 else batch.negative.unsqueeze(1).expand(P, b, -1)
-    user_B, item_B, negative_BN = batch.user_Pb[here], batch.item_Pb[here], own[here]
-    u, v, far = user_Uk[user_B], item_Ik[item_B], item_Ik[negative_BN]
-    positive_B = backbone.w1 + backbone.kappa * backbone.w2 * a_U[user_B] * c_I[item_B]
-    held_Ik = id_Id if backbones.adds else item_Ik  # added content is none of what L2 holds
-    l2_k = torch.full((user_Uk.shape[1],), backbone.l2, dtype=torch.float64)
-    l2_k[backbone.dim :] = backbone.content_l2
-    squares_B = u.square() + held_Ik[negative_BN].square().mean(1)
-    if backbone.loss == "ultragcn":  # under the softmax items are held as negatives alone
-        squares_B = squares_B + held_Ik[item_B].square()
-    out = {"l2": (l2_k * squares_B).sum()}
-    if backbone.nu:
-        near_sB, omega_sB = backbones.weights.neighbours(item_B, batch.columns_s)
-        scores_sB = (u * item_Ik[near_sB]).sum(2)
-        out["neighbours"] = backbone.nu * (omega_sB * F.softplus(-scores_sB)).sum()
-    if backbone.loss == "softmax":
-        cosine_B1 = F.cosine_similarity(u, v, dim=1).unsqueeze(1)
-        logits = torch.cat([cosine_B1, F.cosine_similarity(u[:, None], far, dim=2)], dim=1) / backbone.tau
-        out["softmax"] = -(positive_B * logits.log_softmax(1)[:, 0]).sum()
-    else:
-        weight_BN = backbone.w3 + backbone.kappa * backbone.w4 * a_U[user_B, None] * c_I[negative_BN]
-        negative_B = (weight_BN * F.softplus((u[:, None] * far).sum(2))).mean(1)
-        out["positive"] = (positive_B * F.softplus(-(u * v).sum(1))).sum()
-        out["negative"] = backbone.negative_weight * negative_B.sum()
-    return {name: x / len(user_B) for name, x in out.items()}
 
 
 @pytest.mark.parametrize("members", ["ids", "all", "each"])
@@ -111,7 +75,7 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
             leaves += [p.detach().double().requires_grad_() for p in project.parameters()]
             content_Ic = x[:-1].double() @ leaves[2].T + leaves[3]
             item_Ik = item_Ik + content_Ic if backbones.adds else torch.cat([item_Ik, content_Ic], dim=1)
-        want = dense(batch, backbones, [leaves[0], item_Ik, leaves[1]])
+        want = plain.terms(batch, backbones, [leaves[0], item_Ik, leaves[1]])
         assert terms.keys() == want.keys()
         for name, value in want.items():
             assert float(terms[name][m]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-8), name

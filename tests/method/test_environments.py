@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,37 +62,11 @@ def split(frozen: Frozen) -> torch.Tensor:
     return torch.randint(3, (2, len(frozen.user)), generator=torch.Generator().manual_seed(2)).to(torch.int16)
 
 
-def losses(frozen: Frozen, step: Step, x_ID: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of the step's interactions, each under its own W [b, c, D] and b [b, c]: eq. 7's in float64, from whole rows.
-
-    Under the softmax scores are of content alone, with users' rows of length 1, and a negative that is the positive
-    itself is left out.
-    """
-    backbone, batch = frozen.backbone, step.batch
-    user_b, item_b, negative_N = batch.user_Pb[0], batch.item_Pb[0], batch.negative[0]
-    given = tensors_of(frozen)
-    u_bk, v_Id = given["member.user"][user_b], given["member.item"]
-    content_bIc = torch.einsum("id,bcd->bic", x_ID.double(), W) + b[:, None]
-    if backbone.loss == "softmax":
-        score_bI = torch.einsum("bic,bc->bi", content_bIc, F.normalize(u_bk, dim=1)) / backbone.tau
-        own_b = score_bI.gather(1, item_b[:, None])
-        far_bN = score_bI[:, negative_N].masked_fill(negative_N == item_b[:, None], -torch.inf)
-        return torch.logsumexp(torch.cat([own_b, far_bN], dim=1), 1) - own_b.squeeze(1)
-    content_bc = u_bk if backbone.content == "add" else u_bk[:, 4:]
-    score_bI = u_bk[:, :4] @ v_Id.T + torch.einsum("bic,bc->bi", content_bIc, content_bc)
-    a_b, c_I = frozen.weights.a_U[user_b].double(), frozen.weights.c_I.double()
-    positive_b = backbone.w1 + backbone.kappa * backbone.w2 * a_b * c_I[item_b]
-    weight_bN = backbone.w3 + backbone.kappa * backbone.w4 * a_b[:, None] * c_I[negative_N]
-    negatives_b = backbone.negative_weight * (weight_bN * F.softplus(score_bI[:, negative_N])).mean(1)
-    return negatives_b + positive_b * F.softplus(-score_bI.gather(1, item_b[:, None]).squeeze(1))
-
-
-def tensors_of(frozen: Frozen) -> dict[str, torch.Tensor]:
-    """The tables that `tensors` made, float64, with a row of zeros behind, where a step has no user or item."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"user": (40, 12 if frozen.backbone.content == "concat" else 4), "item": (30, 4)}
-    made = {f"member.{name}": torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
-    return {name: F.pad(x.double(), (0, 0, 0, 1)) for name, x in made.items()}
+def given(frozen: Frozen, dataset: Dataset) -> plain.Given:
+    """The tables, with a row of zeros behind, where a step has no user or item."""
+    made = tensors(dataset, frozen.backbone.content)
+    tables = (F.pad(made[f"member.{name}"].double(), (0, 0, 0, 1)) for name in ("user", "item"))
+    return plain.Given(frozen.backbone, frozen.weights, *tables)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -135,7 +110,7 @@ def test_environment_models_against_autograd(
         leaves |= {f"W_{r}": W, f"b_{r}": b}
         at_b = environment[r][step.batch.index_Pb[0].long()]
         place_b = torch.stack([at_b == e for e in group]).int().argmax(0)
-        each_b = losses(frozen, step, frozen.x[r] * psi[r], W[place_b], b[place_b])
+        each_b = given(frozen, dataset).losses(step.batch, frozen.x[r] * psi[r], W[place_b], b[place_b])
         known_b = torch.isin(at_b, torch.tensor(group))
         want = want + (each_b * step.share_b * known_b).sum() + 0.3 / 3 * W.square().sum()
     assert float(value.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
@@ -177,7 +152,7 @@ def test_masks_without_variance_against_autograd(number: int, gate: str, loss: s
         module.logit.data = logit_D.double()
         leaves |= {f"W_{r}": W, f"b_{r}": b, f"gates.{r}.logit": module.logit}
         mask, n = module(), len(there)
-        each_b = losses(frozen, step, frozen.x[r] * mask, W.expand(n, -1, -1), b.expand(n, -1))
+        each_b = given(frozen, dataset).losses(step.batch, frozen.x[r] * mask, W.expand(n, -1, -1), b.expand(n, -1))
         at_b = environment[r][step.batch.index_Pb[0].long()]
         fit = torch.stack([each_b[there & (at_b == e)].mean() for e in range(3)]).mean() + 0.2 * W.square().sum()
         size = 0.3 * (mask - 0.5).square().mean()

@@ -149,9 +149,8 @@ def test_it_is_searched(staged: str, tmp_path: Path) -> None:
 
 
 def planned(*values: str) -> list[str]:
-    return [
-        stage.name for stage in registry.model(configs.load(None, values).model).planned(configs.load(None, values))
-    ]
+    config = configs.load(None, values)
+    return [stage.name for stage in registry.model(config.model).planned(config)]
 
 
 def test_a_stage_is_there_only_where_its_key_has_the_value() -> None:

@@ -19,10 +19,11 @@ from m3dist.study import methods, shift, statistics, studies
 from m3dist.study.runs import Scores, Study, against
 
 SMALL = (
-    "backbone.dim=8", "backbone.content_dim=8", "backbone.negatives=32", "align.batch_size=1024", "align.dim=8",
+    "backbone.loss=softmax", "backbone.dim=8", "backbone.negatives=32", "merge.masks=learned",
+    "align.batch_size=1024", "align.dim=8",
     "invariance.rounds=1", "invariance.environments=2", "invariance.batch_size=1024", "invariance.negatives=32",
     "merge.batch_size=1024", "baseline.dim=8", "baseline.negatives=32", "merge.epochs=2", "align.epochs=2",
-    "baseline.epochs=2", "invariance.environment_epochs=1", "invariance.mask_epochs=1",
+    "baseline.epochs=2", "invariance.environment_steps=4", "invariance.mask_steps=8",
 )  # fmt: skip
 
 

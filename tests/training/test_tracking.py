@@ -29,10 +29,10 @@ def test_tensorboard_shows_every_stage(finished_run: Path) -> None:
     board = events.EventAccumulator(str(finished_run / "tb"))
     board.Reload()
     scalars, histograms = set(board.Tags()["scalars"]), set(board.Tags()["histograms"])
-    fit = ("loss", "positive", "negative", "neighbours", "l2", "lr", "interactions/s", "ndcg@10")
+    fit = ("loss", "softmax", "l2", "lr", "interactions/s", "ndcg@10")
     assert {f"{stage}/{name}" for stage in ("align", "merge") for name in fit} <= scalars
     assert {f"align/{name}" for name in ("loss", "recommendation", "contrastive", "club", "club_nll", "tau")} <= scalars
-    rounds = ("moved", "environment 0", "environment 2", "fit", "variance", "size", "mask")
+    rounds = ("moved", "environment 0", "environment 2", "fit", "variance", "size", "effect", "mask")
     assert {f"invariance/{r}/{name}" for r in range(4) for name in rounds} <= scalars
     assert "invariance/interactions/s" in scalars
     assert {f"merge/fusion weight {m}" for m in range(3)} <= scalars & histograms

@@ -1,0 +1,210 @@
+"""The race over losses: its candidates, how long each is tried, who wins; and that later stages train with the winner.
+
+The same for masks: learned ones or none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import small, trained
+
+from m3dist import pipeline
+from m3dist.config import Config, ResolvedBackbone, load
+from m3dist.data.dataset import Dataset
+from m3dist.method import race, registry
+from m3dist.training.context import Context
+
+
+def names(*values: str) -> list[tuple[Any, ...]]:
+    found = race.candidates(load(None, values).backbone)
+    return [(x.loss, x.tau, x.projection_l2) if x.loss == "softmax" else (x.loss,) for x in found]
+
+
+def test_candidates_are_all_that_the_config_leaves_open() -> None:
+    taus, l2s = race.TEMPERATURES, race.CONTENT
+    assert names() == [*(("softmax", tau, l2) for tau in taus for l2 in l2s), ("ultragcn",)]
+    assert names("backbone.tau=0.3") == [*(("softmax", 0.3, l2) for l2 in l2s), ("ultragcn",)]
+    assert names("backbone.projection_l2=0.5") == [*(("softmax", tau, 0.5) for tau in taus), ("ultragcn",)]
+    assert names("backbone.tau=0.3", "backbone.projection_l2=0.5") == [("softmax", 0.3, 0.5), ("ultragcn",)]
+
+
+def test_what_follows_the_loss_follows_each_candidates_own() -> None:
+    *many, other = race.candidates(load(None, ["backbone.dim=24", "backbone.negatives=7"]).backbone)
+    assert {(x.content, x.nu, x.kappa, x.projection_rate) for x in many} == {("add", 0.0, 0.0, 0.1)}
+    assert (other.content, other.nu, other.kappa, other.projection_rate) == ("concat", 0.1, 1.0, 1.0)
+    assert {(x.dim, x.negatives) for x in (*many, other)} == {(24, 7)}
+    given = race.candidates(load(None, ["backbone.content=concat", "backbone.nu=0.5"]).backbone)
+    assert {(x.content, x.nu) for x in given} == {("concat", 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("interactions", "values", "epochs"),
+    [
+        (1_000_000, ["merge.epochs=20"], 4),  # a fifth of them
+        (100_000, ["merge.epochs=20"], 7),  # 49 steps each: 300 of them
+        (1000, ["merge.epochs=20"], 20),  # no more than stage 3 has
+        (1000, ["merge.epochs=20", "race.steps=5", "race.share=0.5"], 10),
+        (1000, ["merge.epochs=20", "race.steps=5", "merge.batch_size=100"], 4),
+        (1000, ["merge.epochs=2", "race.steps=1"], 1),
+        (1000, [], 300),  # auto: 1,500 steps
+    ],
+)
+def test_candidates_have_a_share_of_the_epochs(interactions: int, values: list[str], epochs: int) -> None:
+    config = load(None, [*values, "merge.lr=0.07"])
+    found = race.shortened(config, interactions)
+    assert race.shortened(config, interactions, 3).epochs == min(3 * epochs, config.merge.length(interactions))
+    assert (found.epochs, found.evaluate_every, found.patience) == (epochs, epochs, 0)
+    assert (found.lr, found.batch_size, found.decay) == (0.07, config.merge.batch_size, "linear")
+
+
+def won(*raced: tuple[float, float, float]) -> ResolvedBackbone:
+    """raced: (tau, projection_l2, metric)."""
+    pairs = []
+    for tau, l2, metric in raced:
+        values = ["backbone.loss=softmax", f"backbone.tau={tau}", f"backbone.projection_l2={l2}"]
+        pairs.append((load(None, values).backbone.resolved, metric))
+    return race.chosen(pairs)
+
+
+def test_the_best_softmax_wins_and_level_temperatures_meet_between() -> None:
+    assert won((0.2, 0.1, 0.3), (0.4, 0.1, 0.29)).tau == 0.2  # more than 1 % apart
+    between = won((0.2, 0.1, 0.3), (0.4, 0.1, 0.2999))
+    assert between.tau == pytest.approx((0.2 * 0.4) ** 0.5, abs=1e-4)
+    other = won((0.2, 0.5, 0.25), (0.4, 0.5, 0.2999), (0.2, 0.1, 0.3), (0.4, 0.1, 0.1))
+    assert (other.tau, other.projection_l2) == (0.2, 0.1)  # level with another weight of content, which is none of it
+    assert won((0.2, 0.1, 0.3), (0.4, 0.5, 0.4)).projection_l2 == 0.5
+
+
+@pytest.mark.parametrize(
+    ("short", "longer", "winner"),
+    [
+        ((0.30, 0.20), None, "softmax"),
+        ((0.20, 0.30), None, "ultragcn"),
+        ((0.30, 0.29), (0.31, 0.32), "ultragcn"),  # close: a longer fit decides
+        ((0.29, 0.30), (0.33, 0.32), "softmax"),
+    ],
+)
+def test_losses_that_are_close_have_a_longer_fit(
+    short: tuple[float, float],
+    longer: tuple[float, float] | None,
+    winner: str,
+    planted_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "merge.epochs=100", "race.share=0.1", "race.steps=1"]
+    asked: list[tuple[str, int]] = []
+
+    def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
+        loss = task.members.config.loss
+        asked.append((loss, plan.settings.epochs))
+        softmax, ultragcn = short if plan.settings.epochs == 10 else longer or (0.0, 0.0)
+        return {"ndcg@10": softmax if loss == "softmax" else ultragcn}
+
+    monkeypatch.setattr(race, "fit", fit)
+    meta = race.run(Context(Dataset(planted_root), load(None, values))).meta
+    assert meta["backbone"]["loss"] == winner
+    assert asked == [("softmax", 10), ("ultragcn", 10), *([("softmax", 30), ("ultragcn", 30)] if longer else [])]
+    assert len(meta["tried"]) == len(asked)
+
+
+def shapes(run: dict[str, Any], config: Config) -> dict[str, tuple[int, ...]]:
+    """Of the users' rows that stages left."""
+    store = pipeline.artifact_store(config)
+    stages = {"align": "member.user", "merge": "0.user"}
+    return {stage: tuple(store.load(stage, run["keys"][stage])[0][name].shape) for stage, name in stages.items()}
+
+
+@pytest.mark.parametrize(("tau", "negative_weight", "winner"), [(0.25, 1e5, "softmax"), (50.0, 10, "ultragcn")])
+def test_later_stages_train_with_the_winner(
+    tau: float, negative_weight: float, winner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A softmax so warm that it learns next to nothing loses, and so does UltraGCN's loss with next to no positives."""
+    values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
+    values += (f"backbone.negative_weight={negative_weight}", "race.steps=40")
+    values = (*values, "merge.epochs=10", "evaluation.metric=ndcg@5", "merge.masks=auto")
+    config = small(tmp_path, *values)
+    run = pipeline.run(config)
+    assert list(run["stages"]) == ["race", "align", "invariance", "selection", "merge"]
+    _, meta = pipeline.artifact_store(config).load("race", run["keys"]["race"])
+    best, metric = max(meta["tried"].items(), key=lambda pair: pair[1])
+    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn"}
+    assert set(meta["tried"]) == set(name.values())
+    assert best == name[winner]
+    assert meta["metric"] == "ndcg@5"
+    assert metric > 1.05 * min(meta["tried"].values())
+    assert ResolvedBackbone.model_validate(meta["backbone"]).loss == winner
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (line for line in lines if line["stage"] == "race")
+    assert {key: line[key] for key in meta["tried"]} == meta["tried"]
+    _, selection = pipeline.artifact_store(config).load("selection", run["keys"]["selection"])
+    assert selection["masks"] == max(selection["tried"], key=selection["tried"].__getitem__)
+    assert set(selection["tried"]) == {"learned", "one"}
+    said = capsys.readouterr()
+    assert f"race: {best} (" in said.out + said.err
+    assert f"selection: {selection['masks']} (" in said.out + said.err
+    width = {"softmax": 8, "ultragcn": 16}[winner]  # content has columns of its own beside ids, or is added to them
+    assert shapes(run, config) == {"align": (120, width), "merge": (120, width)}
+    rows = pipeline.artifact_store(config).load("merge", run["keys"]["merge"])[0]["0.user"]
+    unit = torch.allclose(rows.norm(dim=1), torch.ones(120), atol=1e-5)
+    assert unit == (winner == "softmax")
+
+
+def test_a_fixed_loss_has_no_race(tmp_path: Path) -> None:
+    run = trained(tmp_path, "model=ultragcn", "backbone.loss=ultragcn")
+    assert list(run["stages"]) == ["merge"]
+    assert "race" not in run["keys"]
+    again = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=1")
+    assert list(again["stages"]) == ["race", "merge"]
+    assert again["keys"]["merge"] != run["keys"]["merge"]
+    longer = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2", "merge.patience=1")
+    assert longer["skipped"] == []  # the race's section, and what comes after it
+    assert trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2")["skipped"] == ["race"]
+
+
+def test_stages_that_read_the_race_see_its_winner(planted_root: Path) -> None:
+    winner = load(None, ["backbone.loss=softmax", "backbone.tau=0.33"]).backbone.resolved
+    asked = []
+
+    def read(stage: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        asked.append(stage)
+        return {}, {"backbone": winner.model_dump(mode="json")}
+
+    config, spec = load(None), registry.model("m3-invrl")
+    context = Context(Dataset(planted_root), config, load=read)
+    for stage in spec.planned(config):
+        backbone = context.at(stage).config.backbone
+        assert backbone == (config.backbone if stage.name == "race" else winner)
+    assert asked == ["race"] * 4
+    fixed = load(None, ["backbone.loss=ultragcn"])
+    there = Context(Dataset(planted_root), fixed, load=read).at(spec.stage("align"))
+    assert there.config.backbone == fixed.backbone
+    assert len(asked) == 4
+    with pytest.raises(ValueError, match="is decided by the stage `race`"):
+        _ = config.backbone.resolved
+
+
+DENSE = ("synthetic.users=300", "synthetic.items=150", "synthetic.interactions=50")
+SPARSE = ("synthetic.users=500", "synthetic.items=600", "synthetic.interactions=20")
+
+
+@pytest.mark.parametrize("data", [DENSE, SPARSE])
+def test_auto_is_no_worse_than_the_better_fixed_loss(data: tuple[str, ...], tmp_path: Path) -> None:
+    """On data with many and with few interactions of an item."""
+    values = (
+        "model=ultragcn",
+        *data,
+        "backbone.dim=16",
+        "backbone.content_dim=16",
+        "merge.epochs=20",
+        "race.steps=150",
+    )
+    reached = {}
+    for loss in ("softmax", "ultragcn", "auto"):
+        config = load(None, [*values, f"backbone.loss={loss}", f"out={tmp_path / loss}"])
+        reached[loss] = pipeline.run(config, quiet=True, test=False)["validation"]["ndcg@10"]
+    assert reached["auto"] >= 0.99 * max(reached["softmax"], reached["ultragcn"])
