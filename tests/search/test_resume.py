@@ -191,6 +191,6 @@ def test_a_search_that_runs_is_not_run_a_second_time(tmp_path: Path, monkeypatch
     with meanwhile(first):
         while not (plan.out / "leases" / "owner.json").exists():
             time.sleep(0.01)
-        with pytest.raises(ValueError, match=rf"search: process {os.getpid()} on .*, started 20.* works there"):
+        with pytest.raises(ValueError, match=rf"/s: process {os.getpid()} on .*, started 20.* works there"):
             driver.run(plan, quiet=True)
         refused.set()
