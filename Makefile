@@ -1,4 +1,4 @@
-.PHONY: lint test bench peers
+.PHONY: lint test audit bench peers
 
 PYTHON ?= python
 DATA ?= data/ml1m
@@ -11,6 +11,13 @@ lint:
 
 test:
 	$(PYTHON) -m pytest
+
+# What is installed as a bill of materials (CycloneDX), and its known vulnerabilities; the tools have an environment of
+# their own.
+audit:
+	$(PYTHON) -m venv .audit && .audit/bin/pip install --quiet "pip-audit>=2.7" "cyclonedx-bom>=5"
+	.audit/bin/cyclonedx-py environment "$$(command -v $(PYTHON))" --output-file sbom.json
+	.audit/bin/pip-audit --skip-editable --path "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # All sections; DATA is a folder that `m3dist prepare` made. OLD=benchmarks.json compares with an earlier run.
 bench:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import pydantic
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from m3dist import checksums
 from m3dist.cluster.settings import Cluster
 from m3dist.method import registry
 from m3dist.section import Section
@@ -33,16 +33,13 @@ from m3dist.sections import (
     ResolvedBackbone,
     Synthetic,
 )
+from m3dist.values import STAMP, ConfigError, read, read_own
 
 __all__ = [
     "METRICS", "Align", "Backbone", "Baseline", "Checkpoint", "Cluster", "Config", "ConfigError", "Evaluation", "Fit",
-    "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "read", "to_yaml",
-    "validate", "value",
+    "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "load_own",
+    "read", "read_own", "to_own", "to_yaml", "validate", "value",
 ]  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message lists every problem, one a line."""
 
 
 _OURS_IN_DEEPSPEED = {  # keys of DeepSpeed's config that would change what a run computes: what to use instead
@@ -96,6 +93,19 @@ class Config(Section):
         registry.model(model)
         return model
 
+    @pydantic.field_validator("data", "out", "artifacts", mode="before")
+    @classmethod
+    def _folder(cls, path: Any) -> Any:
+        """~ as the shell has it; YAML reads a lone ~ as None."""
+        return str(Path(path).expanduser()) if isinstance(path, str) and path.startswith("~") else path
+
+    @pydantic.field_validator("out", "artifacts")
+    @classmethod
+    def _below(cls, path: str | None) -> str | None:
+        if path is not None and "://" not in path and Path(path).resolve() in (Path("/"), Path.home().resolve()):
+            raise ValueError("expected a folder of its own, such as runs/mine")
+        return path
+
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Config:
         spec = registry.model(self.model)
@@ -107,7 +117,10 @@ class Config(Section):
         for key, instead in _OURS_IN_DEEPSPEED.items():
             if key in self.deepspeed:
                 raise ValueError(f"deepspeed.{key}: is set by m3dist; use {instead}")
-        if "stage" in dict(self.deepspeed.get("zero_optimization", {})):
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"deepspeed.zero_optimization: expected a mapping of keys to values, got {zero!r}")
+        if "stage" in zero:
             raise ValueError("deepspeed.zero_optimization.stage: is set by m3dist; use zero_stage")
         if self.deepspeed and self.strategy != "deepspeed":
             raise ValueError("deepspeed: values are given but strategy is ddp; set strategy=deepspeed or remove them")
@@ -140,32 +153,12 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -
     return validate(read(path, overrides), str(path) if path is not None else "command line")
 
 
-def read(
-    source: str | Path | dict[str, Any] | None, overrides: list[str] | tuple[str, ...] = (), name: str = ""
-) -> dict[str, Any]:
-    """Plain values of a YAML file, or those given, with `key=value` overrides, whose values are YAML too.
+def load_own(path: str | Path, name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a run folder, which may be a stranger's: as `load`, but its values are what they are.
 
-    name: what messages call the source; default: the file. Raises ConfigError, also where there is no mapping.
+    name: of the file, for messages.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "command line")
-    for item in overrides:
-        if "=" not in item:
-            raise ConfigError(f"{item!r}: expected key=value")
-    try:
-        base = OmegaConf.load(source) if isinstance(source, str | Path) else OmegaConf.create(source or {})
-        if not OmegaConf.is_dict(base):
-            raise ConfigError(f"{name}: expected a mapping of keys to values")
-        raw = OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; `m3dist init` copies examples") from None
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
-    assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}
+    return validate(read_own(path, name, overrides), name)
 
 
 def validate(raw: dict[str, Any], source: str = "config", model: type[Section] = Config) -> Any:
@@ -212,6 +205,12 @@ def value(config: Config, key: str) -> Any:
 
 def to_yaml(config: Section) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def to_own(config: Config) -> str:
+    """The text of a run folder's config.yaml, which states its own checksum."""
+    text = to_yaml(config)
+    return f"{text}{STAMP}{checksums.of(text.encode()):08x}\n"
 
 
 def digest(value: Any) -> str:

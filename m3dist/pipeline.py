@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import m3dist
 from m3dist import config as configs
 from m3dist import results
-from m3dist.config import Config, digest, to_yaml
+from m3dist.config import Config, digest, to_own
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
@@ -35,6 +34,7 @@ from m3dist.method import registry
 from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
+from m3dist.storage.owner import Owner, alone
 from m3dist.training.allocator import keep_freed_memory
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.context import Context
@@ -106,7 +106,8 @@ def resumed(run: str, overrides: tuple[str, ...]) -> Config:
     if not folder.exists("config.yaml"):
         raise ValueError(f"{run}: no run to resume (no config.yaml); start one with `m3dist train out={run}`")
     with folder.local("config.yaml") as path:
-        before, config = (configs.load(path, [*given, f"out={run}"]) for given in ((), overrides))
+        source = f"{run}/config.yaml"
+        before, config = (configs.load_own(path, source, [*given, f"out={run}"]) for given in ((), overrides))
     if config.data != before.data:
         raise ValueError(f"{run}: belongs to data={before.data}; drop data={config.data} or train in another out")
     dataset = open_data(config)
@@ -119,12 +120,21 @@ def resumed(run: str, overrides: tuple[str, ...]) -> Config:
     return config
 
 
-def _own(config: Config, out: Folder) -> None:
-    """Raises ValueError when the run folder holds a run on other data, whose results would be mixed with these."""
+def _check(config: Config) -> None:
+    """Raises ValueError before anything is written: the run folder holds a run on other data, whose results would be
+    mixed with these, or the data set is none or not enough.
+    """
+    out = Folder(config.out)
+    artifact_store(config)
     if out.exists("config.yaml"):
-        data = dict(OmegaConf.create(out.read_text("config.yaml"))).get("data")
+        with out.local("config.yaml") as path:
+            data = configs.read_own(path, f"{config.out}/config.yaml").get("data")
         if data != config.data:
             raise ValueError(f"out={config.out}: holds a run on data={data}; choose another out")
+    if config.data == "synthetic":  # made in the run folder, with features
+        return
+    if registry.model(config.model).needs_features and not open_data(config).modalities:
+        raise ValueError(f"data={config.data}: has no item features, which {config.model} needs; use model=ultragcn")
 
 
 def _test(context: Context, score: Scorer) -> Output:
@@ -203,21 +213,35 @@ def run(
 
     test: whether to read the test split at the end; a search does not. lease(stage, key): a context entered before a
     stage is looked up and left when all are done; waits while another run trains the same stage. Raises Stopped when a
-    callback did, and KeyboardInterrupt when interrupted, after a checkpoint.
+    callback did, KeyboardInterrupt when interrupted, after a checkpoint, and ValueError when another process works in
+    the run folder.
     """
-    started = time.time()
-    out = Folder(config.out)
-    _own(config, out)
+    _check(config)
+    told = Callbacks([*callbacks, *(LOGGERS[name]() for name in config.report_to)])
+    with alone(Folder(config.out)) as owner:
+        return _run(config, told, Terms(owner, quiet, test, lease))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run is carried out: who owns its folder, and what `run` is told."""
+
+    owner: Owner
+    quiet: bool
+    test: bool
+    lease: Lease | None
+
+
+def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
+    """The run itself, in a folder that is this process's alone."""
+    started, out, lease = time.time(), Folder(config.out), terms.lease
     dataset = open_data(config)
-    if registry.model(config.model).needs_features and not dataset.modalities:
-        raise ValueError(f"data={config.data}: has no item features, which {config.model} needs; use model=ultragcn")
     store, key = artifact_store(config), keys(config, dataset)
-    steps = planned(config, test)
-    out.write_text("config.yaml", to_yaml(config))
+    steps = planned(config, terms.test)
+    out.write_text("config.yaml", to_own(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})
-    told = Callbacks([*callbacks, *(LOGGERS[name]() for name in config.report_to)])
-
+    lost = terms.owner.lost.is_set
     with contextlib.ExitStack() as leases:
         for name in steps if lease else []:
             leases.enter_context(lease(name, key[name]))  # type: ignore[misc]
@@ -230,12 +254,12 @@ def run(
                 from m3dist.distributed import ray_train
 
                 held = {split: dataset.interactions(split) for split in SPLITS}
-                with Tracker(None, display=Display(quiet)) as tracker:
+                with Tracker(None, display=Display(terms.quiet), stop=lost) as tracker:
                     task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
                     ray_train.run(task, config, tracker, told or None)
             else:
                 heard = Callbacks([Here(config.out), *told.callbacks])
-                with Interrupts() as stop, Tracker(out, heard, Display(quiet), stop) as tracker:
+                with Interrupts(lost) as stop, Tracker(out, heard, Display(terms.quiet), stop) as tracker:
                     # with workers elsewhere this process only leads actors, which find their own devices
                     todo(Engine.of(config, device="cpu" if config.workers else None), tracker, dataset.held)
 

@@ -151,7 +151,7 @@ class Align(Fit):
 class Invariance(Section):
     """Stage 2 (eq. 7-10)."""
 
-    environments: PositiveInt = 10  # E
+    environments: Annotated[int, Field(ge=1, le=32767)] = 10  # E; an interaction's is kept in 16 bits
     rounds: NonNegativeInt = 5  # T; 0 keeps every dimension (all masks one)
     gate: Literal["sigmoid", "hard_sigmoid", "softmax"] = "sigmoid"
     gate_noise: NonNegativeFloat = 0.1  # std of the noise of hard_sigmoid while training

@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is not installed;
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
+# of the S3-like store of `bucket`, for this process and all that it starts
+os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +63,9 @@ def bucket() -> Iterator[str]:
     running.start()
     _, port = running.get_host_and_port()
     query = f"?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-    filesystem, path = fs.FileSystem.from_uri(f"s3://key:secret@runs{query}")
+    filesystem, path = fs.FileSystem.from_uri(f"s3://runs{query}")
     filesystem.create_dir(path)
-    yield f"s3://key:secret@runs/NAME{query}"
+    yield f"s3://runs/NAME{query}"
     running.stop()
 
 

@@ -11,12 +11,13 @@ ROOT = Path(__file__).parents[1]
 CODE = ROOT / "m3dist"
 TABLE = ROOT / "docs" / "code.md"
 LAYERS = (  # a module imports from its own name's row entry and from rows above; a module's name outranks its package's
-    ("__init__", "seeding", "named", "section", "method.registry", "examples"),
+    ("__init__", "seeding", "checksums", "credentials", "named", "section", "method.registry", "examples"),
     ("cluster.settings", "method.fusions"),
-    ("sections",),
+    ("sections", "values"),
     ("config",),
     ("data", "losses"),
     ("models",),
+    ("storage.safe",),
     ("storage.folders", "training.callbacks"),
     ("training.tracking",),
     ("distributed",),

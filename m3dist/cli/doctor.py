@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from m3dist import credentials
 from m3dist.cli.jobs import where
 
 _SIGNS = {"ok": ("ok", "green"), "fault": ("FAULT", "red"), "skipped": ("-", "yellow")}
@@ -26,7 +27,7 @@ def command(cluster: str | None, address: str | None, storage: str | None, argum
         click.echo(f"{click.style(f'{sign:<6}', fg=colour)}{check.name:<11}{check.text}", nl=False)
         click.echo(f"; fix: {check.fix}" if check.fix else "")
 
-    place.refuse_secrets(list(arguments))
+    credentials.refuse_keys(list(arguments))
     places = {"storage": storage} if storage else {}
     with place.reach(cluster, address) as reached:
         return 0 if doctor.outside(reached, list(arguments), places, show) else 1

@@ -9,11 +9,15 @@ import click
 @click.argument("run")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def command(run: str, split: str, device: str) -> None:
+@click.option("--verify", is_flag=True, help="First read every file of the run and of its data set, to find damage.")
+def command(run: str, split: str, device: str, verify: bool) -> None:
     """Rank the whole catalogue for every user of a finished RUN and print the metrics.
 
     Those named /cold count only held-out items without training interactions."""
     from m3dist.serving.run import Run
 
-    for name, value in sorted(Run(run, device).evaluate(split).items()):
+    opened = Run(run, device)
+    if verify:
+        opened.verify()
+    for name, value in sorted(opened.evaluate(split).items()):
         click.echo(f"{name:<20}{value:.6f}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
+from m3dist import credentials
 
 COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "prepare": "prepare",
@@ -52,7 +55,12 @@ _CODES = {"RunFailed": 3, "ClusterFailed": 3}  # by name: reading their modules 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(ended(lambda: cli.main(arguments, standalone_mode=False)))
+
+    def work() -> Any:
+        credentials.refuse_words(sys.argv[1:] if arguments is None else arguments)  # before anything repeats them
+        return cli.main(arguments, standalone_mode=False)
+
+    sys.exit(ended(work))
 
 
 def ended(work: Callable[[], Any]) -> int:
@@ -64,7 +72,9 @@ def ended(work: Callable[[], Any]) -> int:
     try:
         code = work()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(printable(shown.getvalue()), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; the same command goes on from here", err=True)
@@ -84,8 +94,13 @@ def ended(work: Callable[[], Any]) -> int:
 
 
 def _told(error: Exception, code: int) -> int:
-    click.echo(f"error: {one_line(error)}", err=True)
+    click.echo(f"error: {printable(one_line(error))}", err=True)
     return code
+
+
+def printable(text: str) -> str:
+    """Text from files and names without what a terminal would obey: control characters, shown as Python writes them."""
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception) -> str:

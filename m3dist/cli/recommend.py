@@ -60,7 +60,10 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) ->
         wanted = idlists.known_ids(wanted, opened.dataset.user_ids, source, given["skip_unknown"])
     table = opened.recommend(wanted or None, k, histories, rules, given["reasons"])
     try:
-        pq.write_table(table, target.path, filesystem=target.fs)
+        if target.is_local and not Path(target.path).parent.is_dir():
+            raise OSError(f"{Path(target.path).parent} is no folder")
+        with target.writing() as path:
+            pq.write_table(table, path)
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error})") from None
     click.echo(f"{table.num_rows} recommendations: {out}")

@@ -32,6 +32,8 @@ def command(studies: tuple[str, ...], environments: str, temporal: str | None, o
     Finished runs are skipped, so an interrupted study goes on where it was, and studies share what they train.
     """
     from m3dist.data.dataset import Dataset
+    from m3dist.storage.folders import Folder
+    from m3dist.storage.owner import alone
     from m3dist.study import studies as found
     from m3dist.study.methods import TABLE3
     from m3dist.study.runs import Study
@@ -45,14 +47,15 @@ def command(studies: tuple[str, ...], environments: str, temporal: str | None, o
     _ = study.dataset  # a bad path is one clear error before anything is written
     if temporal:
         Dataset(temporal)
-    for name in studies:
-        if name == "figure4":
-            click.echo(found.figure4(study, counts))
-        elif name == "shift":
-            for kind in ("popularity", "flip", *(["time"] if temporal else [])):
-                click.echo(found.shifted(study, kind, temporal or ""))
-        else:
-            click.echo(getattr(found, name)(study))
+    with alone(Folder(study.out)):
+        for name in studies:
+            if name == "figure4":
+                click.echo(found.figure4(study, counts))
+            elif name == "shift":
+                for kind in ("popularity", "flip", *(["time"] if temporal else [])):
+                    click.echo(found.shifted(study, kind, temporal or ""))
+            else:
+                click.echo(getattr(found, name)(study))
 
 
 def _counts(text: str) -> tuple[int, ...]:

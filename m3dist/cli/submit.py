@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from m3dist import credentials
 from m3dist.cli.jobs import where
 
 if TYPE_CHECKING:
@@ -51,9 +52,9 @@ def command(kind: str, arguments: tuple[str, ...], **given: Any) -> int:
     This library and the files named on the command line travel; data does not. Folders (data, out) are paths or URIs
     that every node reaches. Tokens come from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
     """
-    from m3dist.cluster import package, place
+    from m3dist.cluster import package
 
-    place.refuse_secrets([*arguments, *given["overrides"]])
+    credentials.refuse_keys([*arguments, *given["overrides"]])
     overrides = [*given["overrides"], *(f"{key}={given[name]}" for name, key in _SHORT.items() if given[name])]
     _refuse(kind, given)
     if kind == "claim":

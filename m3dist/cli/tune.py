@@ -25,7 +25,10 @@ def command(search: str, overrides: tuple[str, ...], dry_run: bool) -> None:
         return
     from m3dist.search import driver, report
 
-    report.show(plan, driver.run(plan), console)
+    summary = driver.run(plan)
+    report.show(plan, summary, console)
+    if summary["best"] is None:
+        raise report.fruitless(summary)
 
 
 def describe(plan, console) -> None:  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ import yaml
 
 import m3dist
 from m3dist import config as configs
-from m3dist.cluster import place
+from m3dist import credentials
 from m3dist.cluster.settings import Cluster
 
 LARGEST = 10 << 20  # bytes of one file; what is larger is data
@@ -108,7 +108,7 @@ def _training(job: Job, given: dict[str, Any]) -> None:
         words = [word for word in words if word != run]
         try:
             with Folder(run).local("config.yaml") as path:
-                job.config = configs.load(path, words)
+                job.config = configs.load_own(path, f"{run}/config.yaml", words)
         except (OSError, configs.ConfigError):  # on storage that only the nodes reach; they will tell if it is no run
             job.config = configs.load(None, words)  # what was given with it sizes pods
             return
@@ -158,10 +158,15 @@ def _travel(path: Path, files: list[Path]) -> None:
     if path.suffix not in (".yaml", ".yml"):
         return
     values = _yaml(path)
-    place.refuse_secrets_in(str(path), values)
+    credentials.refuse_in(str(path), values)
     base = values.get("base") if isinstance(values, dict) else None
-    if isinstance(base, str) and (there := (path.parent / base)).is_file():
-        _travel(there.resolve(), files)
+    if isinstance(base, str) and (there := (path.parent / base).resolve()).is_file():
+        if not any(there.is_relative_to(folder) for folder in (Path.cwd().resolve(), path.parent)):
+            raise ValueError(
+                f"{path}: base: {base} is outside of the current folder and of that of the search file, so it does not "
+                "travel; copy it there"
+            )
+        _travel(there, files)
 
 
 def _yaml(path: Path) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from m3dist import credentials
+
 _KEYS = {  # list: what names its entries
     "containers": "name", "initContainers": "name", "env": "name", "volumes": "name", "imagePullSecrets": "name",
     "ports": "containerPort", "volumeMounts": "mountPath", "workerGroupSpecs": "groupName",
@@ -27,6 +29,7 @@ def apply(documents: list[dict[str, Any]], file: str | Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: not a readable YAML file: {error}") from None
     for each in patches:
+        credentials.refuse_in(str(file), each)
         if not isinstance(each, dict) or "kind" not in each:
             raise ValueError(f"{file}: expected documents with a `kind`, such as RayJob, and what to change in it")
         name = (each.get("metadata") or {}).get("name")

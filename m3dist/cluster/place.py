@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import socket
 import subprocess
 import time
@@ -19,48 +18,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
-_SECRET = re.compile(r"(?:^|[._-])(?:auth[._-]?token|token|password|passwd|secret)s?$", re.IGNORECASE)
-_PASSWORD = re.compile(r"://[^/?#@\s]*:[^/?#@\s]+@")  # anywhere in a word: out=s3://KEY:SECRET@bucket/x
-_SIGNED = re.compile(r"[?&](?:[a-z_-]*(?:secret|token|password|signature)[a-z_-]*|sig|access_key)=", re.IGNORECASE)
-_BEARER = re.compile(r"(?:bearer\s+|RAY_AUTH_TOKEN=)\S+", re.IGNORECASE)
+from m3dist import credentials
+
 _VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray lets them win over an address given in code
 HINT = "give --address or --cluster, or set RAY_API_SERVER_ADDRESS; try it out with cluster/local.sh"
 
 
 class ClusterFailed(Exception):
     """A cluster does not answer, or not any more, or lost a job; the message is one line."""
-
-
-def refuse_secrets(arguments: list[str]) -> None:
-    """Raises ValueError, without repeating it, when a command line carries a token."""
-    for argument in arguments:
-        key = argument.partition("=")[0].lstrip("-")
-        if _PASSWORD.search(argument) or _SIGNED.search(argument):
-            raise ValueError(
-                "the command line: credentials in an address or a URI can be read by others there; set "
-                "RAY_AUTH_TOKEN_PATH for the cluster, and the store's own variables, such as AWS_ACCESS_KEY_ID, on its "
-                "nodes"
-            )
-        if _SECRET.search(key) or _BEARER.search(argument):
-            raise ValueError(
-                f"{key if _SECRET.search(key) else 'the command line'}: tokens and passwords are not taken from the "
-                f"command line, where others can read them; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"
-            )
-
-
-def refuse_secrets_in(source: str, values: Any, key: str = "") -> None:
-    """Raises ValueError, without repeating it, when a value of a file that travels carries a token or a password."""
-    if isinstance(values, dict):
-        for name, inner in values.items():
-            refuse_secrets_in(source, inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, list):
-        for inner in values:
-            refuse_secrets_in(source, inner, key)
-    elif isinstance(values, str) and (_PASSWORD.search(values) or _SIGNED.search(values) or _BEARER.search(values)):
-        raise ValueError(
-            f"{source}: {key}: holds credentials, which would travel in plain text; let the nodes' environment provide "
-            f"them, such as AWS_ACCESS_KEY_ID, or a Secret through cluster.env_from"
-        )
 
 
 def redacted(text: str) -> str:
@@ -83,7 +48,7 @@ def read(path: str) -> dict[str, Any]:
     if not isinstance(raw, dict) or not ("address" in raw or "provider" in raw):
         raise ValueError(f"{path}: expected Ray's cluster YAML (with `provider`), or `address: http://HOST:8265`")
     for key in _keys(raw):
-        if _SECRET.search(key):
+        if credentials.names_one(key):
             raise ValueError(f"{path}: {key}: tokens do not belong in files of a project; set RAY_AUTH_TOKEN_PATH")
     return raw
 
@@ -121,7 +86,7 @@ def reach(cluster: str | None = None, address: str | None = None) -> Iterator[st
         address = f"http://{address}"
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError(f"{address}: expected the address of Ray's dashboard, such as http://HOST:8265")
-    refuse_secrets([address])
+    credentials.refuse_words([address])
     yield address
 
 

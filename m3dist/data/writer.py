@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m3dist import checksums
 from m3dist.data.blocks import ColumnStatistics, finite, flags, npy_header, row_blocks
 from m3dist.data.dataset import SCHEMA_VERSION, SPLITS, DataError
 from m3dist.data.place import Place
@@ -251,7 +252,9 @@ class Writer:
             "fingerprint": self._hash.hexdigest()[:16],
             "provenance": provenance or {},
         }
-        (self.tmp / "dataset.json").write_text(json.dumps(meta, indent=2) + "\n")
+        files = sorted(path for path in self.tmp.rglob("*") if path.is_file())
+        meta["files"] = {path.relative_to(self.tmp).as_posix(): checksums.of_file(path) for path in files}
+        (self.tmp / "dataset.json").write_text(json.dumps(checksums.stamped(meta), indent=2) + "\n")
         self.place.move()
         return meta
 

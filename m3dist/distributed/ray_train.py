@@ -169,7 +169,7 @@ class _Driver:
                 failed.append(error)
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)  # elsewhere Ray would take over SIGINT
-        with Interrupts() as interrupts:
+        with Interrupts(self.tracker.interrupted) as interrupts:
             thread.start()
             handled, told, end = 0, False, None
             while True:
@@ -184,7 +184,7 @@ class _Driver:
                 if not alive:
                     return end, failed[0] if failed else None
                 self.watch.look()
-                if interrupts.wanted and not told:
+                if interrupts() and not told:
                     told = True
                     self.tracker.say("interrupted: workers save a checkpoint and end; once more ends at once")
                     self.relay.ask.remote("interrupt")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -14,11 +10,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from m3dist.config import Config
 from m3dist.distributed import ray_train
-from m3dist.search import leases, ray_tune, report, resources, stages
+from m3dist.search import ray_tune, report, resources, stages
 from m3dist.search.ledger import Ledger, Trial, check_owner
 from m3dist.search.session import Session
 from m3dist.search.space import Plan
 from m3dist.search.table import Table
+from m3dist.storage.folders import Folder
+from m3dist.storage.owner import alone
 from m3dist.training.tracking import Interrupts
 
 
@@ -30,7 +28,11 @@ def run(plan: Plan, quiet: bool = False) -> dict[str, Any]:
     """
     report.check_libraries()
     check_owner(plan)
-    with _alone(plan), Interrupts() as interrupted, contextlib.closing(Ledger(plan)) as ledger:
+    with (
+        alone(Folder(plan.out)) as owner,
+        Interrupts(owner.lost.is_set) as interrupted,
+        contextlib.closing(Ledger(plan)) as ledger,
+    ):
         ray_train.connect()
         with Table(plan, ledger, quiet) as table:
             session = Session(plan, ledger, table, interrupted)
@@ -96,20 +98,3 @@ def _test(config: Config) -> dict[str, Any]:
     torch.set_num_threads(1)
     result = stages.test(config)
     return {"validation": result["validation"], "test": result["test"], "seconds": result["seconds"]}
-
-
-@contextlib.contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """One process at a time runs the search of a folder; a dead one is followed when its lease has ended."""
-    mine = leases.Leases(plan.out / "leases")
-    holder = mine.root / "driver.txt"
-    until = time.monotonic() + leases.EXPIRY + 2 * leases.HEARTBEAT
-
-    def waiting() -> None:
-        if time.monotonic() > until:
-            who = holder.read_text() if holder.exists() else "another process"
-            raise ValueError(f"{plan.out}: the search is running already, by {who}")
-
-    with mine.hold("driver", waiting=waiting):
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield

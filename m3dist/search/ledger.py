@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from m3dist import checksums
 from m3dist.search.dimensions import Values
 from m3dist.search.rungs import Clock, Rungs
 from m3dist.search.space import Plan
+from m3dist.storage import owner
+from m3dist.storage.folders import Folder
 
 OPEN = ("waiting", "running")  # the states of a trial that has not ended
 
@@ -90,7 +93,7 @@ class Ledger:
     def record(self, event: str, **values: Any) -> None:
         """Write an event down and take it in: proposed, started, result, cut, ended, chosen or final."""
         line = {"event": event, "at": round(self.seconds, 3), **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(checksums.stamped(line)) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._apply(line)
@@ -102,12 +105,17 @@ class Ledger:
         """Take in the events of earlier runs; trials that were running then wait to go on."""
         text = path.read_text()
         whole = text[: text.rfind("\n") + 1]
-        for line in whole.splitlines():
-            event = json.loads(line)
-            self._earlier = event["at"]
-            self._apply(event)
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                event = checksums.checked(json.loads(line))
+                self._earlier = event["at"]
+                self._apply(event)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: damaged ({error}); delete it and the lines after it to go on from there"
+                ) from None
         if whole != text:
-            path.write_text(whole)
+            Folder(path.parent).write_text(path.name, whole)
         for trial in self.trials.values():
             if trial.status == "running":
                 trial.status = "waiting"
@@ -211,15 +219,17 @@ def check_owner(plan: Plan) -> None:
     """Raises ValueError unless the folder is new or holds this search; a new one is marked as this search's."""
     path, mine = plan.out / "search.json", plan.identity()
     if path.exists():
-        if json.loads(path.read_text())["identity"] != mine:
+        if Folder(plan.out).read_json(path.name).get("identity") != mine:
             raise ValueError(
                 f"{plan.out}: belongs to another search (its space, base config, data, metric, scheduler, searcher "
                 f"or seed differ); choose another out=, or delete the folder"
             )
         return
-    if plan.out.exists() and any("data-" not in x.name for x in plan.out.iterdir()):
+    if plan.out.exists() and any(not _early(x.name) for x in plan.out.iterdir()):
         raise ValueError(f"{plan.out}: is not empty and holds no search; choose another out=")
-    plan.out.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(".search.json")
-    aside.write_text(json.dumps({"identity": mine, **plan.search.model_dump(mode="json")}, indent=2) + "\n")
-    aside.replace(path)
+    Folder(plan.out).write_json(path.name, {"identity": mine, **plan.search.model_dump(mode="json")})
+
+
+def _early(name: str) -> bool:
+    """Whether a search that was killed before it wrote search.json left a file or folder of this name."""
+    return name in (owner.FOLDER, ".search.json.partial") or "data-" in name

@@ -17,6 +17,7 @@ from m3dist.search import optuna_study
 from m3dist.search.ledger import Ledger, Trial
 from m3dist.search.space import Plan
 from m3dist.storage.folders import Folder
+from m3dist.training.tracking import RunFailed
 
 
 def check_libraries() -> None:
@@ -103,6 +104,7 @@ def finish(plan: Plan, ledger: Ledger, skipped: int) -> dict[str, Any]:
         "seconds": round(ledger.seconds, 1),
         "reuse": savings(ledger),
         "importance": optuna_study.importance(plan, ledger),
+        "failures": dict(Counter(trial.reason for trial in ledger.trials.values() if trial.status == "failed")),
         "best": None,
     }
     if best is not None:
@@ -112,6 +114,16 @@ def finish(plan: Plan, ledger: Ledger, skipped: int) -> dict[str, Any]:
         summary["config"] = digest(plan.config(best.values).model_dump(mode="json"))
     Folder(str(plan.out)).write_json("summary.json", summary)
     return summary
+
+
+def fruitless(summary: dict[str, Any]) -> Exception:
+    """The error of a search that measured no trial in its last stage."""
+    failures = summary["failures"]
+    if not failures:
+        return ValueError("no trial reached its last stage; give the search more budget")
+    reason = max(failures, key=failures.__getitem__)
+    kind = FloatingPointError if all(each.startswith(FloatingPointError.__name__) for each in failures) else RunFailed
+    return kind(f"no trial succeeded, {sum(failures.values())} failed: {reason}; trials/*/error.txt says more")
 
 
 def _write_board(plan: Plan, ledger: Ledger) -> None:
@@ -150,7 +162,6 @@ def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
         f"{summary['skipped']} proposals whose stage had been stopped"
     )
     if best is None:
-        say("no trial reached its last stage; give the search more budget")
         return
     shown = ", ".join(
         f"{name}={x:.4g}" if isinstance(x, float) else f"{name}={x}" for name, x in best["values"].items()

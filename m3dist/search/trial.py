@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from m3dist.config import Config
 from m3dist.search import stages
-from m3dist.search.leases import Leases
 from m3dist.section import Section
+from m3dist.storage.leases import Leases
 from m3dist.training.callbacks import Callback, Stopped
 
 Report = Callable[[dict[str, Any]], None]

@@ -52,7 +52,8 @@ class Run:
         if not finished:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
         with folder.local("config.yaml") as path:
-            self.config = configs.load(path).model_copy(update={"out": folder.uri})
+            own = configs.load_own(path, f"{root}/config.yaml")
+        self.config = own.model_copy(update={"out": folder.uri})
         self.root, self.result = folder, dict(folder.read_json("result.json"))
         self.dataset = pipeline.open_data(self.config)
         stage, key = pipeline.final_stage(self.config), pipeline.keys(self.config, self.dataset)
@@ -67,6 +68,14 @@ class Run:
     @property
     def evaluator(self) -> Evaluator:
         return self.context.evaluator
+
+    def verify(self) -> None:
+        """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
+        self.dataset.verify()
+        store = pipeline.artifact_store(self.config)
+        for stage, key in self.result["keys"].items():
+            if store.has(stage, key):
+                store.load(stage, key)
 
     @functools.cached_property
     def score(self) -> Any:

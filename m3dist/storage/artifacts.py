@@ -66,9 +66,12 @@ class Store:
                 tensors[name] = torch.empty(n, d)
                 Shards(folder, sharded["count"]).read(name, tensors[name], 0, n)
             return tensors, meta
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder}: damaged artifact ({error}); delete the folder and train again") from None
 
     def meta(self, stage: str, key: str) -> dict[str, Any]:
-        """Raises FileNotFoundError when there is no such artifact."""
-        return self.path(stage, key).read_json("meta.json")
+        """Raises FileNotFoundError when there is no such artifact, and ValueError when it is damaged."""
+        try:
+            return self.path(stage, key).read_json("meta.json")
+        except ValueError as error:
+            raise ValueError(f"{error}; delete the folder {self.path(stage, key)} and train again") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -32,7 +32,7 @@ class Saved:
         """Raises ValueError when the file is damaged."""
         try:
             return self.folder.read_tensors(f"{name}.safetensors")
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged(error) from None
 
     def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
@@ -42,7 +42,7 @@ class Saved:
         """
         try:
             Shards(self.folder, self.meta["shards"]).read(name, out_rd, low, n)
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, ValueError, SafetensorError, KeyError) as error:
             raise self._damaged(error) from None
 
     def _damaged(self, why: object) -> ValueError:
@@ -82,11 +82,16 @@ class Checkpoints:
         """The newest complete checkpoint."""
         for name in reversed(self._numbered()):
             if (self.folder / name).exists("meta.json"):
-                return Saved((self.folder / name).read_json("meta.json"), self.folder / name)
+                return self.open(name)
         return None
 
     def open(self, name: str) -> Saved:
-        return Saved((self.folder / name).read_json("meta.json"), self.folder / name)
+        """Raises ValueError when it is damaged."""
+        saved = Saved({}, self.folder / name)
+        try:
+            return replace(saved, meta=saved.folder.read_json("meta.json"))
+        except (OSError, ValueError) as error:
+            raise saved._damaged(error) from None
 
     def save(
         self,

@@ -10,25 +10,29 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from m3dist import checksums, credentials
+from m3dist.data.place import Place
+from m3dist.storage import safe
 
 
 class Folder:
     """A folder by path or URI; names are relative to it and may hold slashes.
 
-    Raises ValueError when the URI names no filesystem that is known here.
+    Raises ValueError when the URI names no filesystem that is known here, or carries credentials.
     """
 
     def __init__(self, uri: str | Path):
-        self.uri = str(uri).rstrip("/")
+        self.uri = str(uri).rstrip("/") or str(uri)
+        if credentials.found(self.uri):
+            raise ValueError(f"a URI of {self.uri.partition('://')[0]}: holds credentials; {credentials.INSTEAD}")
         if "://" in self.uri:
             try:
                 self.fs, self.path = fs.FileSystem.from_uri(self.uri)
@@ -78,15 +82,19 @@ class Folder:
         with self.writing(name) as path:
             path.write_text(text)
 
-    def write_json(self, name: str, value: Any) -> None:
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """With a checksum under a key of its own."""
+        self.write_text(name, json.dumps(checksums.stamped(value), indent=2) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Raises FileNotFoundError, or ValueError when it is no JSON."""
-        return json.loads(self.read_text(name))
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` was given. Raises FileNotFoundError, or ValueError when the file is damaged."""
+        try:
+            return checksums.checked(json.loads(self.read_text(name)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self}/{name}: damaged ({error})") from None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Under `name`, as safetensors. Tensors may share memory, which the file does not."""
+        """Under `name`, as safetensors with checksums. Tensors may share memory, which the file does not."""
         whole: dict[str, Tensor] = {}
         seen: set[int] = set()
         for key, x in tensors.items():
@@ -95,12 +103,12 @@ class Folder:
             whole[key] = x.clone() if start in seen or x.untyped_storage().nbytes() > x.nbytes else x
             seen.add(start)
         with self.writing(name) as path:
-            save_file(whole, path)
+            safe.write(path, whole)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """On the CPU. Raises OSError or safetensors' error when it is missing or damaged."""
-        with self.local(name) as path:
-            return load_file(path)
+        """On the CPU. Raises OSError, ValueError or safetensors' error when it is missing or damaged."""
+        with self.local(name) as path, safe.Reader(path) as file:
+            return {key: file.tensor(key) for key in file.names}
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -114,8 +122,8 @@ class Folder:
             yield path
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """A local path to write to; when the block ends without error it becomes the file `name`."""
+    def writing(self, name: str = "") -> Iterator[Path]:
+        """A local path to write to; when the block ends without error it becomes the file `name`, by default this."""
         if self.is_local:
             final = Path(self._at(name))
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,7 @@ class Folder:
                 partial.unlink(missing_ok=True)
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(name).name
+            path = Path(folder) / Path(self._at(name)).name
             yield path
             self.upload(path, name)
 
@@ -148,12 +156,14 @@ class Folder:
         root = Path(tempfile.gettempdir()) / f"m3dist-cache-{os.getuid()}"
         cache = root / hashlib.sha256("\0".join(what).encode()).hexdigest()[:16] / self.path.rstrip("/").split("/")[-1]
         if not cache.exists():
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root) as folder:
-                fs.copy_files(self.path, folder, self.fs, fs.LocalFileSystem())
-                with contextlib.suppress(OSError):  # another process of this node was first
-                    shutil.copytree(folder, f"{folder}.whole")
-                    Path(f"{folder}.whole").rename(cache)
+            place = Place(cache)
+            place.open()  # clears what a killed process left of the same data set
+            try:
+                fs.copy_files(self.path, str(place.tmp), self.fs, fs.LocalFileSystem())
+                if not cache.exists():  # else another process of this node was first
+                    place.move()
+            finally:
+                place.close()
         return cache
 
     def _at(self, name: str) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from safetensors import safe_open
 from torch import Tensor
 
 from m3dist.data.parts import share
+from m3dist.storage import safe
 from m3dist.storage.folders import Folder
 
 
@@ -30,11 +30,14 @@ class Shards:
         self.folder.write_tensors(_file(rank, self.count), rows)
 
     def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
-        """Rows low.. of a table of n rows into `out_rd`. Raises OSError or SafetensorError where a file is damaged."""
+        """Rows low.. of a table of n rows into `out_rd`.
+
+        Raises OSError, ValueError or SafetensorError where a file is missing or damaged.
+        """
         for shard in range(self.count):
             first, last = share(n, shard, self.count)
             start, end = max(first, low), min(last, low + len(out_rd))
             if start >= end:
                 continue
-            with self.folder.local(_file(shard, self.count)) as path, safe_open(path, "pt") as file:
-                out_rd[start - low : end - low] = file.get_slice(name)[start - first : end - first]
+            with self.folder.local(_file(shard, self.count)) as path, safe.Reader(path) as file:
+                file.rows(name, start - first, out_rd[start - low : end - low])

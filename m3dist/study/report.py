@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from m3dist.storage.folders import Folder
+
 Row = dict[str, str | float | int]
 
 
 def write_table(path: Path, title: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
     """`path`.md and `path`.csv with the same columns, those of the first row; None and nan are left empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(rows[0])
-    with path.with_suffix(".csv").open("w", newline="") as out:
+    columns, folder = list(rows[0]), Folder(path.parent)
+    with folder.writing(f"{path.name}.csv") as partial, partial.open("w", newline="") as out:
         writer = csv.DictWriter(out, columns)
         writer.writeheader()
         writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
@@ -22,10 +23,13 @@ def write_table(path: Path, title: str, rows: Sequence[Row], notes: Sequence[str
     lines += ["| " + " | ".join(_shown(row[name]) for name in columns) + " |" for row in rows]
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    folder.write_text(f"{path.name}.md", "\n".join(lines) + "\n")
 
 
 def _plain(value: str | float | int) -> str | float | int:
+    """A value as spreadsheets show it: text that they would take for a formula gets an apostrophe."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
     return "" if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -57,5 +61,6 @@ def plot_lines(
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with Folder(path.parent).writing(path.name) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     plt.close(figure)

@@ -158,7 +158,9 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     while at.epoch < epochs and not (config.patience and at.waited >= config.patience):
         report = _epoch(task, plan, fitting, take, tracker)
         if not math.isfinite(report["loss"]):
-            raise FloatingPointError(f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {stage}.lr")
+            raise FloatingPointError(
+                f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {suspect(stage, config)}"
+            )
         epoch, last = at.epoch, at.epoch == epochs - 1
         if (epoch + 1) % interval == 0 or last:
             metrics = task.evaluate()
@@ -188,6 +190,14 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
 def _visited(draws: Draws, settings: Fit) -> int:
     """Interactions of an epoch, in whole batches: a sample can be a user's history, which holds more than one."""
     return draws.steps * settings.batch_size
+
+
+def suspect(stage: str, settings: Fit) -> str:
+    """The key of the learning rate that is furthest above its default, the likeliest cause of a divergence."""
+    rates = [name for name in type(settings).model_fields if name == "lr" or name.endswith("_lr")]
+    above = {name: getattr(settings, name) / type(settings).model_fields[name].default for name in rates}
+    section = stage if type(settings) is Fit else type(settings).__name__.lower()  # pretrain is told by merge
+    return f"{section}.{max(above, key=lambda name: (above[name], name == 'lr'))}"
 
 
 def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:

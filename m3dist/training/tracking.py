@@ -49,7 +49,7 @@ class Display:
         self._bar.update(self._bars[stage], total=total, completed=done, note=note)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def values(self, stage: str, step: int, values: dict[str, float]) -> None:
         """One short line where bars make no sense, as in a log; everything is in metrics.jsonl."""
@@ -129,9 +129,9 @@ class Tracker:
         self._lines.close()
         path = self._here / "metrics.jsonl"
         kept, dropped = [], 0
-        for text in path.read_text().splitlines(keepends=True):
-            line = json.loads(text) if text.endswith("\n") else None  # a killed writer's half line
-            again = line is None or (line["stage"] == stage and line.get("key") == key and line["step"] >= step)
+        for text in path.read_text(errors="replace").splitlines(keepends=True):
+            line = _line(text)
+            again = not line or (line.get("stage") == stage and line.get("key") == key and line.get("step", 0) >= step)
             dropped += again
             kept += [] if again else [text]
         if dropped:
@@ -177,18 +177,28 @@ class Tracker:
             self._folder.upload(self._here / "tb", "tb")
 
 
+def _line(text: str) -> dict[str, Any]:
+    """A line of metrics.jsonl; empty for a killed writer's half line and a damaged one."""
+    try:
+        found = json.loads(text) if text.endswith("\n") else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into a request that a loop looks for between steps; the second ends at once.
 
-    A context manager; does nothing outside the main thread, where Python takes no signals.
+    A context manager; outside the main thread, where Python takes no signals, only `also` is asked.
+    also: another reason to end.
     """
 
-    def __init__(self) -> None:
-        self.wanted = False
+    def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
+        self.wanted, self.also = False, also
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        return self.wanted
+        return self.wanted or self.also()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.wanted:

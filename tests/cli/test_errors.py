@@ -61,3 +61,18 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cli._Lazy, "get_command", lambda self, ctx, name: broken)
     with pytest.raises(KeyError):
         cli.main(["broken"])
+
+
+@pytest.mark.parametrize("kind", [ValueError, click.UsageError])
+def test_control_characters_are_shown_and_not_obeyed(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def broken() -> None:
+        raise kind("user '\x1b[2J\x07\u202eé' is unknown")
+
+    monkeypatch.setattr(cli._Lazy, "get_command", lambda self, ctx, name: broken)
+    assert call("broken") == 2
+    said = capsys.readouterr().err
+    assert r"\x07\u202eé' is unknown" in said
+    assert not set(said) & set("\x1b\x07\u202e")

@@ -47,6 +47,16 @@ def test_named_files_travel_with_the_base_of_a_search_and_keep_their_places(proj
     assert not list(folder.rglob("not-named.yaml"))
 
 
+@pytest.mark.parametrize("base", ["../../private.yaml", "link.yaml", "ABSOLUTE"])
+def test_a_base_from_elsewhere_does_not_travel(project, base):
+    private = project.parent / "private.yaml"
+    private.write_text("seed: 3\n")
+    (project / "configs/link.yaml").symlink_to(private)
+    (project / "configs/search.yaml").write_text(f"base: {base.replace('ABSOLUTE', str(private))}\n")
+    with pytest.raises(ValueError, match=r"search.yaml: base: .* does not travel; copy it there"):
+        package.plan(["prepare", "tables", "../configs/search.yaml", "/mnt/shared/data"])
+
+
 def test_absolute_paths_of_travelling_files_become_relative(project, tmp_path_factory):
     job = package.plan(["train", str(project / "configs/base.yaml"), "seed=4"])
     folder = tmp_path_factory.mktemp("staged")

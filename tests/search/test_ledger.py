@@ -50,3 +50,20 @@ def test_a_reused_stage_saves_what_it_took_the_trial_that_trained_it(tmp_path: P
     assert ledger.saved(ledger.trials["t1"]) == (2, 20.0)  # nobody knows what stage 2 took
     assert ledger.saved(ledger.trials["t0"]) == (0, 0.0)
     ledger.close()
+
+
+def test_a_damaged_event_is_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    ledger = Ledger(plan)
+    for n in range(3):
+        ledger.record("chosen", trial=f"t{n}")
+    ledger.close()
+    log = plan.out / "trials.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1].replace('"t1"', '"t9"') + lines[2])
+    with pytest.raises(ValueError, match=r"trials.jsonl, line 2: damaged \(its checksum .*; delete it and the lines"):
+        Ledger(plan)
+    log.write_text(lines[0] + lines[2])
+    again = Ledger(plan)
+    assert again.chosen == "t2"
+    again.close()

@@ -22,8 +22,9 @@ from search_helpers import BASE, events, finished, plan_of, steps, write
 
 from m3dist import config as configs
 from m3dist.distributed import ray_train
-from m3dist.search import driver, leases
+from m3dist.search import driver
 from m3dist.search.space import Plan
+from m3dist.storage import leases
 
 LONG = {**BASE, "merge": {**BASE["merge"], "epochs": 12, "batch_size": 256}}
 SEARCH: dict[str, Any] = {"base": LONG, "scheduler": {"kind": "fifo"}, "concurrency": 1}
@@ -188,8 +189,8 @@ def test_a_search_that_runs_is_not_run_a_second_time(tmp_path: Path, monkeypatch
             driver.run(plan, quiet=True)
 
     with meanwhile(first):
-        while not (plan.out / "leases" / "driver.txt").exists():
+        while not (plan.out / "leases" / "owner.json").exists():
             time.sleep(0.01)
-        with pytest.raises(ValueError, match=f"is running already, by process {os.getpid()} on "):
+        with pytest.raises(ValueError, match=rf"/s: process {os.getpid()} on .*, started 20.* works there"):
             driver.run(plan, quiet=True)
         refused.set()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from m3dist.data.place import Place
 from m3dist.storage.folders import Folder
 
 
@@ -51,3 +53,23 @@ def test_data_that_was_prepared_again_is_fetched_again(
     folder.write_text("dataset.json", "2")
     assert folder.here() != first
     assert (folder.here() / "dataset.json").read_text() == "2"
+
+
+def test_what_a_killed_copy_left_is_cleared_by_the_next(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Folder(bucket.replace("NAME", "killed"))
+    folder.write_text("dataset.json", "1")
+    beside = folder.here().parent
+    shutil.rmtree(beside / "killed")
+    half = Place(beside / "killed")
+    half.tmp.mkdir()
+    (half.tmp / "interactions.parquet").write_text("half")
+    half.tmp.with_suffix(".lock").touch()  # which nobody holds any more
+    assert (folder.here() / "dataset.json").read_text() == "1"
+    assert [path.name for path in beside.iterdir()] == ["killed"]
+
+
+def test_a_folder_at_the_root_is_not_the_current_one() -> None:
+    assert Folder("/").path == "/"

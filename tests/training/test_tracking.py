@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -36,3 +37,23 @@ def test_tensorboard_shows_every_stage(finished_run: Path) -> None:
     assert "invariance/interactions/s" in scalars
     assert {f"merge/fusion weight {m}" for m in range(3)} <= scalars & histograms
     assert {f"invariance/mask {r}" for r in range(4)} <= histograms
+
+
+def test_damaged_lines_of_the_log_are_dropped_and_do_not_end_a_run(tmp_path: Path) -> None:
+    with Tracker(tmp_path, display=Display(quiet=True)) as tracker:
+        tracker.begin("align", "k")
+        for step in range(3):
+            tracker.log("align", step, {"loss": 1.0})
+    log = tmp_path / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0] + b"\xff" + lines[1] + b"[1]\n" + lines[2][:-3])
+    with Tracker(tmp_path, display=Display(quiet=True)) as tracker:
+        tracker.begin("align", "k", 1)
+        tracker.log("align", 1, {"loss": 2.0})
+    assert [json.loads(line)["loss"] for line in log.read_text().splitlines()] == [1.0, 2.0]
+
+
+def test_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are no markup."""
+    Display().say("data [red]mine[/red] [/]")
+    assert capsys.readouterr().err == "data [red]mine[/red] [/]\n"

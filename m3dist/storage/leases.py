@@ -11,12 +11,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import SoftReadWriteLock, Timeout
 
 HEARTBEAT = 2.0  # seconds between renewals of a lease
 EXPIRY = 10.0  # seconds without a renewal after which a process that waits takes the lease over
-_LOOK = 0.5  # seconds between looks at whether to go on waiting
+LOOK = 0.5  # seconds between looks at whether to go on waiting
+
+
+def lock(path: Path, lost: Callable[[Any], None] | None = None) -> SoftReadWriteLock:
+    """The lock behind a lease, for one thread. lost: called by another thread when the lease was taken over."""
+    return SoftReadWriteLock(
+        path, is_singleton=False, heartbeat_interval=HEARTBEAT, stale_threshold=EXPIRY, on_compromise=lost
+    )
 
 
 class Leases:
@@ -42,10 +50,10 @@ class Leases:
 
         waiting: called twice a second while another process holds the lease; may raise.
         """
-        lock, held = self._lock(name), False
+        mine, held = self._lock(name), False
         while not held and not done():
             try:
-                lock.acquire_write(_LOOK)
+                mine.acquire_write(LOOK)
                 held = True
             except Timeout:
                 waiting()
@@ -53,11 +61,9 @@ class Leases:
             yield held and not done()
         finally:
             if held:
-                lock.release()
+                mine.release()
 
     def _lock(self, name: str) -> SoftReadWriteLock:
         if name not in self._locks:
-            self._locks[name] = SoftReadWriteLock(
-                self.root / name, is_singleton=False, heartbeat_interval=HEARTBEAT, stale_threshold=EXPIRY
-            )
+            self._locks[name] = lock(self.root / name)
         return self._locks[name]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from m3dist.search import leases
-from m3dist.search.leases import Leases
+from m3dist.storage import leases
+from m3dist.storage.leases import Leases
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork of a process that Ray runs in breaks its connections
 
