@@ -60,8 +60,9 @@ class Progress:
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch's steps so far, over all workers
-    best: dict[str, float] = field(default_factory=dict)
-    waited: int = 0  # evaluations since the best
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the epoch that is kept, and its number
+    peak: float | None = None  # the best validation metric
+    waited: int = 0  # evaluations since the peak
 
 
 class Fitting:
@@ -143,6 +144,9 @@ class Fitting:
 def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | None = None) -> dict[str, float]:
     """Train for at most the plan's epochs and leave the task at its best validation epoch, whose metrics are returned.
 
+    Of epochs that are level with the best (`Fit.level`) the last is kept: its rate was lower, and what it gained on
+    validation data is less by chance.
+
     Goes on from the latest of `checkpoints`, in the middle of an epoch too, with the numbers that an uninterrupted
     run has. Raises FloatingPointError when the loss stops being finite, Stopped when a callback ends the run, and
     KeyboardInterrupt, after saving, when the tracker is interrupted.
@@ -164,11 +168,12 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
         epoch, last = at.epoch, at.epoch == epochs - 1
         if (epoch + 1) % interval == 0 or last:
             metrics = task.evaluate()
-            if not at.best or metrics[metric] > at.best[metric]:
-                at.best, at.waited = {**metrics, "epoch": epoch}, 0
+            better = at.peak is None or metrics[metric] > at.peak
+            at.peak = metrics[metric] if at.peak is None else max(at.peak, metrics[metric])
+            at.waited = 0 if better else at.waited + 1
+            if better or metrics[metric] >= at.peak - abs(at.peak) * config.level:
+                at.best = {**metrics, "epoch": epoch}
                 fitting.keep()
-            else:
-                at.waited += 1
             report |= metrics
         at.epoch, at.step = epoch + 1, 0
         note = f"loss {report['loss']:.4f}  best {metric} {at.best.get(metric, math.nan):.4f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY  # type: ignore[import-not-found]
+from local_places import TINY  # type: ignore[import-not-found]
 from pyarrow import fs
 
 from m3dist import config, pipeline

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Place, command, start  # type: ignore[import-not-found]
+from local_places import TINY, Place, command, start  # type: ignore[import-not-found]
 
 from m3dist import config, pipeline
 

@@ -144,9 +144,28 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_fit(tmp_path: Path) -> None:
     task, weights = Growing(lr=0.5), []
     step = task.step
     task.step = lambda: (weights.append(float(task.layer.weight.detach())), step())[1]  # type: ignore[method-assign]
-    settings = Fit(epochs=9, evaluate_every=1, patience=3)
+    settings = Fit(epochs=9, evaluate_every=1, patience=3, level=0)
     with Tracker(tmp_path, display=Display(quiet=True)) as tracker:
         best = fit(task, loop.Plan("merge", settings, "ndcg@10"), tracker)
     assert best == {"ndcg@10": 1.0, "other": 1.0, "epoch": 1}
     assert len(task.seen) == 2 * 5
     assert float(task.layer.weight.detach()) == weights[4]  # before the third epoch's first step
+
+
+@pytest.mark.parametrize(("level", "epoch"), [(0.0, 1), (0.01, 3), (0.05, 4)])
+def test_of_epochs_that_are_level_with_the_best_the_last_is_kept(level: float, epoch: int, tmp_path: Path) -> None:
+    """Level with the best of all, not with the one kept before: a slow fall is not followed down."""
+    task, metrics = OneNumber(lr=0.5), [0.5, 1.0, 0.98, 0.991, 0.96, 0.94]
+    given, weights = iter(metrics), []
+
+    def evaluate() -> dict[str, float]:
+        weights.append(float(task.layer.weight.detach()))
+        return {"ndcg@10": next(given)}
+
+    task.evaluate = evaluate  # type: ignore[method-assign]
+    settings = Fit(epochs=6, evaluate_every=1, level=level)
+    with Tracker(tmp_path, display=Display(quiet=True)) as tracker:
+        best = fit(task, loop.Plan("merge", settings, "ndcg@10"), tracker)
+    assert best == {"ndcg@10": metrics[epoch], "epoch": epoch}
+    assert float(task.layer.weight.detach()) == weights[epoch]
+    assert len(set(weights)) == 6
