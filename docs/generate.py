@@ -39,7 +39,7 @@ def page() -> str:
         value = getattr(m3dist, name)
         if name == "Config":
             lines += ["## `Config(**values)`", "", inspect.getdoc(value) or "", ""]
-            lines += ["A section is given as a mapping: `Config(merge={\"epochs\": 10})`.", ""]
+            lines += ['A section is given as a mapping: `Config(merge={"epochs": 10})`.', ""]
             continue
         lines += entry(f"m3dist.{name}", value, 2)
         if inspect.isclass(value) and not issubclass(value, BaseException):
