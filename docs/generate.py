@@ -23,13 +23,17 @@ Every module of `m3dist/`, from its docstring. Which package may import which is
 [tests/test_structure.py](../tests/test_structure.py), which also reads this page; `python docs/generate.py` writes it.
 """
 
+_LONGEST = 400  # of a signature that is shown
+
 
 def signature(name: str, value: object) -> str:
     try:
         text = str(inspect.signature(value))  # type: ignore[arg-type]
     except ValueError:
         text = "()"
-    return f"{name}{text}".replace("'", "").replace("(self, ", "(").replace("(self)", "()")
+    if len(text) > _LONGEST:
+        text = "(...)"
+    return f"{name}{text}".replace("'", "").replace("(self, ", "(").replace("(cls, ", "(").replace("(self)", "()")
 
 
 def entry(name: str, value: object, depth: int) -> list[str]:

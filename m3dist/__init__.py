@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from m3dist.api import load, train
     from m3dist.config import Config
     from m3dist.data.dataset import Dataset
+    from m3dist.data.importers.options import Options
     from m3dist.method.registry import recommender
     from m3dist.models.base import Recommender
     from m3dist.serving.rules import Rules
     from m3dist.serving.run import Run
     from m3dist.training.callbacks import Callback, Stopped
 
-__all__ = ["Callback", "Config", "Dataset", "Recommender", "Rules", "Run", "Stopped", "load", "recommender", "train"]
+__all__ = [
+    "Callback", "Config", "Dataset", "Options", "Recommender", "Rules", "Run", "Stopped", "load", "recommender",
+    "train",
+]  # fmt: skip
 
 _HOMES = {
     "Callback": "m3dist.training.callbacks",
     "Config": "m3dist.config",
     "Dataset": "m3dist.data.dataset",
+    "Options": "m3dist.data.importers.options",
     "Recommender": "m3dist.models.base",
     "Rules": "m3dist.serving.rules",
     "Run": "m3dist.serving.run",

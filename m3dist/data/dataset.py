@@ -16,13 +16,16 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m3dist import checksums
+
+if TYPE_CHECKING:
+    from m3dist.data.importers.options import Options
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -58,6 +61,71 @@ class Dataset:
             raise DataError(
                 f"{meta_path}: schema version {version}, this m3dist reads {SCHEMA_VERSION}; prepare it again"
             )
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Open a prepared folder. Raises ValueError where it is none."""
+        return cls(path)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        interactions: Any,
+        features: Mapping[str, Any] | None,
+        out: str | Path,
+        options: Options | None = None,
+        items: Any = None,
+    ) -> Dataset:
+        """Prepare a data set at `out` from Arrow tables, as `m3dist prepare tables` does from files, and open it.
+
+        interactions: a table (or what exports one: a RecordBatch, a frame of Polars) with columns of users and items,
+        and of times, ratings or splits where they are wanted, under the names that `prepare` knows or that `options`
+        gives. Ids are integers or text. features: by modality, a table of item ids with a column of vectors or a column
+        a number, or an array [n, d] whose row i belongs to `items[i]` (without `items`: to item i). options: how to
+        split and which rows count, `m3dist.Options.of(split="random", seed=0)`; none where a column says the split.
+        items: ids in the order of arrays, or a table of ids and titles; where given, there are no others.
+
+        The same content gives the same fingerprint, whichever way it came. Raises ValueError, in one line, on data or
+        options that cannot be used; nothing is left at `out` then.
+        """
+        from m3dist.data import frames
+        from m3dist.data.importers.options import Options
+
+        frames.from_arrow(interactions, frames.each(features, frames.table), out, options or Options(), items)
+        return cls(out)
+
+    @classmethod
+    def from_pandas(
+        cls,
+        interactions: Any,
+        features: Mapping[str, Any] | None,
+        out: str | Path,
+        options: Options | None = None,
+        items: Any = None,
+    ) -> Dataset:
+        """The same from pandas' DataFrames; features may be arrays, too. Row labels count where they have a name."""
+        from m3dist.data import frames
+
+        made = frames.each(features, frames.from_frame)
+        if frames.is_frame(items):
+            items = frames.from_frame(items, "items")
+        return cls.from_arrow(frames.from_frame(interactions, "interactions"), made, out, options, items)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        interactions: Mapping[str, Any],
+        features: Mapping[str, Any] | None,
+        out: str | Path,
+        options: Options | None = None,
+        items: Any = None,
+    ) -> Dataset:
+        """The same from arrays or sequences: interactions {"user": [n], "item": [n], "time": [n]}, features {modality:
+        [I, d]} in the order of `items`, or {modality: {"id": [n], "vector": [n, d]}}."""
+        from m3dist.data import frames
+
+        made = frames.each(features, frames.from_columns)
+        return cls.from_arrow(frames.from_columns(interactions, "interactions"), made, out, options, items)
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 import m3dist
-from m3dist.serving.vectors import Vectors
+from m3dist.serving.vectors import Vectors, column
 from m3dist.storage.folders import Folder
 
 _LARGEST = 2_000_000_000  # bytes of a protobuf
@@ -73,9 +73,7 @@ def _schema(ids: pa.DataType, width: int) -> pa.Schema:
 
 
 def _table(ids: pa.ChunkedArray, vector_nW: torch.Tensor) -> pa.Table:
-    flat = pa.array(vector_nW.cpu().numpy().ravel())
-    column = pa.FixedSizeListArray.from_arrays(flat, vector_nW.shape[1])
-    return pa.table([ids, column], schema=_schema(ids.type, vector_nW.shape[1]))
+    return pa.table([ids, column(vector_nW)], schema=_schema(ids.type, vector_nW.shape[1]))
 
 
 def _faiss(vectors: Vectors) -> dict[str, Make]:

@@ -167,8 +167,21 @@ class Run:
         (card.json, README.md) travels with each. Raises ValueError where the model's scores are no inner products, or a
         package is missing.
         """
-        vectors = Vectors(self._trained(self._users(None)), self.config.model, self.tensors, self._block)
-        return export.write(self, vectors, Folder(dst), kind)
+        return export.write(self, self._vectors, Folder(dst), kind)
+
+    def embeddings(self) -> tuple[pa.Table, pa.Table]:
+        """Users' and items' rows as tables: `id` (original) and a column vector_<modality> of float32 lists.
+
+        A score is the sum over modalities of their weights (see `recommend`) times the inner products of the rows; a
+        model without fusion has vector_model alone. Raises ValueError where scores are no inner products.
+        """
+        fused = isinstance(self.score, Fused) and self.score.fusion is not None
+        return self._vectors.rows(list(self.dataset.modalities) if fused else ["model"], self.catalogue.ids)
+
+    @property
+    def _vectors(self) -> Vectors:
+        """Those of all trained users."""
+        return Vectors(self._trained(self._users(None)), self.config.model, self.tensors, self._block)
 
     @property
     def _block(self) -> int:

@@ -7,8 +7,10 @@ Shapes: U users, u of a block, I items, M members, W width of all members' rows 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -17,6 +19,11 @@ from m3dist.method import registry
 from m3dist.method.fused import Fused
 from m3dist.models.base import Recommender
 from m3dist.serving.lists import Group
+
+
+def column(rows_nw: Tensor) -> pa.FixedSizeListArray:
+    """Rows [n, w] as a column of float32 lists of length w."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows_nw.float().cpu().numpy().ravel()), rows_nw.shape[1])
 
 
 class Vectors:
@@ -30,18 +37,32 @@ class Vectors:
         self.group, self.block = group, block
         if isinstance(group.score, Fused):
             members = group.score.members
-            self.users, items = members.user, members.item
+            self.users, self.items = members.user, members.item
         else:
             kind = registry.recommender_class(model)
             if kind.score is not Recommender.score:
-                raise ValueError(f"export: scores of model={model} are no inner products of vectors")
-            self.users, items = [tensors["user"]], [tensors["item"]]
-        self.item_IW = torch.cat([item.float() for item in items], dim=1)
+                raise ValueError(f"scores of model={model} are no inner products of vectors")
+            self.users, self.items = [tensors["user"]], [tensors["item"]]
+
+    @functools.cached_property
+    def item_IW(self) -> Tensor:
+        """Every item's vector."""
+        return torch.cat([item.float() for item in self.items], dim=1)
 
     @property
     def width(self) -> int:
         """W"""
-        return self.item_IW.shape[1]
+        return sum(item.shape[1] for item in self.items)
+
+    def rows(self, names: list[str], item_ids: pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:
+        """Users' and items' tables: `id`, and vector_<name> of every member, unweighted. names: of the members."""
+        group, users = self.group, torch.from_numpy(self.group.users)
+        found = [user[users.to(user.device)] for user in self.users]
+        labels = ["id", *(f"vector_{name}" for name in names)]
+        return (
+            pa.table([group.ids.take(pa.array(group.users)), *map(column, found)], names=labels),
+            pa.table([item_ids, *map(column, self.items)], names=labels),
+        )
 
     @torch.no_grad()
     def blocks(self) -> Iterator[tuple[Users, Tensor]]:

@@ -108,7 +108,9 @@ def test_what_cannot_be_exported(finished_run: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(ValueError, match="format 'csv': no such format; expected one of vectors, faiss, onnx"):
         m3dist.load(str(finished_run)).export(tmp_path, "csv")
     trained(tmp_path / "run", "model=macridvae", "baseline.epochs=1")
-    with pytest.raises(ValueError, match="export: scores of model=macridvae are no inner products"):
+    with pytest.raises(ValueError, match="scores of model=macridvae are no inner products"):
         m3dist.load(str(tmp_path / "run")).export(tmp_path / "out")
+    with pytest.raises(ValueError, match="scores of model=macridvae are no inner products"):
+        m3dist.load(str(tmp_path / "run")).embeddings()
     with pytest.raises(ValueError, match="histories: model=macridvae ranks no new users"):
         m3dist.load(str(tmp_path / "run")).recommend(histories={"a": [1]})

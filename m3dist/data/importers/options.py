@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from m3dist.data.dataset import DataError
 from m3dist.data.importers.splits import Plan
 
 IDS = ("auto", "integers", "text")
 BAD_ROWS = ("error", "drop")
 QUOTES = ("double", "single", "backslash", "none")
+OVERLAPS = ("error", "drop")
+ZERO_ROWS = ("keep", "missing", "error")
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,35 @@ class Files:
     present: dict[str, Path] = field(default_factory=dict)
 
 
-GROUPS: dict[str, Any] = {"columns": Columns, "text": Text, "rows": RowRules, "plan": Plan, "files": Files}
+@dataclass(frozen=True)
+class Written:
+    """How the data set is written, see `common.write`."""
+
+    overlap: str = "error"
+    zero_rows: str = "keep"
+
+    def check(self) -> None:
+        """Raises DataError where a value is none."""
+        if self.overlap not in OVERLAPS or self.zero_rows not in ZERO_ROWS:
+            raise DataError(
+                f"--overlap {self.overlap}, --zero-rows {self.zero_rows}: expected {'|'.join(OVERLAPS)}, "
+                f"{'|'.join(ZERO_ROWS)}"
+            )
+
+
+READING: dict[str, Any] = {"columns": Columns, "text": Text, "rows": RowRules, "plan": Plan, "files": Files}
+GROUPS = READING | {"written": Written}
 
 
 # the options that an importer may take, by name; the command line offers those that an importer says it TAKES
-ALL = frozenset(name for group in GROUPS.values() for name in group.__dataclass_fields__) | {"users", "preview"}
+ALL = frozenset(name for group in READING.values() for name in group.__dataclass_fields__) | {"users", "preview"}
 FILES = frozenset({"features", "present", "preview"})
 SPLITTING = frozenset(Plan.__dataclass_fields__) - {"min_user", "min_item"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that a person may say.
+    """How data is read, split and written: the options of `m3dist prepare`, in groups. `of` takes them without groups.
 
     users: how many there are, for formats whose item ids start behind the users'.
     preview: read at most this many rows of a table.
@@ -81,12 +101,16 @@ class Options:
     rows: RowRules = RowRules()
     plan: Plan = field(default_factory=Plan)
     files: Files = Files()
+    written: Written = Written()
     users: int | None = None
     preview: int | None = None
 
     @classmethod
     def of(cls, **given: Any) -> Options:
-        """Options from their names alone, without groups: of(split="random", threshold=4.0)."""
+        """Options by the names that they have on the command line, without groups.
+
+        Options.of(split="random", ratios=(0.8, 0.1, 0.1), seed=0, cold=0.2, threshold=4.0, user_column="who").
+        """
         groups = {
             name: group(**{key: given.pop(key) for key in list(given) if key in group.__dataclass_fields__})
             for name, group in GROUPS.items()

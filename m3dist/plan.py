@@ -1,0 +1,61 @@
+"""What a run consists of: its steps in order, the artifact key of each, and which of them workers compute together.
+
+A stage's key hashes what its output depends on: the data, the seed, the config values that its spec names and the
+stages before; never how many workers compute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from m3dist import config as configs
+from m3dist.config import Config, digest
+from m3dist.data.dataset import Dataset
+from m3dist.evaluation.ranking import Scorer
+from m3dist.method import registry
+
+TEST = "test"  # the last step of a run, which reads the test split
+
+
+def keys(config: Config, dataset: Dataset) -> dict[str, str]:
+    """The artifact key of every step of a run, in order."""
+    out: dict[str, str] = {}
+    spec = registry.model(config.model)
+    for stage in spec.planned(config):
+        reads = [configs.value(config, name) for name in (stage.section, *stage.reads)]
+        inputs = [out[name] for name in stage.inputs if name in out]
+        out[stage.name] = digest([dataset.fingerprint, config.seed, stage.run, reads, inputs])
+    return out | {TEST: digest([out[spec.final.name], config.evaluation.k])}
+
+
+def planned(config: Config, test: bool) -> list[str]:
+    """The steps that a run of `config` takes, in order."""
+    stages = [*config.stage_names]
+    return [*stages, TEST] if test and final_stage(config) in stages else stages
+
+
+def final_stage(config: Config) -> str:
+    """The stage whose artifact ranks."""
+    return registry.model(config.model).final.name
+
+
+def scorer(config: Config, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Scorer:
+    """The final stage's tensors, ready to rank on a device."""
+    return registry.load(registry.model(config.model).scorer)({k: x.to(device) for k, x in tensors.items()}, config)
+
+
+def groups(config: Config, steps: list[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
+    """(on workers, steps that run together): a start-up each, so as few as can be.
+
+    Environment models that train as actors are led by the driver, which holds no workers meanwhile.
+    """
+    led = [stage.name for stage in registry.model(config.model).stages if stage.actors and config.actors]
+    here = [not config.workers or name in led for name in steps]
+    start = 0
+    for at in range(1, len(steps) + 1):
+        if at == len(steps) or here[at] != here[start]:
+            yield not here[start], tuple(steps[start:at])
+            start = at

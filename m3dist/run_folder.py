@@ -1,0 +1,88 @@
+"""A run's folder: its data set, finished stages and checkpoints, and the config that it began with."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from m3dist import config as configs
+from m3dist.config import Config, digest
+from m3dist.data.dataset import Dataset
+from m3dist.method import registry
+from m3dist.plan import keys
+from m3dist.storage.artifacts import Store
+from m3dist.storage.folders import Folder
+
+Held = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def open_data(config: Config, held: Held | None = None) -> Dataset:
+    """The run's data set, local or by URI; `synthetic` is made on first use, in the run folder.
+
+    held: interactions by split that are in memory already.
+    """
+    if config.data != "synthetic":
+        return Dataset(Folder(config.data).here() if "://" in config.data else config.data, held)
+    from m3dist.data import synthetic
+
+    folder = Folder(config.out) / f"data-{digest([config.synthetic.model_dump(), config.seed])}"
+    if not folder.exists("dataset.json"):
+        with tempfile.TemporaryDirectory() as temporary:
+            made = Path(folder.path) if folder.is_local else Path(temporary) / "data"
+            synthetic.write(made, config.synthetic, config.seed)
+            if not folder.is_local:
+                folder.upload(made)
+    return Dataset(folder.here(), held)
+
+
+def artifact_store(config: Config) -> Store:
+    """Where a run's finished stages are."""
+    return Store(Folder(config.artifacts) if config.artifacts else Folder(config.out) / "artifacts")
+
+
+def checkpoints(config: Config, name: str, key: dict[str, str]) -> Folder:
+    """Where a step saves what it has done so far. key: of every step, from `plan.keys`."""
+    return Folder(config.out) / "checkpoints" / f"{name}-{key[name]}"
+
+
+def resumed(run: str, overrides: tuple[str, ...]) -> Config:
+    """The config of a run folder with overrides that change no result, to go on with it.
+
+    Raises ValueError when there is no such run or an override would make it another one.
+    """
+    folder = Folder(run)
+    if not folder.exists("config.yaml"):
+        raise ValueError(f"{run}: no run to resume (no config.yaml); start one with `m3dist train out={run}`")
+    with folder.local("config.yaml") as path:
+        source = f"{run}/config.yaml"
+        before, config = (configs.load_own(path, source, [*given, f"out={run}"]) for given in ((), overrides))
+    if config.data != before.data:
+        raise ValueError(f"{run}: belongs to data={before.data}; drop data={config.data} or train in another out")
+    dataset = open_data(config)
+    was, now = keys(before, dataset), keys(config, dataset)
+    if changed := [name for name in now if was.get(name) != now[name]]:
+        raise ValueError(
+            f"{run}: belongs to another config: {' '.join(overrides)} would change its stage {changed[0]}; drop that "
+            f"or train with another out"
+        )
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises ValueError before anything is written: the run folder holds a run on other data, whose results would be
+    mixed with these, or the data set is none or not enough.
+    """
+    out = Folder(config.out)
+    artifact_store(config)
+    if out.exists("config.yaml"):
+        with out.local("config.yaml") as path:
+            data = configs.read_own(path, f"{config.out}/config.yaml").get("data")
+        if data != config.data:
+            raise ValueError(f"out={config.out}: holds a run on data={data}; choose another out")
+    if config.data == "synthetic":  # made in the run folder, with features
+        return
+    if registry.model(config.model).needs_features and not open_data(config).modalities:
+        other = next(spec.name for spec in registry.MODELS.values() if not spec.needs_features)
+        raise ValueError(f"data={config.data}: has no item features, which {config.model} needs; use model={other}")
