@@ -19,7 +19,7 @@ _KEY = re.compile(
     r"(?:^|[._-])(?:auth[._-]?token|token|password|passwd|secret|credential|(?:api|access|secret|private)[._-]?key)s?$",
     re.IGNORECASE,
 )
-_OF_KUBERNETES = ("auth_secret", "image_pull_secrets")  # config keys that name a Secret and hold none
+_NAMES = ("auth_secret", "image_pull_secrets", "ssh_private_key")  # keys that name a Secret or a file, and hold none
 INSTEAD = (
     "set RAY_AUTH_TOKEN_PATH for a cluster, and a store's own variables, such as AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, where the run and its workers are"
@@ -33,7 +33,7 @@ def found(text: str) -> bool:
 
 def names_one(key: str) -> bool:
     """Whether a key is named like a credential, such as `auth_token` or `password`."""
-    return bool(_KEY.search(key)) and key.rpartition(".")[2].replace("-", "_") not in _OF_KUBERNETES
+    return bool(_KEY.search(key)) and key.rpartition(".")[2].replace("-", "_") not in _NAMES
 
 
 def refuse_words(words: list[str]) -> None:

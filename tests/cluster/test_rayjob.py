@@ -312,7 +312,7 @@ def test_packages_beside_the_image():
 
 
 def test_secrets_do_not_stand_in_settings():
-    with pytest.raises(ValueError, match=r"env.WANDB_API_KEY: secrets do not belong") as raised:
+    with pytest.raises(ValueError, match=r"env.WANDB_API_KEY: holds credentials") as raised:
         made("train", OUT, "cluster.env={WANDB_API_KEY: hunter22}")
     assert "hunter22" not in str(raised.value)
 

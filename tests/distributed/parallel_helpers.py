@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import tempfile
 import time
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from m3dist import checksums
 from m3dist import config as configs
 from m3dist.config import Config
 from m3dist.data import synthetic
@@ -72,6 +74,10 @@ def planted(root: Path, config: Config) -> Path:
     features = np.load(root / "features" / "modality1.npy")
     features[~present] = 0
     np.save(root / "features" / "modality1.npy", features)
+    stated = checksums.checked(json.loads((root / "dataset.json").read_text()))
+    changed = ("features/modality1.npy", "present/modality1.npy")
+    stated["files"] |= {name: checksums.of_file(root / name) for name in changed}
+    (root / "dataset.json").write_text(json.dumps(checksums.stamped(stated)))
     return root
 
 
