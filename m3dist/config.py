@@ -27,6 +27,7 @@ from m3dist.sections import (
     Checkpoint,
     Evaluation,
     Fit,
+    Graph,
     Invariance,
     Merge,
     Race,
@@ -37,7 +38,7 @@ from m3dist.values import STAMP, ConfigError, read, read_own
 
 __all__ = [
     "METRICS", "Align", "Backbone", "Baseline", "Checkpoint", "Cluster", "Config", "ConfigError", "Evaluation", "Fit",
-    "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "load_own",
+    "Graph", "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "load_own",
     "read", "read_own", "to_own", "to_yaml", "validate", "value",
 ]  # fmt: skip
 
@@ -78,6 +79,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     optimizer: Literal["lazy", "dense"] = "lazy"  # do table rows outside a step keep still, or follow Adam's moments
     backbone: Backbone = Backbone()
+    graph: Graph = Graph()
     race: Race = Race()
     align: Align = Align()
     invariance: Invariance = Invariance()

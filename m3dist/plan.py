@@ -27,7 +27,7 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     for stage in spec.planned(config):
         reads = [configs.value(config, name) for name in (stage.section, *stage.reads)]
         inputs = [out[name] for name in stage.inputs if name in out]
-        out[stage.name] = digest([dataset.fingerprint, config.seed, stage.run, reads, inputs])
+        out[stage.name] = digest([dataset.fingerprint, config.seed if stage.seeded else None, stage.run, reads, inputs])
     return out | {TEST: digest([out[spec.final.name], config.evaluation.k])}
 
 
@@ -50,9 +50,10 @@ def scorer(config: Config, tensors: dict[str, Tensor], device: torch.device | st
 def groups(config: Config, steps: list[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
     """(on workers, steps that run together): a start-up each, so as few as can be.
 
-    Environment models that train as actors are led by the driver, which holds no workers meanwhile.
+    What runs on actors, as environment models can, is led by the driver, which holds no workers meanwhile.
     """
-    led = [stage.name for stage in registry.model(config.model).stages if stage.actors and config.actors]
+    stages = registry.model(config.model).stages
+    led = [stage.name for stage in stages if stage.actors == "always" or (stage.actors and config.actors)]
     here = [not config.workers or name in led for name in steps]
     start = 0
     for at in range(1, len(steps) + 1):

@@ -84,6 +84,11 @@ class Backbone(Section):
         return self
 
     @property
+    def reads_graph(self) -> bool:
+        """Whether its loss, or one that is raced, reads the item-item graph."""
+        return self.loss == "auto" or bool(self.resolved.nu)
+
+    @property
     def resolved(self) -> ResolvedBackbone:
         """The same with every value that follows the loss. Raises ValueError for `auto`, which a race decides."""
         if isinstance(self, ResolvedBackbone):
@@ -122,6 +127,16 @@ _OF_LOSS: dict[str, dict[str, Any]] = {
         "projection_l2": 1e-2, "projection_rate": 1.0,
     },
 }  # fmt: skip
+
+
+class Graph(Section):
+    """The item-item graph, from which UltraGCN's loss takes each item's neighbours; made once for a run."""
+
+    per_user: PositiveInt = 2500  # interactions of a user that count; of more a sample, since the work is their square
+
+    def length(self, interactions: int) -> int:
+        """Lines that it logs: none."""
+        return 0
 
 
 class Race(Section):

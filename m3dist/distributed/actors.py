@@ -28,12 +28,14 @@ Build = Callable[..., Any]  # (tensors by name, device, *arguments) -> the state
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """How many actors, and how they run; see Pool."""
+    """How many actors, and how they run; see Pool. purpose: in their names. key: of the config, which asks for them."""
 
     count: int
     resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
     failures: int = 3
     autoscaling: bool = False
+    purpose: str = "environments"
+    key: str = "actors"
 
 
 _IN_FLIGHT = 2  # tasks given to an actor at once: one runs, one waits
@@ -53,7 +55,7 @@ class Pool:
         connect()
         wanted = {"CPU": 1.0} | dict(settings.resources)
         if not settings.autoscaling:
-            require("actors", settings.count, wanted)
+            require(settings.key, settings.count, wanted)
         others = {name: n for name, n in wanted.items() if name not in ("CPU", "GPU")}
         options = {
             "num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "resources": others,
@@ -61,7 +63,8 @@ class Pool:
         }  # fmt: skip
         self._held = {name: self.put(x) for name, x in tensors.items()}  # kept: an actor that starts again reads them
         threads = max(1, int(wanted["CPU"]))
-        names = [f"m3dist-environments-{uuid.uuid4().hex[:8]}-{n}" for n in range(settings.count)]  # for the dashboard
+        name = f"m3dist-{settings.purpose}-{uuid.uuid4().hex[:8]}"  # for the dashboard
+        names = [f"{name}-{n}" for n in range(settings.count)]
         self.actors: list[Any] = [
             ray.remote(_Actor).options(name=name, **options).remote(build, threads, self._held, arguments)  # type: ignore[arg-type]
             for name in names

@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 ENTRY_POINTS = "m3dist.recommenders"
 
@@ -28,8 +28,9 @@ class StageSpec:
     inputs: stages of the same model whose artifacts it reads, where the run has them. reads: further config keys that
     change its output.
     lengths: fields of its section that make the stage longer. validates: whether it logs validation metrics of what it
-    trains. actors: whether the driver can lead it with Ray actors. only: a config key and the value that it must have
-    for the stage to be there.
+    trains. actors: whether the driver can lead it with Ray actors; always: whether it does so in place of workers even
+    where the run has none. seeded: whether its output depends on the seed. only: a value of the config and what it must
+    be for the stage to be there.
     """
 
     name: str
@@ -39,7 +40,8 @@ class StageSpec:
     reads: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ("epochs",)
     validates: bool = True
-    actors: bool = False
+    actors: bool | Literal["always"] = False
+    seeded: bool = True
     only: tuple[str, Any] | None = None
 
     def planned(self, config: Any) -> bool:
@@ -83,11 +85,15 @@ class ModelSpec:
 
 _BACKBONE = ("backbone", "optimizer", "evaluation.metric", "deepspeed", "precision")
 _SHORT = ("merge.epochs", "merge.batch_size", "merge.lr", "merge.decay")  # what a short fit takes from stage 3
+_GRAPH = StageSpec(
+    "graph", "m3dist.method.graph:run", "graph", reads=("backbone.neighbours",), lengths=(), validates=False,
+    actors="always", seeded=False, only=("backbone.reads_graph", True),
+)  # fmt: skip
 _RACE = StageSpec(
-    "race", "m3dist.method.race:run", "race", reads=(*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
+    "race", "m3dist.method.race:run", "race", ("graph",), (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
     only=("backbone.loss", "auto"),
 )  # fmt: skip
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE)
+_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("graph", "race"), _BACKBONE)
 _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
@@ -95,8 +101,8 @@ _ROUNDS = StageSpec(
 )  # fmt: skip
 
 _SELECTION = StageSpec(
-    "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), (*_SHORT, *_BACKBONE),
-    lengths=("steps",), validates=False, only=("merge.masks", "auto"),
+    "selection", "m3dist.method.race:of_modalities", "race", ("graph", "race", "align", "invariance"),
+    (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False, only=("merge.masks", "auto"),
 )  # fmt: skip
 
 MODELS = {
@@ -105,15 +111,16 @@ MODELS = {
         ModelSpec(
             "m3-invrl",
             (
+                _GRAPH,
                 _RACE,
-                StageSpec("align", "m3dist.method.align:run", "align", ("race",), _BACKBONE),
+                StageSpec("align", "m3dist.method.align:run", "align", ("graph", "race"), _BACKBONE),
                 _ROUNDS,
                 _SELECTION,
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:per_modality",
                     "merge",
-                    ("race", "align", "invariance", "selection"),
+                    ("graph", "race", "align", "invariance", "selection"),
                     _BACKBONE,
                 ),
             ),
@@ -122,19 +129,24 @@ MODELS = {
             masks="m3dist.evaluation.masks:of_representations",
             needs_features=True,
         ),
-        ModelSpec("ultragcn", (_RACE, _NAIVE), "m3dist.method.fused:scorer"),
+        ModelSpec("ultragcn", (_GRAPH, _RACE, _NAIVE), "m3dist.method.fused:scorer"),
         ModelSpec(
             "invrl",
             (
+                _GRAPH,
                 _RACE,
                 replace(_NAIVE, name="pretrain"),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
-                replace(_SELECTION, run="m3dist.method.race:of_features", inputs=("race", "pretrain", "invariance")),
+                replace(
+                    _SELECTION,
+                    run="m3dist.method.race:of_features",
+                    inputs=("graph", "race", "pretrain", "invariance"),
+                ),
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:masked",
                     "merge",
-                    ("race", "pretrain", "invariance", "selection"),
+                    ("graph", "race", "pretrain", "invariance", "selection"),
                     _BACKBONE,
                 ),
             ),

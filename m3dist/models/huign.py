@@ -75,9 +75,9 @@ class HUIGN(Recommender):
         self.user, self.item = xavier(given.n_users, dim), xavier(given.n_items, dim)
         self.preference = xavier(given.n_users, sum(settings.levels))
         self.intents = nn.ModuleList(Intents(width, dim, settings.levels) for width in self.widths)
-        user, item = given.user.cpu().numpy(), given.item.cpu().numpy()
+        pairs = given.user.cpu().numpy(), given.item.cpu().numpy()
         most = min(settings.neighbours, given.n_items - 1)
-        near, omega = item_neighbours(user, item, (given.n_users, given.n_items), most)
+        near, omega = (x[:-1] for x in item_neighbours(pairs, (given.n_users, given.n_items), most))
         kept = omega > 0
         own = np.arange(given.n_items)
         destination = np.concatenate([np.broadcast_to(own[:, None], near.shape)[kept], own])

@@ -45,8 +45,8 @@ class Weights(nn.Module):
     """UltraGCN's constants: beta_ui = a_u c_i (eq. 9) and the item-item neighbours (eq. 12-14).
 
     degrees: training interactions of users [U] and items [I]; one of 0 counts as 1 for users. w: w1 to w4.
-    neighbours: neighbour_IK and omega_IK of `graphs.item_neighbours`. Buffers have one more row, for places of a batch
-    where there is no user or item.
+    neighbours: those of `graphs.item_neighbours`, which are not copied: they may lie in a mapped file. Buffers have one
+    more row, for places of a batch where there is no user or item.
     """
 
     a_U: Tensor
@@ -68,10 +68,8 @@ class Weights(nn.Module):
         self.register_buffer("c_I", (1 / (item_degree + 1).sqrt()).float())
         self.K = neighbours[0].shape[1] if neighbours else 0
         if neighbours:
-            neighbour_IK, omega_IK = neighbours
-            nowhere = neighbour_IK.new_full((1, self.K), len(neighbour_IK))
-            self.register_buffer("neighbour", torch.cat([neighbour_IK, nowhere]).view(-1))
-            self.register_buffer("omega", torch.cat([omega_IK, omega_IK.new_zeros(1, self.K)]).view(-1))
+            for name, x in zip(("neighbour", "omega"), neighbours, strict=True):
+                self.register_buffer(name, x.view(-1))
 
     def positive(self, user: Tensor, item: Tensor) -> Tensor:
         """w1 + kappa w2 beta_ui of pairs of any shape."""
@@ -86,4 +84,4 @@ class Weights(nn.Module):
         """Neighbours of every item in these columns, [s, X], and their omega, scaled to the sum over all columns."""
         at_sX = item_X * self.K + columns_s[:, None]
         omega_sX = self.omega[at_sX].mul_(self.K / len(columns_s))
-        return self.neighbour[at_sX], omega_sX
+        return self.neighbour[at_sX].long(), omega_sX

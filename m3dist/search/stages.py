@@ -18,8 +18,9 @@ Lease = Callable[[str, str], AbstractContextManager[Any]]  # (stage, key), held 
 
 
 def planned(config: Config) -> list[str]:
-    """The stages that a trial of a config trains, in order."""
-    return pipeline.planned(config, test=False)
+    """The stages that a trial of a config trains, in order: those that have a length."""
+    spec = registry.model(config.model)
+    return [name for name in pipeline.planned(config, test=False) if spec.stage(name).lengths]
 
 
 def ranks(config: Config) -> bool:
@@ -31,6 +32,12 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     """The artifact key of every stage; two configs share a stage where its keys are equal."""
     known = pipeline.keys(config, dataset)
     return {stage: known[stage] for stage in planned(config)}
+
+
+def artifacts(config: Config, dataset: Dataset) -> dict[str, str]:
+    """The key of all that a trial leaves for others: its stages, and what is made before them."""
+    known = pipeline.keys(config, dataset)
+    return {name: known[name] for name in pipeline.planned(config, test=False)}
 
 
 def open_data(config: Config) -> Dataset:

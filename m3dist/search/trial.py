@@ -94,7 +94,8 @@ class SharedStages:
 
     def __init__(self, job: Job, watch: Watch):
         self.store, self.watch = stages.store(job.config), watch
-        keys = stages.keys(job.config, stages.open_data(job.config))
+        self.counted = stages.planned(job.config)
+        keys = stages.artifacts(job.config, stages.open_data(job.config))
         missing = [f"{stage}-{key}" for stage, key in keys.items() if not self.store.has(stage, key)]
         self._leases = Leases(Path(self.store.root.path) / "leases", missing)
         self.reused: list[str] = []
@@ -105,7 +106,7 @@ class SharedStages:
         began = time.monotonic()
         with self._leases.hold(f"{stage}-{key}", lambda: self.store.has(stage, key), self.watch.check) as mine:
             self.watch.waited += time.monotonic() - began
-            if not mine:
+            if not mine and stage in self.counted:
                 self.reused.append(stage)
             yield
 

@@ -29,7 +29,7 @@ def _nothing(stage: str) -> Loaded:
 class Context:
     """A run as one worker sees it. Without an engine it is the only worker; without a tracker it reports nothing.
 
-    load: the artifact of an earlier stage by its name.
+    load: the artifact of an earlier stage by its name; without it a stage that needs the item-item graph makes it.
     """
 
     stage: StageSpec | None = None
@@ -47,7 +47,8 @@ class Context:
         self._load = load or _nothing
         self.engine = engine or Engine()
         self.tracker = tracker or Tracker(None)
-        self.data = DeviceData(dataset, self.engine, config.embeddings == "sharded")
+        graph = functools.partial(self.read, "graph") if load else None
+        self.data = DeviceData(dataset, self.engine, config.embeddings == "sharded", graph)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:

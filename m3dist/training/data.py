@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,14 +25,22 @@ from m3dist.models.ultragcn import Weights
 class DeviceData:
     """Training interactions, features and the backbone's constants.
 
-    sharded: each worker holds a contiguous part of the users' and items' rows.
+    sharded: each worker holds a contiguous part of the users' and items' rows. graph: what the stage `graph` left;
+    without it the item-item graph is made here when a loss first asks.
     """
 
-    def __init__(self, dataset: Dataset, engine: Engine, sharded: bool = False):
+    def __init__(
+        self,
+        dataset: Dataset,
+        engine: Engine,
+        sharded: bool = False,
+        graph: Callable[[], dict[str, Tensor]] | None = None,
+    ):
         self.dataset, self.engine = dataset, engine
         self.device = engine.device
         self.n_users, self.n_items = dataset.n_users, dataset.n_items
         self.sharded = sharded and engine.world > 1
+        self._graph = graph
         self._weights: dict[ResolvedBackbone, Weights] = {}
 
     @functools.cached_property
@@ -69,19 +78,22 @@ class DeviceData:
         return torch.cat(self.features, dim=1) if self.features else None
 
     def weights(self, backbone: ResolvedBackbone) -> Weights:
-        """UltraGCN's constants; the item-item graph behind them is made when a loss first asks."""
+        """UltraGCN's constants, with the item-item graph where the loss reads it."""
         if backbone not in self._weights:
-            neighbours = None
-            if backbone.nu:
-                user, item = self.dataset.interactions("train")
-                shape = (self.n_users, self.n_items)
-                neighbour, omega = item_neighbours(user, item, shape, backbone.neighbours)
-                neighbours = torch.from_numpy(neighbour), torch.from_numpy(omega)
+            neighbours = self._neighbours(backbone.neighbours) if backbone.nu else None
             degrees = [torch.from_numpy(x) for x in self.dataset.degrees]
             w = (backbone.w1, backbone.w2, backbone.w3, backbone.w4)
             made = Weights((degrees[0], degrees[1]), w, backbone.kappa, neighbours)
             self._weights[backbone] = made.to(self.device)
         return self._weights[backbone]
+
+    def _neighbours(self, k: int) -> tuple[Tensor, Tensor]:
+        """Of every item, and of none, [I + 1, k], as `graphs.item_neighbours` has them."""
+        if self._graph is not None:
+            found = self._graph()
+            return found["neighbour"], found["omega"]
+        near, omega = item_neighbours(self.dataset.interactions("train"), (self.n_users, self.n_items), k)
+        return torch.from_numpy(near), torch.from_numpy(omega)
 
     @functools.cached_property
     def seen_items(self) -> Tensor | None:

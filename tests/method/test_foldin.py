@@ -39,7 +39,7 @@ def world(loss: str) -> tuple[ResolvedBackbone, Weights, list[Tensor]]:
     rng = np.random.default_rng(3)
     user, item = np.nonzero(rng.random((30, I)) < 0.3)
     backbone = Backbone(loss=loss, dim=D - 2, content_dim=2, **OF_LOSS[loss]).resolved
-    near = tuple(map(torch.from_numpy, item_neighbours(user, item, (30, I), 3))) if backbone.nu else None
+    near = tuple(map(torch.from_numpy, item_neighbours((user, item), (30, I), 3))) if backbone.nu else None
     degrees = (torch.from_numpy(np.bincount(user, minlength=30)), torch.from_numpy(np.bincount(item, minlength=I)))
     weights = Weights(degrees, (1.0, 1.0, 1.0, 1.0), backbone.kappa, near)  # type: ignore[arg-type]
     items = [torch.from_numpy(rng.standard_normal((I, D)).astype(np.float32)) for _ in range(2)]

@@ -132,7 +132,7 @@ def test_later_stages_train_with_the_winner(
     values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
     config = small(tmp_path, *values)
     run = pipeline.run(config)
-    assert list(run["stages"]) == ["race", "align", "invariance", "selection", "merge"]
+    assert list(run["stages"]) == ["graph", "race", "align", "invariance", "selection", "merge"]
     _, meta = pipeline.artifact_store(config).load("race", run["keys"]["race"])
     best, metric = max(meta["tried"].items(), key=lambda pair: pair[1])
     name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn l2 0.03"}
@@ -159,14 +159,14 @@ def test_later_stages_train_with_the_winner(
 
 def test_a_fixed_loss_has_no_race(tmp_path: Path) -> None:
     run = trained(tmp_path, "model=ultragcn", "backbone.loss=ultragcn")
-    assert list(run["stages"]) == ["merge"]
+    assert list(run["stages"]) == ["graph", "merge"]
     assert "race" not in run["keys"]
     again = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=1")
-    assert list(again["stages"]) == ["race", "merge"]
+    assert list(again["stages"]) == ["graph", "race", "merge"]
     assert again["keys"]["merge"] != run["keys"]["merge"]
     longer = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2", "merge.patience=1")
-    assert longer["skipped"] == []  # the race's section, and what comes after it
-    assert trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2")["skipped"] == ["race"]
+    assert longer["skipped"] == ["graph"]  # the race's section, and what comes after it
+    assert trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2")["skipped"] == ["graph", "race"]
 
 
 def test_stages_that_read_the_race_see_its_winner(planted_root: Path) -> None:
@@ -181,7 +181,7 @@ def test_stages_that_read_the_race_see_its_winner(planted_root: Path) -> None:
     context = Context(Dataset(planted_root), config, load=read)
     for stage in spec.planned(config):
         backbone = context.at(stage).config.backbone
-        assert backbone == (config.backbone if stage.name == "race" else winner)
+        assert backbone == (config.backbone if stage.name in ("graph", "race") else winner)
     assert asked == ["race"] * 4
     fixed = load(None, ["backbone.loss=ultragcn"])
     there = Context(Dataset(planted_root), fixed, load=read).at(spec.stage("align"))

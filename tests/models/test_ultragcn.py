@@ -9,7 +9,7 @@ from m3dist.models.ultragcn import UltraGCN, Weights
 
 W = (1.0, 0.7, 0.9, 1.1)
 DEGREES = torch.tensor([3, 1, 0]), torch.tensor([2, 0])
-GRAPH = torch.tensor([[1, 0], [0, 1]]), torch.tensor([[0.5, 0.0], [0.25, 0.125]])
+GRAPH = torch.tensor([[1, 0], [0, 1], [2, 2]]), torch.tensor([[0.5, 0.0], [0.25, 0.125], [0.0, 0.0]])
 
 
 def test_weights_are_those_of_the_paper() -> None:
