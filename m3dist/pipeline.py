@@ -21,7 +21,6 @@ import torch
 import m3dist
 from m3dist import results
 from m3dist.config import Config, to_own
-from m3dist.data.dataset import SPLITS
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.metrics import Here
@@ -144,9 +143,8 @@ def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
             if on_workers:
                 from m3dist.distributed import ray_train
 
-                held = {split: dataset.interactions(split) for split in SPLITS}
                 with Tracker(None, display=Display(terms.quiet), stop=lost) as tracker:
-                    task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}", held)
+                    task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}")
                     ray_train.run(task, config, tracker, told or None)
             else:
                 heard = Callbacks([Here(config.out), *told.callbacks])

@@ -13,16 +13,19 @@ Shapes: n interactions, I items, d feature width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m3dist import checksums
+from m3dist.data import shards
+from m3dist.data.shards import Part
 
 if TYPE_CHECKING:
     from m3dist.data.importers.options import Options
@@ -43,6 +46,7 @@ class Dataset:
 
     def __init__(self, root: str | Path, held: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None):
         self.root, self.held = Path(root), dict(held or {})
+        self._parts: dict[tuple[str, tuple[int, int]], tuple[np.ndarray, np.ndarray]] = {}
         self._whole: set[str] = set()  # files that were found as they were written
         meta_path = self.root / "dataset.json"
         if not meta_path.is_file():
@@ -191,6 +195,55 @@ class Dataset:
 
     @cached_property
     def degrees(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training interactions of each user and of each item, int64 [U] and [I]."""
-        user, item = self.interactions("train")
-        return np.bincount(user, minlength=self.n_users), np.bincount(item, minlength=self.n_items)
+        """Training interactions of each user and of each item, int64 [U] and [I]; never more than a block of them in
+        memory at once."""
+        users, items = np.zeros(self.n_users, dtype=np.int64), np.zeros(self.n_items, dtype=np.int64)
+        blocks = [self.held["train"]] if "train" in self.held else self._blocks("train", (0, self.n_users))
+        for user, item in blocks:
+            low, high = (user[0], user[-1] + 1) if len(user) else (0, 0)
+            users[low:high] += np.bincount(user - low)
+            items += np.bincount(item, minlength=self.n_items)
+        return users, items
+
+    @cached_property
+    def shards(self) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of users, see `data.shards.starts`."""
+        return shards.starts(self.degrees[0])
+
+    def part(self, rank: int, world: int) -> Part:
+        """The shards that worker `rank` of `world` owns."""
+        return shards.part(self.shards, rank, world)
+
+    def of_users(self, split: str, users: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The interactions of a split that users from the first to before the second have, as `interactions` gives all;
+        of a file, only the row groups that may hold some are read."""
+        if split in self.held or users == (0, self.n_users):
+            user, item = self.interactions(split)
+            return tuple(x[slice(*np.searchsorted(user, users))] for x in (user, item))  # type: ignore[return-value]
+        if (split, users) not in self._parts:
+            found = [*self._blocks(split, users)]
+            user, item = (np.concatenate([block[at] for block in found]) for at in (0, 1))
+            self._parts[split, users] = user, item
+        return self._parts[split, users]
+
+    def _blocks(self, split: str, users: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Users and items of some users' interactions in a split, row group by row group; at least one block."""
+        yield np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)
+        with pq.ParquetFile(self.whole("interactions.parquet")) as file:
+            for group in range(file.num_row_groups):
+                if not _may_hold(file.metadata.row_group(group), split, users):
+                    continue
+                table = file.read_row_group(group, columns=["user", "item", "split"])
+                kept = pc.equal(table["split"].cast(pa.string()), split).to_numpy()
+                user, item = table["user"].to_numpy(), table["item"].to_numpy()
+                kept &= (user >= users[0]) & (user < users[1])
+                yield user[kept], item[kept]
+
+
+def _may_hold(group: pq.RowGroupMetaData, split: str, users: tuple[int, int]) -> bool:
+    """Whether a row group's statistics leave it open that it holds interactions of these users in a split."""
+    by_name = {group.column(at).path_in_schema: group.column(at).statistics for at in range(group.num_columns)}
+    user, splits = by_name["user"], by_name["split"]
+    if user is not None and user.has_min_max and (user.min >= users[1] or user.max < users[0]):
+        return False
+    return splits is None or not splits.has_min_max or splits.min <= split <= splits.max

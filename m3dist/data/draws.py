@@ -1,28 +1,36 @@
 """Which interactions, negatives and neighbours a step sees: functions of (seed, purpose, epoch, step), on the device.
 
-A global batch is B interactions in G groups, of which each has negatives of its own. Everything that is drawn comes
-from one hash of integers, with the same bits on every device; a step reads its number from a tensor on the device, so
-that it has the same shapes and the same launches each time and can be captured in a CUDA graph. Nothing here keeps the
-state of a generator: the numbers depend neither on the number of workers nor on where a run was resumed.
+A global batch is B interactions in G groups, of which each has negatives of its own. It takes from every shard of
+users about alike, and a worker that holds some shards finds its part of it without the others' interactions. Everything
+that is drawn comes from one hash of integers, with the same bits on every device; a step reads its number from a tensor
+on the device, so that it has the same shapes and the same launches each time and can be captured in a CUDA graph.
+Nothing here keeps the state of a generator: the numbers depend neither on the number of workers nor on where a run was
+resumed.
 
-Shapes: n interactions, U users, I items, B positions of a global batch, G its groups, P groups of which this worker has
-positions, b its positions of a group at most, N negatives of a group, m those of one positive, K neighbours of an item,
-s drawn columns of them, X further hashes.
+Shapes: n interactions, n_w of this worker, U users, I items, B positions of a global batch, G its groups, P groups of
+which this worker has positions, b its positions of a group at most, N negatives of a group, m those of one positive, K
+neighbours of an item, s drawn columns of them, X further hashes.
 """
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from m3dist.data.parts import share
+from m3dist.data.shards import Part
 from m3dist.seeding import derive
 
 _GOLDEN = -7046029254386353131  # 0x9e3779b97f4a7c15 as int64: splitmix64 adds it for every number
-_CHUNK = 1 << 20  # interactions whose keys are hashed at once
+_CHUNK = 1 << 20  # interactions that are sorted at once, at least a shard
+_SHARD_BITS = 9  # of a key that orders some shards: more than there are shards
+Gather = Callable[[Tensor], Tensor]  # rows of this worker -> of all workers
 
 
 def mix(x: Tensor) -> Tensor:
@@ -45,44 +53,68 @@ def normal(hash_X: Tensor) -> Tensor:
     return torch.erfinv(2 * uniform(hash_X) - 1) * math.sqrt(2)
 
 
-def order(n: int, key: int, device: torch.device) -> Tensor:
-    """A pseudo-random permutation of 0..n-1, int64 [n]: the order of the hashes of all numbers, which are distinct."""
-    key_n = torch.empty(n, dtype=torch.int64, device=device)
-    for start in range(0, n, _CHUNK):
-        part = torch.arange(start, min(start + _CHUNK, n), device=device)
-        key_n[start : start + _CHUNK] = mix(part * _GOLDEN + key)
-    return torch.argsort(key_n)
+def order(shards: Sequence[int], key: int, device: torch.device) -> Iterator[Tensor]:
+    """Pseudo-random permutations of the numbers of consecutive shards, each by itself: the numbers of each one in the
+    order of their hashes, less the first of all, int64; of some shards at once where these are small.
+
+    shards: the first number of each, and the first behind them.
+    """
+    first = 0
+    while first < len(shards) - 1:
+        last = max(first + 1, bisect.bisect_right(shards, shards[first] + _CHUNK) - 1)
+        number = torch.arange(shards[first], shards[last], device=device)
+        bounds = torch.tensor(shards[first + 1 : last], dtype=torch.int64, device=device)
+        shard = torch.searchsorted(bounds, number, right=True)
+        hash_ = (mix(number * _GOLDEN + key) >> _SHARD_BITS) & ((1 << (63 - _SHARD_BITS)) - 1)
+        by_hash = torch.argsort(hash_ + (shard << (63 - _SHARD_BITS)), stable=True)
+        yield by_hash + (shards[first] - shards[0])
+        first = last
+
+
+def scattered(numbers: slice, count: int, key: int) -> Tensor:
+    """A number below `count` for each of some numbers, by its hash alone; int8 [n_w], or int16 where it must be."""
+    out = torch.empty(numbers.stop - numbers.start, dtype=torch.int8 if count <= 1 << 7 else torch.int16)
+    for start in range(numbers.start, numbers.stop, _CHUNK):
+        hash_ = mix(torch.arange(start, min(start + _CHUNK, numbers.stop)) * _GOLDEN + key)
+        out[start - numbers.start :][: len(hash_)] = (((hash_ >> 32) & ((1 << 31) - 1)) * count) >> 31
+    return out
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this worker's interactions stand in a global batch of `size` positions in `groups` groups.
+    """Where this worker's interactions stand in the global batches of an epoch, `steps` of at most `size` positions.
 
-    Position p is in group p mod G, so that groups differ by one interaction at most in an epoch's last batch too.
-    Workers take contiguous parts of the positions in order of their groups. position_Pb: on the CPU, int64, `size`
+    The n interactions of an epoch stand in n places, those of each shard together and in their own order. Step t takes
+    the places t, t + steps, t + 2 steps, ..., which are positions 0, 1, 2, ... of its batch: every shard gives about
+    alike to every step, and batches differ by one interaction at most. A worker's positions are contiguous, and one may
+    be its neighbour's in some steps. Groups are contiguous ranges of positions. position_Pb: on the CPU, int64, `size`
     where this worker has fewer than b in a group; first: the first of its P groups, which are consecutive.
     """
 
     size: int
+    steps: int
     groups: int
     position_Pb: Tensor
     first: int
 
     @staticmethod
-    def of(size: int, groups: int = 1, rank: int = 0, world: int = 1) -> Layout:
-        """The part of worker `rank` of `world`. A worker without interactions has one that is never there."""
-        low, high = share(size, rank, world)
-        count = [len(range(group, size, groups)) for group in range(groups)]
-        start = [sum(count[:group]) for group in range(groups)]
-        bounds = [(max(low - a, 0), min(high - a, n)) for a, n in zip(start, count, strict=True)]
+    def of(n: int, batch_size: int, groups: int = 1, places: slice | None = None) -> Layout:
+        """Of n interactions in batches of at most `batch_size`. places: this worker's; all by default.
+
+        A worker without interactions has a position that is never there.
+        """
+        steps = -(-n // batch_size)
+        size, mine_n = -(-n // steps), places or slice(0, n)
+        low, high = mine_n.start // steps, -(-mine_n.stop // steps)
+        bounds = [share(size, group, groups) for group in range(groups)]
+        bounds = [(max(low, a), max(low, a, min(high, b))) for a, b in bounds]
         mine = [group for group, (a, b) in enumerate(bounds) if a < b] or [0]
         width = max(1, *(b - a for a, b in bounds))
         position_Pb = torch.full((len(mine), width), size)
         for row, group in enumerate(mine):
             a, b = bounds[group]
-            if a < b:
-                position_Pb[row, : b - a] = torch.arange(a, b) * groups + group
-        return Layout(size, groups, position_Pb, mine[0])
+            position_Pb[row, : b - a] = torch.arange(a, b)
+        return Layout(size, steps, groups, position_Pb, mine[0])
 
     @property
     def whole(self) -> bool:
@@ -108,9 +140,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The training interactions and the sizes of the catalogue: user, item int32 or int64 [n], U and I.
+    """The training interactions that this worker holds and the sizes of the catalogue: user, item int32 or int64 [n_w],
+    U and I.
 
-    pool: ids of the items that negatives are drawn from; all items where it is None.
+    pool: ids of the items that negatives are drawn from; all items where it is None. part: which of all interactions
+    these are; all where it is None.
     """
 
     user: Tensor
@@ -118,6 +152,17 @@ class Pairs:
     n_users: int
     n_items: int
     pool: Tensor | None = None
+    part: Part | None = None
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Numbers of the shards' first interactions among all, and of the first behind them."""
+        return self.part.shards if self.part else (0, len(self.user))
+
+    @property
+    def total(self) -> int:
+        """Interactions of all workers."""
+        return self.part.total if self.part else len(self.user)
 
 
 @dataclass(frozen=True)
@@ -125,10 +170,10 @@ class Batch:
     """One worker's part of a global step. Where `valid` is False there is no interaction: its ids are U and I.
 
     negative: [P, N], or [P, b, m] where every positive has its own. size: interactions of the global batch, float32.
-    user_B, item_B, negative_B: of the whole global batch, in any order; U and I where there is none.
+    negative_B: of the whole global batch. gather: rows of all workers' batches from this one's, where there are others.
     """
 
-    index_Pb: Tensor  # int32 or int64 positions in the training split; some interaction where there is none
+    index_Pb: Tensor  # int32 or int64 positions in this worker's interactions; some interaction where there is none
     valid_Pb: Tensor  # bool
     user_Pb: Tensor
     item_Pb: Tensor
@@ -136,31 +181,46 @@ class Batch:
     columns_s: Tensor
     hashes_X: Tensor
     size: Tensor
-    user_B: Tensor
-    item_B: Tensor
     negative_B: Tensor
+    gather: Gather | None = None
+
+    @functools.cached_property
+    def _everyone(self) -> tuple[Tensor, Tensor]:
+        ids = self.user_Pb.flatten(), self.item_Pb.flatten()
+        if self.gather is None:
+            return ids
+        user_B, item_B = self.gather(torch.stack(ids, dim=1).int()).long().unbind(1)
+        return user_B, item_B
+
+    @property
+    def user_B(self) -> Tensor:
+        """Users of the whole global batch, in any order; U where there is none. Every worker must ask alike."""
+        return self._everyone[0]
+
+    @property
+    def item_B(self) -> Tensor:
+        """Its items; I where there is none."""
+        return self._everyone[1]
 
 
 class Draws:
     """Global steps over the training interactions.
 
     `seek` says on the host where a run stands; then `draw` gives the step's batch and `advance` goes to the next one,
-    both on the device alone. key: of the purpose, from `seeding.derive`.
+    both on the device alone. key: of the purpose, from `seeding.derive`. gather: see `Batch`.
     """
 
-    def __init__(self, pairs: Pairs, plan: Plan, layout: Layout, key: int):
+    def __init__(self, pairs: Pairs, plan: Plan, layout: Layout, key: int, gather: Gather | None = None):
         device, n = pairs.user.device, len(pairs.user)
-        self.pairs, self.plan, self.layout, self.key = pairs, plan, layout, key
-        self.steps = -(-n // layout.size)  # of an epoch; the last one has what remains
+        self.pairs, self.plan, self.layout, self.key, self.gather = pairs, plan, layout, key, gather
+        self.steps = layout.steps  # of an epoch
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # within the epoch
         self._before = torch.zeros((), dtype=torch.int64, device=device)  # steps of earlier epochs
         self._epoch, self.here = -1, 0  # where a run stands, on the host
         index = torch.int32 if n < 1 << 31 else torch.int64
-        self._order = torch.full((self.steps * layout.size + 1,), n, dtype=index, device=device)  # n: no interaction
-        nowhere = self.steps * layout.size
-        position_Pb = layout.position_Pb.masked_fill(layout.position_Pb == layout.size, nowhere)
-        self._position_Pb = position_Pb.to(device)
-        self._everyone_B = None if layout.whole else torch.arange(layout.size, device=device)
+        self._order = torch.zeros(max(n, 1), dtype=index, device=device)
+        # less the first, the places of step 0
+        self._place_Pb = (layout.position_Pb * layout.steps - pairs.shards[0]).to(device)
         each = plan.negatives * (layout.size if plan.per_positive else layout.groups)
         self._parts = [each, plan.neighbours, plan.hashes]
         lane = torch.arange(sum(self._parts))
@@ -172,12 +232,19 @@ class Draws:
         self._stretch = stretch.to(device)
         self._nobody = torch.full((), pairs.n_users, dtype=pairs.user.dtype, device=device)
         self._nothing = torch.full((), pairs.n_items, dtype=pairs.item.dtype, device=device)
+        self._user = pairs.user if n else self._nobody.view(1)
+        self._item = pairs.item if n else self._nothing.view(1)
+        self._own = None  # positions whose own negatives are this worker's, where these are not all
+        if plan.per_positive and not layout.whole:
+            self._own = layout.position_Pb.clamp(max=layout.size - 1).to(device)
 
     def seek(self, epoch: int, step: int) -> None:
         """Go to a step of an epoch; the order of a new epoch is made here."""
-        n = len(self.pairs.user)
         if epoch != self._epoch:
-            self._order[:n] = order(n, derive(self.key, "order", epoch), self._order.device)
+            start = 0
+            for some in order(self.pairs.shards, derive(self.key, "order", epoch), self._order.device):
+                self._order[start : start + len(some)] = some
+                start += len(some)
             self._epoch = epoch
         self._before.fill_(epoch * self.steps)
         self.step.fill_(step)
@@ -198,48 +265,44 @@ class Draws:
         return self._epoch * self.steps + self.here
 
     @property
-    def present(self) -> tuple[int, int]:
-        """How many interactions this worker's part of the step has, and the global batch, on the host.
-
-        This worker's come first. Of a layout with one group, and only where steps are taken one by one.
-        """
-        size = min(self.layout.size, len(self.pairs.user) - self.here * self.layout.size)
-        return int((self.layout.position_Pb < size).sum()), size
+    def present(self) -> tuple[slice, int]:
+        """Which positions of a layout with one group are there on this worker, and how many in the global batch; on the
+        host, and only where steps are taken one by one."""
+        steps, (position_b,) = self.steps, self.layout.position_Pb
+        first, behind = (-(-(place - self.here) // steps) for place in (self.pairs.shards[0], self.pairs.shards[-1]))
+        low = int(position_b[0])
+        return slice(max(first - low, 0), max(behind - low, 0)), -(-(self.pairs.total - self.here) // steps)
 
     def draw(self) -> Batch:
         """The batch of the step that `step` says."""
         plan, layout = self.plan, self.layout
         number = (self.step + self._before) * self._stride
         drawn, columns, hashes_X = mix(self._lane + number).split(self._parts)
-        start = self.step * layout.size
-        index_Pb, valid_Pb, user_Pb, item_Pb = self._interactions(self._position_Pb + start)
+        index_Pb, valid_Pb, user_Pb, item_Pb = self._interactions()
         all_negatives = self._negatives(drawn)
         if not plan.per_positive:
-            negative = all_negatives[layout.first : layout.first + len(self._position_Pb)]
-        elif self._everyone_B is None and layout.groups == 1:
+            negative = all_negatives[layout.first : layout.first + len(self._place_Pb)]
+        elif self._own is None:
             negative = all_negatives.unsqueeze(0)
         else:
-            at_Pb = self._position_Pb.clamp(max=layout.size - 1)
-            negative = all_negatives.index_select(0, at_Pb.view(-1)).view(*at_Pb.shape, plan.negatives)
-        user_B, item_B = user_Pb.view(-1), item_Pb.view(-1)
-        if self._everyone_B is not None:
-            _, _, user_B, item_B = self._interactions(self._everyone_B + start)
+            negative = all_negatives.index_select(0, self._own.view(-1)).view(*self._own.shape, plan.negatives)
         if plan.columns:
             columns = torch.argsort(columns)[: plan.columns]
+        size = torch.div(self.pairs.total - 1 - self.step, self.steps, rounding_mode="floor") + 1
         return Batch(
-            index_Pb, valid_Pb, user_Pb, item_Pb, negative, columns, hashes_X,
-            (len(self.pairs.user) - start).clamp(max=layout.size).float(), user_B, item_B, all_negatives,
-        )  # fmt: skip
+            index_Pb, valid_Pb, user_Pb, item_Pb, negative, columns, hashes_X, size.float(), all_negatives, self.gather
+        )
 
-    def _interactions(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(index, whether there is one, user, item) of the interactions at these places of the epoch's order."""
-        pairs, n = self.pairs, len(self.pairs.user)
-        index = self._order.index_select(0, at.clamp(max=len(self._order) - 1).view(-1))
-        valid = index < n
-        index.clamp_(max=n - 1)
-        user = torch.where(valid, pairs.user.index_select(0, index), self._nobody).long()
-        item = torch.where(valid, pairs.item.index_select(0, index), self._nothing).long()
-        return tuple(x.view(at.shape) for x in (index, valid, user, item))  # type: ignore[return-value]
+    def _interactions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(index, whether there is one, user, item) of the step's interactions."""
+        n = len(self.pairs.user)
+        place_Pb = self._place_Pb + self.step
+        valid_Pb = (place_Pb >= 0) & (place_Pb < n)
+        index = self._order.index_select(0, place_Pb.clamp(0, max(n - 1, 0)).view(-1))
+        shape = place_Pb.shape
+        user_Pb = torch.where(valid_Pb, self._user.index_select(0, index).view(shape), self._nobody).long()
+        item_Pb = torch.where(valid_Pb, self._item.index_select(0, index).view(shape), self._nothing).long()
+        return index.view(shape), valid_Pb, user_Pb, item_Pb
 
     def _negatives(self, hash_x: Tensor) -> Tensor:
         """Item ids [G, N], the j-th of a group from the j-th of N equal stretches of the pool; or [B, m], from all."""

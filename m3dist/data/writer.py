@@ -283,7 +283,7 @@ def _in_sorted(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return found
 
 
-def _pairs(keys: np.ndarray, n_items: int, rows: int = 1 << 22) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pairs(keys: np.ndarray, n_items: int, rows: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """int32 users and items of int64 keys, in blocks."""
     for start in range(0, len(keys), rows):
         user, item = np.divmod(keys[start : start + rows], n_items)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from m3dist.config import Config
+from m3dist.data.arrays import shared
 from m3dist.training.tracking import RunFailed
 
 Build = Callable[..., Any]  # (tensors by name, device, *arguments) -> the state that work reads
@@ -133,7 +133,7 @@ class _Actor:
         torch.set_num_threads(threads)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         values = ray.get([*held.values()])
-        self.state = build({name: _tensor(x) for name, x in zip(held, values, strict=True)}, device, *arguments)
+        self.state = build({name: shared(x) for name, x in zip(held, values, strict=True)}, device, *arguments)
 
     def do(self, work: Callable[..., Any], *task: Any) -> Any:
         return _packed(work(self.state, *map(_unpacked, task)))
@@ -142,13 +142,6 @@ class _Actor:
         import os
 
         return os.getpid()
-
-
-def _tensor(value: np.ndarray) -> Tensor:
-    """A tensor over memory of the object store, which must not be written to."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(value)
 
 
 def _packed(value: Any) -> Any:
@@ -161,7 +154,7 @@ def _unpacked(value: Any) -> Any:
 
     def one(x: Any) -> Any:
         x = ray.get(x) if isinstance(x, ray.ObjectRef) else x
-        return _tensor(x) if isinstance(x, np.ndarray) else x
+        return shared(x) if isinstance(x, np.ndarray) else x
 
     return _mapped(one, value)
 

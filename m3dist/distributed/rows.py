@@ -11,6 +11,7 @@ one; d width; L ids of a step, R slots.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
-from m3dist.data.parts import share
 from m3dist.distributed.engine import Engine
 from m3dist.seeding import torch_rng
 
@@ -107,13 +107,15 @@ class RowTables:
 
     `weight`, `first` and `second` are views [M, r, d] without the spare row; of a sharded table of n rows these are the
     r from `low` on, and elsewhere all n. steps: float32, on the device. dense: rows outside a step follow their moments
-    too, as torch.optim.Adam would move them.
+    too, as torch.optim.Adam would move them. owners: of a sharded table the first row of each worker, and n behind
+    them; rank: of this worker.
     """
 
-    def __init__(self, weight_Mrd: Tensor, dense: bool = False, low: int = 0, n: int | None = None):
+    def __init__(self, weight_Mrd: Tensor, dense: bool = False, owners: Sequence[int] | None = None, rank: int = 0):
         M, r, d = weight_Mrd.shape
-        self.low, self.sharded, self.dense = low, n is not None, dense
-        self.n = r if n is None else n
+        self.sharded, self.dense = owners is not None, dense
+        self.owners = list(owners or (0, r))
+        self.low, self.n = self.owners[rank] if self.sharded else 0, self.owners[-1]
         self._weight, self._first, self._second = (weight_Mrd.new_zeros(M, r + 1, d) for _ in range(3))
         self._weight[:, :r] = weight_Mrd
         self.weight, self.first, self.second = (x[:, :r] for x in (self._weight, self._first, self._second))
@@ -129,7 +131,7 @@ class RowTables:
         if not self.sharded:
             return self.weight
         M, _, d = self.weight.shape
-        counts = [high - low for low, high in (share(self.n, rank, engine.world) for rank in range(engine.world))]
+        counts = [high - low for low, high in itertools.pairwise(self.owners)]
         with torch.no_grad():
             rows_nk = engine.gather(self.weight.transpose(0, 1).reshape(-1, M * d), counts)
         return rows_nk.view(self.n, M, d).transpose(0, 1)

@@ -1,9 +1,9 @@
 """How the rows of a step come to a worker and their gradients go back, whoever holds the tables.
 
 Replicated, workers hold the same tables and add up one block of gradients, that of the rows which the global batch
-touches. Sharded, worker w owns the contiguous rows `share(n, w, W)` and their moments: a step asks the owners for the
-rows that it reads and sends them gradients back, and each owner moves its rows. Either way the bytes of a step do not
-depend on the tables, and the numbers are the same.
+touches. Sharded, each worker owns contiguous rows and their moments, of users those whose interactions it holds: a step
+asks the owners for the rows that it reads and sends them gradients back, and each owner moves its rows. Either way the
+bytes of a step do not depend on the tables, and the numbers are the same.
 
 Rows are owned in contiguous blocks rather than by id modulo W: ids in ascending order are in the order of their owners
 then, an owner makes its first rows without the others', a checkpoint of any number of shards is read by range, and
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m3dist.data.parts import share
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.rows import Moved, RowTables, Slots, adam_rows, distinct
 
@@ -71,7 +70,7 @@ def touch(engine: Engine, wanted: Sequence[Wanted]) -> list[Touched]:
     if engine.world == 1:
         return [Touched(x.table, found) for x, found in zip(wanted, slots, strict=True)]
     if wanted[0].table.sharded:
-        found = _routes(engine, [(found.ids_R, x.table.n) for x, found in zip(wanted, slots, strict=True)])
+        found = _routes(engine, [(found.ids_R, x.table.owners) for x, found in zip(wanted, slots, strict=True)])
         return [Touched(x.table, s, route=route) for x, s, route in zip(wanted, slots, found, strict=True)]
     out = []
     for x, mine in zip(wanted, slots, strict=True):
@@ -152,12 +151,12 @@ def _members(x_Rk: Tensor, table: RowTables) -> Tensor:
     return x_Rk.unflatten(1, (len(table.weight), -1)).transpose(0, 1).contiguous()
 
 
-def _routes(engine: Engine, wanted: Sequence[tuple[Tensor, int]]) -> list[Route]:
-    """Tell the owners which rows this worker reads: ids_R of tables of n rows, all in two collectives."""
+def _routes(engine: Engine, wanted: Sequence[tuple[Tensor, list[int]]]) -> list[Route]:
+    """Tell the owners which rows this worker reads: ids_R of tables with these owners, all in two collectives."""
     world, device = engine.world, engine.device
     local, sends = [], []
-    for ids_R, n in wanted:
-        low_W = torch.tensor([share(n, rank, world)[0] for rank in range(world)], device=device)
+    for ids_R, owners in wanted:
+        low_W = torch.tensor(owners[:-1], device=device)
         owner_R = torch.searchsorted(low_W, ids_R, right=True) - 1  # of the spare row, n: the last
         local.append((ids_R - low_W[owner_R]).int())
         sends.append(torch.bincount(owner_R, minlength=world))

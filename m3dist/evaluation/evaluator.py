@@ -20,22 +20,23 @@ from m3dist.evaluation.ranking import Ranking, Scorer, Seen, block_size
 
 
 class Evaluator:
-    """Ranks on one worker's device. sharded: each worker ranks the users whose rows it holds."""
+    """Ranks on one worker's device, for the users whose interactions the worker holds."""
 
-    def __init__(self, dataset: Dataset, settings: Evaluation, engine: Engine | None = None, sharded: bool = False):
-        self.dataset, self.settings, self.sharded = dataset, settings, sharded
+    def __init__(self, dataset: Dataset, settings: Evaluation, engine: Engine | None = None):
+        self.dataset, self.settings = dataset, settings
         self.engine = engine or Engine()
+        self.users = dataset.part(self.engine.rank, self.engine.world).users
         self._items: dict[str, Seen] = {}
 
     def items(self, split: str) -> Seen:
-        """Every user's items in a split."""
+        """The items in a split of every user of this worker."""
         if split not in self._items:
-            pairs = self.dataset.interactions(split)
-            self._items[split] = Seen.of(pairs, self.dataset.n_users, self.engine.device)
+            (low, high), pairs = self.users, self.dataset.of_users(split, self.users)
+            self._items[split] = Seen.of(pairs, high - low, self.engine.device, low)
         return self._items[split]
 
     def seen(self, before: str | None) -> list[Seen]:
-        """Every user's items in the splits before one, which a ranking for it must leave out; None: in all splits."""
+        """Users' items in the splits before one, which a ranking for it must leave out; None: in all splits."""
         return [self.items(split) for split in SPLITS[: len(SPLITS) if before is None else SPLITS.index(before)]]
 
     @functools.cached_property
@@ -62,13 +63,10 @@ class Evaluator:
         """Metrics on `val` (training items masked) or `test` (validation items masked too), and a table.
 
         `/cold`: of items without training interactions alone, over the users who hold one out; `/cold-only`: ranked
-        among themselves. Workers share out the users, by id modulo their number or, where tables are sharded, by who
-        owns their rows; all get the same metrics, and with `keep` the table of their own users. relevant: other
-        held-out items than the split's.
+        among themselves. Each worker ranks its own users; all get the same metrics, and with `keep` the table of their
+        own users. relevant: other held-out items than the split's.
         """
-        engine, everyone = self.engine, np.arange(self.dataset.n_users)
-        mine = everyone[slice(*engine.share(len(everyone)))] if self.sharded else everyone[engine.rank :: engine.world]
-        judged = self.judged(split, relevant)
+        engine, mine, judged = self.engine, np.arange(*self.users), self.judged(split, relevant)
         with torch.no_grad():
             total, table = metrics.evaluate(self.ranking(score, max(self.settings.k), split), mine, judged, keep)
             return total.means(engine, self.cold_C if len(self.cold_C) else None), table

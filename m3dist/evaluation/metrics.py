@@ -105,7 +105,7 @@ def evaluate(ranking: Ranking, users: np.ndarray, judged: Judged, keep: bool = F
     among themselves.
     """
     relevant, device = judged.relevant, judged.relevant.item.device
-    users = users[relevant.here[users + 1] > relevant.here[users]]
+    users = users[relevant.count_here(users) > 0]
     zeros = torch.zeros(ranking.n_items, dtype=torch.float64, device=device)
     total = Metrics(listed={k: zeros.clone() for k in judged.ks}, users=len(users))
     kept: list[dict[str, Tensor]] = []
@@ -117,7 +117,7 @@ def evaluate(ranking: Ranking, users: np.ndarray, judged: Judged, keep: bool = F
             count_u = judged.cold.count(some)
             of_cold = per_user(judged.cold.hold(some, item_uk) & there_uk, count_u, judged.ks)
             total.add({f"{name}/cold": x for name, x in of_cold.items()})
-            total.cold_users += int((judged.cold.here[some.here + 1] > judged.cold.here[some.here]).sum())
+            total.cold_users += int((judged.cold.count_here(some.here) > 0).sum())
         for at in judged.ks:
             listed = item_uk[:, :at].flatten()
             total.listed[at].index_add_(0, listed, torch.ones_like(listed, dtype=torch.float64))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m3dist.data.arrays import shared
 from m3dist.evaluation.topk import top_k
 
 _STRIDE = 1 << 32  # above all item ids
@@ -44,37 +45,39 @@ class Users(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """Items of each user in ascending order, as a CSR pair: bounds int64 [U + 1], also on the host, item int64 [n]."""
+    """Items of each of U consecutive users in ascending order, as a CSR pair: bounds int64 [U + 1], also on the host,
+    and item [n], int32 or int64. low: the first of the users."""
 
     bounds: Tensor
     item: Tensor
     here: np.ndarray
+    low: int = 0
 
     @staticmethod
-    def of(pairs: tuple[np.ndarray, np.ndarray], n_users: int, device: str | torch.device = "cpu") -> Seen:
-        """Of (user, item) pairs; those of a prepared split are in order already and are not sorted again."""
+    def of(
+        pairs: tuple[np.ndarray, np.ndarray], n_users: int, device: str | torch.device = "cpu", low: int = 0
+    ) -> Seen:
+        """Of (user, item) pairs; those of a prepared split are in order already and are neither sorted nor copied."""
         user, item = pairs
         if len(user) > 1 and bool((np.diff(user) < 0).any() or ((np.diff(user) == 0) & (np.diff(item) < 0)).any()):
             order = np.lexsort((item, user))
             user, item = user[order], item[order]
         bounds = np.zeros(n_users + 1, dtype=np.int64)
-        np.cumsum(np.bincount(user, minlength=n_users), out=bounds[1:])
-        return Seen(
-            torch.from_numpy(bounds).to(device), torch.from_numpy(item.astype(np.int64)).to(device), bounds
-        )  # fmt: skip
+        np.cumsum(np.bincount(user - low, minlength=n_users), out=bounds[1:])
+        return Seen(torch.from_numpy(bounds).to(device), shared(item).to(device), bounds, low)
 
     def only(self, kept_I: np.ndarray) -> Seen:
         """The same users, with the items that `kept_I`, bool [I], marks."""
         item = self.item.cpu().numpy()
-        user = np.repeat(np.arange(len(self.here) - 1), np.diff(self.here))
+        user = np.repeat(np.arange(self.low, self.low + len(self.here) - 1), np.diff(self.here))
         kept = kept_I[item]
-        return Seen.of((user[kept], item[kept]), len(self.here) - 1, self.item.device)
+        return Seen.of((user[kept], item[kept]), len(self.here) - 1, self.item.device, self.low)
 
     @functools.cached_property
     def _keys(self) -> Tensor:
         """Of every pair, ascending."""
         user = torch.repeat_interleave(self.bounds.diff(), output_size=len(self.item))
-        return user * _STRIDE + self.item
+        return (user + self.low) * _STRIDE + self.item
 
     def hold(self, users: Users, item_uk: Tensor) -> Tensor:
         """bool [u, k]: which of these items are among their user's."""
@@ -86,15 +89,20 @@ class Seen:
 
     def count(self, users: Users) -> Tensor:
         """How many each user has, [u]."""
-        return self.bounds[users.there_u + 1] - self.bounds[users.there_u]
+        at_u = users.there_u - self.low
+        return self.bounds[at_u + 1] - self.bounds[at_u]
+
+    def count_here(self, ids: np.ndarray) -> np.ndarray:
+        """The same on the host, of users by their ids."""
+        return self.here[ids - self.low + 1] - self.here[ids - self.low]
 
     def rows(self, users: Users) -> tuple[Tensor, Tensor]:
         """(row, item) of all that these users have, row by row: who has it, and what."""
-        total = int((self.here[users.here + 1] - self.here[users.here]).sum())
+        total = int(self.count_here(users.here).sum())
         count_u = self.count(users)
         row = torch.repeat_interleave(count_u, output_size=total)
-        first = self.bounds[users.there_u] - (count_u.cumsum(0) - count_u)
-        return row, self.item[first[row] + torch.arange(total, device=row.device)]
+        first = self.bounds[users.there_u - self.low] - (count_u.cumsum(0) - count_u)
+        return row, self.item[first[row] + torch.arange(total, device=row.device)].long()
 
 
 class Mask:

@@ -104,24 +104,23 @@ class Backbones:
         for width, key in zip(widths, keys, strict=True):
             rng = torch_rng(config.seed, *key)
             std, (U, I), d = backbone.init_std, (data.n_users, data.n_items), backbone.dim
-            users.append(random_rows((U, d + content), std, rng, data.bounds(U)))
-            items.append(random_rows((I, d), std, rng, data.bounds(I)))
+            users.append(random_rows((U, d + content), std, rng, data.bounds(0)))
+            items.append(random_rows((I, d), std, rng, data.bounds(1)))
             if self.pool is not None:  # nothing is learned of the others' ids: content alone speaks for them
-                items[-1] *= data.with_interactions(1, data.bounds(I)).unsqueeze(1).cpu()
+                items[-1] *= data.with_interactions(1, data.bounds(1)).unsqueeze(1).cpu()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(rng.initial_seed())
                 self.models.append(UltraGCN(width, content or d, self.adds))
         dense = config.optimizer == "dense"
 
-        def tables(n: int, rows: list[Tensor]) -> RowTables:
-            low = (data.bounds(n) or (0, n))[0]
-            return RowTables(torch.stack(rows).to(data.device), dense, low, n if data.sharded else None)
+        def tables(kind: int, rows: list[Tensor]) -> RowTables:
+            return RowTables(torch.stack(rows).to(data.device), dense, data.owners(kind), self.engine.rank)
 
-        self.user, self.item = tables(data.n_users, users), tables(data.n_items, items)
+        self.user, self.item = tables(0, users), tables(1, items)
         if init is not None:
             for name, x in (("user", self.user), ("item", self.item)):
                 x.weight[:, :, : backbone.dim] = init[name][x.low : x.low + x.weight.shape[1], : backbone.dim]
-        self.known_U1 = data.with_interactions(0, data.bounds(data.n_users)).unsqueeze(1)
+        self.known_U1 = data.with_interactions(0, data.bounds(0)).unsqueeze(1)
         self.l2_k = torch.full((backbone.dim + content,), backbone.l2, device=data.device)
         self.l2_k[backbone.dim :] = backbone.content_l2
         self.coefficients = Coefficients(backbone.nu, backbone.negative_weight)

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.config import Config, Invariance
+from m3dist.data.arrays import shared
 from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, normal
+from m3dist.data.shards import Part
 from m3dist.distributed.engine import Engine
 from m3dist.losses.known import known
 from m3dist.losses.masks import Columns, Everyone, Moments, Penalties, Sums, mask_loss
@@ -51,7 +53,7 @@ class Frozen:
         self.engine = engine or Engine(device=device)
         self.settings, self.backbone, self.seed = config.invariance, config.backbone.resolved, config.seed
         tensors = {name: x.to(device) for name, x in tensors.items()}
-        self.user, self.item = tensors["user"], tensors["item"]
+        self.user, self.item, self.part = tensors["user"], tensors["item"], Part.of(tensors["part"].tolist())
         user_Uk, self.item_Id = spared(tensors["member.user"]), spared(tensors["member.item"])
         adds, d = self.backbone.content == "add", self.item_Id.shape[1]
         self.id_Ud, self.content_Uc = user_Uk[:, :d], (user_Uk if adds else user_Uk[:, d:]).contiguous()
@@ -69,12 +71,15 @@ class Frozen:
         self.weights = Weights((tensors["user_degree"], tensors["item_degree"]), w, backbone.kappa).to(device)
 
     @staticmethod
-    def tensors(dataset: Dataset, aligned: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The training split and the first stage's outputs, as the constructor takes them."""
+    def tensors(dataset: Dataset, aligned: dict[str, Tensor], part: Part | None = None) -> dict[str, Tensor]:
+        """A worker's part of the training split, by default all of it, and the first stage's outputs, for the
+        constructor."""
         read = ("member.user", "member.item", "representation.")
         out = {name: x for name, x in aligned.items() if name.startswith(read)}
-        for name, array in zip(("user", "item"), dataset.interactions("train"), strict=True):
-            out[name] = torch.from_numpy(array.copy())
+        part = part or dataset.part(0, 1)
+        out["part"] = torch.tensor(part.numbers)
+        for name, array in zip(("user", "item"), dataset.of_users("train", part.users), strict=True):
+            out[name] = shared(array)
         for name, array in zip(("user_degree", "item_degree"), dataset.degrees, strict=True):
             out[name] = torch.from_numpy(array)
         return out
@@ -91,7 +96,7 @@ class Frozen:
     @functools.cached_property
     def layout(self) -> Layout:
         """This worker's share of a batch."""
-        return Layout.of(min(self.settings.batch_size, len(self.user)), 1, self.engine.rank, self.engine.world)
+        return Layout.of(self.part.total, self.settings.batch_size, 1, self.part.pairs)
 
     def noise(self, batch: Batch) -> Sequence[Tensor | None]:
         """Standard normal numbers for every dimension of every representation, where gates have noise."""
@@ -101,7 +106,7 @@ class Frozen:
 
     def draws(self, purpose: str) -> Draws:
         """Steps over the training interactions, of which each draws noise for the gates, too."""
-        pairs = Pairs(self.user, self.item, len(self.id_Ud) - 1, len(self.item_Id) - 1, self.pool)
+        pairs = Pairs(self.user, self.item, len(self.id_Ud) - 1, len(self.item_Id) - 1, self.pool, self.part)
         noise = sum(x.shape[1] for x in self.x) if self.settings.gate == "hard_sigmoid" else 0
         return Draws(pairs, Plan(self.settings.negatives, hashes=noise), self.layout, derive(self.seed, purpose))
 
@@ -208,7 +213,7 @@ class Masks(nn.Module):
         self.settings, self.gamma = settings, gamma_of(settings, round_)
         self.tiles = frozen.tiles(settings.environments)
         self.columns = Columns([len(x) for x in logits.values()], frozen.engine.device)
-        window = max(1, min(-(-len(frozen.user) // settings.batch_size), settings.mask_steps // 6))
+        window = max(1, min(frozen.layout.steps, settings.mask_steps // 6))
         self.moments = Moments(settings.environments, frozen.content, self.columns, window)
         self.gates = nn.ModuleDict()
         for r, logit_D in logits.items():

@@ -3,7 +3,7 @@
 Both executors give the same numbers. Representations do not meet, nor do environments inside a round, so actors can
 share them out.
 
-Shapes: n interactions, E environments, D representation width.
+Shapes: n interactions, n_w of this worker, R representations, E environments, D representation width.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from m3dist.distributed.engine import Engine
 from m3dist.method.assignment import Blocks, Models
 from m3dist.method.environments import Trained
 from m3dist.method.trainer import Learned, Trainer
@@ -27,33 +28,42 @@ class Executor(Protocol):
     """Both halves of a round, for all representations."""
 
     def environments(self, psi: list[Tensor], environment: list[Tensor], round_: int) -> list[Tensor]:
-        """The new environment of every interaction, int32 [n], per representation. Empty ones take no part.
+        """The new environments of this worker's interactions, [n_w], per representation. Empty ones take no part.
 
-        psi: 1 - m of every representation, [D].
+        psi: 1 - m of every representation, [D]. environment: before, int8 or int16, which the new ones are, too.
         """
 
     def masks(self, logits: list[Tensor], environment: list[Tensor], round_: int) -> list[Learned]:
         """New logits and mean terms of every representation."""
 
 
-def alive(environment_n: Tensor, environments: int) -> list[int]:
-    """The environments that have interactions."""
-    return torch.bincount(environment_n, minlength=environments).nonzero().flatten().tolist()
+def sizes(environment: Sequence[Tensor], environments: int, engine: Engine | None = None) -> Tensor:
+    """Interactions of all workers in every environment of each representation, int64 [R, E] on the CPU."""
+    count_RE = torch.stack([torch.bincount(x, minlength=environments) for x in environment])
+    if engine is None or engine.world == 1:
+        return count_RE
+    count_RE = count_RE.to(engine.device)
+    engine.add_up([count_RE])
+    return count_RE.cpu()
+
+
+def _alive(count_RE: Tensor) -> list[list[int]]:
+    """The environments of each representation that have interactions."""
+    return [count_E.nonzero().flatten().tolist() for count_E in count_RE]
 
 
 class Together:
-    """This process, or all workers side by side: each takes its share of every batch and assigns its share."""
+    """This process, or all workers side by side: each takes its share of every batch and assigns its interactions."""
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.engine = trainer, trainer.engine
 
     def environments(self, psi: list[Tensor], environment: list[Tensor], round_: int) -> list[Tensor]:
-        trainer, part = self.trainer, (self.engine.rank, self.engine.world)
-        names = {r: alive(x, trainer.settings.environments) for r, x in enumerate(environment)}
+        trainer = self.trainer
+        names = dict(enumerate(_alive(sizes(environment, trainer.settings.environments, self.engine))))
         trained = trainer.environments(names, dict(enumerate(psi)), dict(enumerate(environment)), round_)
-        out = [trainer.assign(Models(r, psi[r], names[r], trained[r]), part).int() for r in range(len(psi))]
-        self.engine.add_up(out)
-        return [x.cpu() for x in out]
+        models = [Models(r, psi[r], names[r], trained[r]) for r in names]
+        return [trainer.assign(each).to(x) for each, x in zip(models, environment, strict=True)]
 
     def masks(self, logits: list[Tensor], environment: list[Tensor], round_: int) -> list[Learned]:
         learned = self.trainer.masks(dict(enumerate(logits)), dict(enumerate(environment)), round_)
@@ -69,8 +79,8 @@ class OnActors:
 
     def environments(self, psi: list[Tensor], environment: list[Tensor], round_: int) -> list[Tensor]:
         parts = _parts(len(self.pool.actors), len(psi), self.E)
-        names = [alive(x, self.E) for x in environment]
-        put = [self.pool.put(x.to(torch.int16)) for x in environment]
+        names = _alive(sizes(environment, self.E))
+        put = [self.pool.put(x) for x in environment]
         groups: list[dict[int, Sequence[int]]]
         if parts == 1:
             groups = [{r: names[r] for r in bundle} for bundle in self._bundles(len(psi))]
@@ -82,14 +92,14 @@ class OnActors:
         shares = [(model, (at, parts)) for model in models for at in range(parts)]
         chosen = self.pool.map(Trainer.assign_part, shares, self.stop)
         order = torch.cat([self.blocks.interactions(at, parts) for at in range(parts)]).cpu()
-        out = [torch.empty(len(order), dtype=torch.int32) for _ in psi]
+        out = [torch.empty_like(x) for x in environment]
         for r, new in enumerate(out):
-            new[order] = torch.cat(chosen[r * parts : (r + 1) * parts]).int()
+            new[order] = torch.cat(chosen[r * parts : (r + 1) * parts]).to(new)
         return out
 
     def masks(self, logits: list[Tensor], environment: list[Tensor], round_: int) -> list[Learned]:
         tasks = [
-            ({r: logits[r] for r in bundle}, {r: environment[r].to(torch.int16) for r in bundle}, round_)
+            ({r: logits[r] for r in bundle}, {r: environment[r] for r in bundle}, round_)
             for bundle in self._bundles(len(logits))
         ]
         found: dict[int, Learned] = {}

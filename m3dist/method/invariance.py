@@ -4,51 +4,54 @@ Per representation r: E environment models on Psi_r = (1 - m_r) o x_r, each a fr
 over stage 1's frozen embeddings, trained together; then each interaction moves to the environment that scores it
 highest (eq. 8); then the mask learns on Phi_r = m_r o x_r.
 
-Shapes: n interactions, E environments, D representation width.
+Shapes: n interactions, n_w of this worker, E environments, D representation width.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from m3dist.config import Invariance
+from m3dist.config import Config, Invariance
+from m3dist.data.draws import scattered
+from m3dist.data.shards import Part
+from m3dist.distributed.engine import Engine
 from m3dist.method.environments import Frozen
-from m3dist.method.executors import Executor, OnActors, Together
+from m3dist.method.executors import Executor, OnActors, Together, sizes
 from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
-from m3dist.seeding import torch_rng
+from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
 from m3dist.training.loop import log_epoch
 from m3dist.training.tracking import Stopped
 
 
-def refill(environment_n: Tensor, settings: Invariance, generator: torch.Generator) -> tuple[Tensor, list[int]]:
-    """Report empty environments, and with `reseed` give each a random 1/E of all interactions."""
-    environments = settings.environments
-    empty = (torch.bincount(environment_n, minlength=environments) == 0).nonzero().flatten().tolist()
+def refill(environment_n: Tensor, empty: Sequence[int], settings: Invariance, drawn_n: Tensor) -> Tensor:
+    """Environments after those that are empty have had, with `reseed`, a random share of about 1/E of all interactions.
+
+    drawn_n: a number below E for each interaction.
+    """
     if settings.empty == "reseed" and empty:
         environment_n = environment_n.clone()
-        chosen = torch.randperm(len(environment_n), generator=generator)
-        share = max(1, len(environment_n) // environments)
         for at, e in enumerate(empty):
-            environment_n[chosen[at * share : (at + 1) * share]] = e
-    return environment_n, empty
+            environment_n[drawn_n == at] = e
+    return environment_n
 
 
 class State:
-    """Environments [n] and gates' logits [D] of every representation, and what happened in each round."""
+    """Environments of this worker's interactions [n_w] and gates' logits [D] of every representation, and what happened
+    in each round."""
 
-    def __init__(self, settings: Invariance, seed: int, widths: list[int], n: int):
-        self.settings, self.seed, self.widths, self.n = settings, seed, widths, n
-        E, rs = settings.environments, range(len(widths))
-        self.environment = [torch.randint(E, (n,), generator=torch_rng(seed, "split", r)) for r in rs]
+    def __init__(self, config: Config, widths: list[int], part: Part, engine: Engine):
+        self.settings, self.seed, self.widths = config.invariance, config.seed, widths
+        self.part, self.engine, rs = part, engine, range(len(widths))
+        self.environment = [self._scattered("split", r) for r in rs]
         self.logits = [self._gate(r).logit.detach() for r in rs]
         self.history: list[dict[str, Any]] = []
 
@@ -63,6 +66,10 @@ class State:
                 gate.logit.copy_(logit_D)
                 out.append(gate())
         return out
+
+    def _scattered(self, *keys: int | str) -> Tensor:
+        """A number below E for each interaction, by its own number and these keys."""
+        return scattered(self.part.pairs, self.settings.environments, derive(self.seed, *keys))
 
     def _gate(self, r: int) -> Gate:
         return Gate(self.widths[r], self.settings.gate, self.settings.init)
@@ -81,14 +88,16 @@ class State:
         report: dict[str, float] = {}
         empty: dict[str, list[int]] = {}
         psi = [1 - mask_D for mask_D in self.masks()]
-        for r, new in enumerate(executor.environments(psi, self.environment, round_)):
-            report[f"{r}/moved"] = float((new != self.environment[r]).double().mean())
-            rng = torch_rng(self.seed, "refill", round_, r)
-            self.environment[r], found = refill(new.long(), settings, rng)
-            if found:
+        assigned, E = executor.environments(psi, self.environment, round_), settings.environments
+        moved = {str(r): float((new != self.environment[r]).sum()) for r, new in enumerate(assigned)}
+        report |= {f"{r}/moved": n / self.part.total for r, n in self.engine.totals(moved).items()}
+        for r, count_E in enumerate(sizes(assigned, E, self.engine)):
+            if found := (count_E == 0).nonzero().flatten().tolist():
                 empty[str(r)] = found
-            sizes = torch.bincount(self.environment[r], minlength=settings.environments).tolist()
-            report |= {f"{r}/environment {e}": size for e, size in enumerate(sizes)}
+                assigned[r] = refill(assigned[r], found, settings, self._scattered("refill", round_, r))
+        self.environment = assigned
+        for r, count_E in enumerate(sizes(assigned, E, self.engine)):
+            report |= {f"{r}/environment {e}": size for e, size in enumerate(count_E.tolist())}
         anew = [self._gate(r).logit.detach() for r in range(len(self.widths))]
         for r, (logit_D, terms) in enumerate(executor.masks(anew, self.environment, round_)):
             self.logits[r] = logit_D.clone()
@@ -98,13 +107,15 @@ class State:
         return report
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
-        kept = {f"environment.{r}": part.to(torch.int16) for r, part in enumerate(self.environment)}
+        """What a checkpoint keeps: environments of all interactions, [n], whoever holds them."""
+        counts = self.engine.collect(len(self.environment[0])) if self.environment else []
+        each = [self.engine.gather(x.to(self.engine.device)[:, None], counts).squeeze(1) for x in self.environment]
+        kept = {f"environment.{r}": x.cpu() for r, x in enumerate(each)}
         return kept | {f"logit.{r}": logit_D for r, logit_D in enumerate(self.logits)}
 
     def load(self, tensors: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
         rs = range(len(self.widths))
-        self.environment = [tensors[f"environment.{r}"].long() for r in rs]
+        self.environment = [tensors[f"environment.{r}"][self.part.pairs].to(x) for r, x in enumerate(self.environment)]
         self.logits, self.history = [tensors[f"logit.{r}"] for r in rs], history
 
 
@@ -132,10 +143,11 @@ def train(context: Context, aligned: dict[str, Tensor]) -> Output:
     """
     config, engine, tracker, checkpoints = context.config, context.engine, context.tracker, context.checkpoints
     settings = config.invariance
-    tensors = Frozen.tensors(context.dataset, aligned)
+    part = context.data.part
+    tensors = Frozen.tensors(context.dataset, aligned, part)
     count = sum(name.startswith("representation.") for name in tensors)
     widths = [tensors[f"representation.{r}"].shape[1] for r in range(count)]
-    state = State(settings, config.seed, widths, len(tensors["user"]))
+    state = State(config, widths, part, engine)
     if checkpoints is not None and (saved := checkpoints.latest()):
         state.load(saved.tensors(), saved.meta["history"])
     tracker.begin("invariance", checkpoints.key if checkpoints else "", len(state.history))
@@ -147,7 +159,7 @@ def train(context: Context, aligned: dict[str, Tensor]) -> Output:
                 tracker.histogram("invariance", f"mask {r}", round_, mask_D)
             tracker.progress("invariance", settings.rounds, round_ + 1)
             steps = settings.environment_steps + settings.mask_steps
-            visits = min(settings.batch_size, state.n) * len(widths) * steps
+            visits = min(settings.batch_size, part.total) * len(widths) * steps
             report["interactions/s"] = visits / (time.perf_counter() - started)
             stopped = log_epoch(tracker, engine, "invariance", round_, report)
             if checkpoints is not None:

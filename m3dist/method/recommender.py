@@ -13,6 +13,7 @@ from torch import Tensor
 
 from m3dist.config import Baseline, Config
 from m3dist.data.draws import Draws, Layout, Pairs, Plan
+from m3dist.data.shards import Part
 from m3dist.distributed.rows import RowTables
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
@@ -61,7 +62,7 @@ class BaselineTask:
         config, data = context.config, context.data
         section, kind = config.baseline, registry.recommender_class(config.model)
         self.config, self.evaluator = config, context.evaluator
-        user, item = data.pairs
+        user, item = data.all_pairs()
         given = Given(data.n_users, data.n_items, data.features, user, item)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(config.seed, "baseline", "init"))
@@ -74,17 +75,20 @@ class BaselineTask:
             user = torch.unique(user)
             size = max(1, round(size * len(user) / len(item)))
             item = torch.zeros_like(user)
-        layout = Layout.of(min(size, len(user)), 1, data.engine.rank, data.engine.world)
+        part = data.part
+        if kind.batches == "users":
+            part = Part.even(len(user), data.engine.rank, data.engine.world)
         plan = Plan(section.negatives, section.sampling == "per_positive", hashes=_HASHES)
-        pairs = Pairs(user, item, data.n_users, data.n_items)
+        pairs = Pairs(user[part.pairs], item[part.pairs], data.n_users, data.n_items, part=part)
+        layout = Layout.of(part.total, size, 1, part.pairs)
         self.draws = Draws(pairs, plan, layout, derive(config.seed, "baseline"))
 
     def batch(self) -> Batch:
         """The step's samples, without places where there is none."""
         drawn = self.draws.draw()
-        b, size = self.draws.present
-        negative = drawn.negative[0, :b] if self.draws.plan.per_positive else drawn.negative[0]
-        return Batch(drawn.user_Pb[0, :b], drawn.item_Pb[0, :b], negative, size, drawn.hashes_X)
+        there, size = self.draws.present
+        negative = drawn.negative[0, there] if self.draws.plan.per_positive else drawn.negative[0]
+        return Batch(drawn.user_Pb[0, there], drawn.item_Pb[0, there], negative, size, drawn.hashes_X)
 
     def step(self) -> dict[str, Tensor]:
         terms = self.dense(self.batch())

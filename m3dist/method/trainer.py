@@ -73,8 +73,8 @@ class Trainer:
         return {r: x.to(self.engine.device) for r, x in tensors.items()}
 
     def _stacked(self, environment: Mapping[int, Tensor], rs: Iterable[int]) -> Tensor:
-        """Every interaction's environment under these representations, int16 [R, n]."""
-        return torch.stack([environment[r].to(self.engine.device, torch.int16) for r in rs])
+        """Every interaction's environment under these representations, int8 or int16 [R, n]."""
+        return torch.stack([environment[r].to(self.engine.device) for r in rs])
 
     def environment_steps(
         self, names: Mapping[int, Sequence[int]], psi: Mapping[int, Tensor], environment: Mapping[int, Tensor],

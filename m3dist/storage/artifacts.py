@@ -46,25 +46,24 @@ class Store:
         if engine.rank_zero:
             folder.remove("meta.json")
         engine.barrier()
-        counts = engine.totals({name: float(len(x)) for name, x in output.rows.items()})
         if output.rows:
             Shards(folder, engine.world).write(engine.rank, output.rows)
-        engine.barrier()
+        each = engine.collect({name: len(x) for name, x in output.rows.items()})
         if engine.rank_zero:
             folder.write_tensors("tensors.safetensors", output.tensors)
-            tables = {name: [int(counts[name]), x.shape[1]] for name, x in output.rows.items()}
-            sharded = {"sharded": {"count": engine.world, "tables": tables}} if tables else {}
-            folder.write_json("meta.json", {**output.meta, **sharded})
+            sharded = {
+                name: {"rows": [count[name] for count in each], "width": x.shape[1]} for name, x in output.rows.items()
+            }
+            folder.write_json("meta.json", {**output.meta, **({"sharded": sharded} if sharded else {})})
 
     def load(self, stage: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors, whole, on the CPU. Raises ValueError when the artifact is damaged."""
         folder = self.path(stage, key)
         try:
             tensors, meta = folder.read_tensors("tensors.safetensors"), folder.read_json("meta.json")
-            sharded = meta.pop("sharded", {"count": 0, "tables": {}})
-            for name, (n, d) in sharded["tables"].items():
-                tensors[name] = torch.empty(n, d)
-                Shards(folder, sharded["count"]).read(name, tensors[name], 0, n)
+            for name, table in meta.pop("sharded", {}).items():
+                tensors[name] = torch.empty(sum(table["rows"]), table["width"])
+                Shards(folder, len(table["rows"])).read(name, tensors[name], 0, table["rows"])
             return tensors, meta
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"{folder}: damaged artifact ({error}); delete the folder and train again") from None

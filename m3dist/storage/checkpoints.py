@@ -35,13 +35,14 @@ class Saved:
         except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged(error) from None
 
-    def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
-        """Rows low.. of a table of n rows into `out_rd`, from the files of however many workers wrote them.
+    def read(self, name: str, out_rd: Tensor, low: int) -> None:
+        """Rows low.. of a table into `out_rd`, from the files of however many workers wrote them.
 
         Raises ValueError when a file is damaged.
         """
         try:
-            Shards(self.folder, self.meta["shards"]).read(name, out_rd, low, n)
+            counts = self.meta["rows"][name]
+            Shards(self.folder, len(counts)).read(name, out_rd, low, counts)
         except (OSError, ValueError, SafetensorError, KeyError) as error:
             raise self._damaged(error) from None
 
@@ -110,10 +111,11 @@ class Checkpoints:
         rank, shards = (engine.rank, engine.world) if rows.sharded else (0, 1)
         if rows.sharded or engine.rank_zero:
             Shards(folder, shards).write(rank, rows.tables)
-        self.engine.barrier()
+        each = engine.collect({name: len(x) for name, x in rows.tables.items()})[:shards]
         if self.engine.rank_zero:
             folder.write_tensors("state.safetensors", tensors)
-            folder.write_json("meta.json", {**meta, "shards": shards, "needs": [*needs]})
+            counts = {name: [count[name] for count in each] for name in rows.tables}
+            folder.write_json("meta.json", {**meta, "rows": counts, "needs": [*needs]})
             if name[0].isdigit():
                 self._prune()
         self.engine.barrier()

@@ -5,11 +5,12 @@ Nothing in them speaks of how many workers there are now: any number of workers 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from m3dist.data.parts import share
 from m3dist.storage import safe
 from m3dist.storage.folders import Folder
 
@@ -20,7 +21,7 @@ def _file(shard: int, shards: int) -> str:
 
 @dataclass(frozen=True)
 class Shards:
-    """The files of `count` workers in a folder. A table of n rows is cut into contiguous parts of about equal size."""
+    """The files of `count` workers in a folder, each with a contiguous part of every table, in their order."""
 
     folder: Folder
     count: int
@@ -29,13 +30,12 @@ class Shards:
         """One worker's part of every table."""
         self.folder.write_tensors(_file(rank, self.count), rows)
 
-    def read(self, name: str, out_rd: Tensor, low: int, n: int) -> None:
-        """Rows low.. of a table of n rows into `out_rd`.
+    def read(self, name: str, out_rd: Tensor, low: int, counts: Sequence[int]) -> None:
+        """Rows low.. of a table into `out_rd`. counts: how many of its rows each file has.
 
         Raises OSError, ValueError or SafetensorError where a file is missing or damaged.
         """
-        for shard in range(self.count):
-            first, last = share(n, shard, self.count)
+        for shard, (first, last) in enumerate(itertools.pairwise([0, *itertools.accumulate(counts)])):
             start, end = max(first, low), min(last, low + len(out_rd))
             if start >= end:
                 continue

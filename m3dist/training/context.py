@@ -52,7 +52,7 @@ class Context:
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
-        return Evaluator(self.dataset, self.config.evaluation, self.engine, self.data.sharded)
+        return Evaluator(self.dataset, self.config.evaluation, self.engine)
 
     def read(self, stage: str) -> dict[str, Tensor]:
         """The tensors of an earlier stage."""

@@ -1,12 +1,11 @@
 """A data set on the device of one worker: what every stage reads of it, made once and shared by all stages.
 
-Shapes: n training interactions, U users, I items, d_m width of modality m.
+Shapes: n training interactions, n_w of this worker, U users, I items, d_m width of modality m.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -15,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3dist.config import ResolvedBackbone
+from m3dist.data.arrays import shared
 from m3dist.data.dataset import Dataset
-from m3dist.data.draws import Draws, Layout, Pairs, Plan
+from m3dist.data.draws import Draws, Gather, Layout, Pairs, Plan
 from m3dist.data.graphs import item_neighbours
+from m3dist.data.parts import share
+from m3dist.data.shards import Part
 from m3dist.distributed.engine import Engine
 from m3dist.models.ultragcn import Weights
 
@@ -25,8 +27,8 @@ from m3dist.models.ultragcn import Weights
 class DeviceData:
     """Training interactions, features and the backbone's constants.
 
-    sharded: each worker holds a contiguous part of the users' and items' rows. graph: what the stage `graph` left;
-    without it the item-item graph is made here when a loss first asks.
+    sharded: each worker holds the rows of its own users and a contiguous part of the items'. graph: what the stage
+    `graph` left; without it the item-item graph is made here when a loss first asks.
     """
 
     def __init__(
@@ -44,12 +46,22 @@ class DeviceData:
         self._weights: dict[ResolvedBackbone, Weights] = {}
 
     @functools.cached_property
+    def part(self) -> Part:
+        """The shards of users that this worker owns."""
+        return self.dataset.part(self.engine.rank, self.engine.world)
+
+    @functools.cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Users and items of the training interactions, int32 [n] each."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # read-only memory that processes share; nothing writes to it
-            user, item = (torch.from_numpy(x).to(self.device) for x in self.dataset.interactions("train"))
-        return user, item
+        """Users and items of this worker's training interactions, int32 [n_w] each."""
+        user, item = map(shared, self.dataset.of_users("train", self.part.users))
+        return user.to(self.device), item.to(self.device)
+
+    def all_pairs(self) -> tuple[Tensor, Tensor]:
+        """Those of all workers, [n] each, for recommenders that propagate along them."""
+        if self.engine.world == 1:
+            return self.pairs
+        user, item = map(shared, self.dataset.interactions("train"))
+        return user.to(self.device), item.to(self.device)
 
     @functools.cached_property
     def features(self) -> list[Tensor]:
@@ -108,22 +120,40 @@ class DeviceData:
 
     def draws(self, key: int, batch_size: int, plan: Plan, groups: int = 1, pool: Tensor | None = None) -> Draws:
         """Global steps over the training interactions. key: of the purpose. pool: where negatives are drawn from."""
-        user, item = self.pairs
-        layout = Layout.of(min(batch_size, len(user)), groups, self.engine.rank, self.engine.world)
-        return Draws(Pairs(user, item, self.n_users, self.n_items, pool), plan, layout, key)
+        pairs = Pairs(*self.pairs, self.n_users, self.n_items, pool, self.part)
+        layout = Layout.of(pairs.total, batch_size, groups, self.part.pairs)
+        return Draws(pairs, plan, layout, key, self._gather(layout))
 
-    def bounds(self, n: int) -> tuple[int, int] | None:
-        """The rows of a table of n that this worker holds, where tables are sharded."""
-        return self.engine.share(n) if self.sharded else None
+    def _gather(self, layout: Layout) -> Gather | None:
+        """How the rows of a step's positions come to all workers."""
+        if self.engine.world == 1:
+            return None
+        counts = self.engine.collect(layout.position_Pb.numel())
+        return lambda x_cd: self.engine.gather(x_cd, counts)
+
+    def owners(self, kind: int) -> list[int] | None:
+        """Where tables are sharded, the first user (kind 0) or item (kind 1) whose row each worker holds, and behind
+        them how many there are."""
+        if not self.sharded:
+            return None
+        world = self.engine.world
+        if kind == 0:
+            return [*(self.dataset.part(rank, world).users[0] for rank in range(world)), self.n_users]
+        return [*(share(self.n_items, rank, world)[0] for rank in range(world)), self.n_items]
+
+    def bounds(self, kind: int) -> tuple[int, int] | None:
+        """The rows of users (kind 0) or items (kind 1) that this worker holds, where tables are sharded."""
+        owners, rank = self.owners(kind), self.engine.rank
+        return None if owners is None else (owners[rank], owners[rank + 1])
 
     def mine(self, user_n: Tensor) -> Tensor:
-        """bool [n]: the users whose rows this worker holds; all of them where tables are replicated."""
-        low, high = self.engine.share(self.n_users) if self.sharded else (0, self.n_users)
+        """bool [n]: the users whose interactions this worker holds."""
+        low, high = self.part.users
         return (user_n >= low) & (user_n < high)
 
     def joined(self, x_nd: Tensor) -> Tensor:
         """What every worker found for its own users, in ascending order of users: all of it, on every worker."""
-        if not self.sharded:
+        if self.engine.world == 1:
             return x_nd
         return self.engine.gather(x_nd, self.engine.collect(len(x_nd)))
 

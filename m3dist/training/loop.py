@@ -82,7 +82,7 @@ class Fitting:
                 self._saved_best = saved.meta["needs"][0]
                 best = checkpoints.open(self._saved_best)
                 for name, (_, table) in self.rows().items():
-                    best.read(name, self.kept[name], table.low, table.n)
+                    best.read(name, self.kept[name], table.low)
                 self.kept |= best.tensors()
 
     def rows(self) -> dict[str, tuple[Tensor, RowTables]]:
@@ -137,7 +137,7 @@ class Fitting:
         self.task.dense.load_moments(under("adam/"))
         for name, table in self.task.tables.items():
             for key, x in table.parts().items():
-                saved.read(f"{name}/{key}", x, table.low, table.n)
+                saved.read(f"{name}/{key}", x, table.low)
             table.steps.fill_(saved.meta["steps"][name])
 
 
@@ -250,7 +250,7 @@ def _epoch(task: Task, plan: Plan, fitting: Fitting, take: Stepper, tracker: Tra
     report = {name: total / draws.steps for name, total in totals.items()}
     report["lr"] = float(task.rates[0].now) if task.rates else task.dense.lr
     share = (draws.steps - first) / draws.steps
-    return report | {"interactions/s": share * len(draws.pairs.user) / seconds if seconds else 0.0}
+    return report | {"interactions/s": share * draws.pairs.total / seconds if seconds else 0.0}
 
 
 def _request(tracker: Tracker, checkpoints: Checkpoints | None, engine: Engine) -> int:

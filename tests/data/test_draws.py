@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import itertools
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
-from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, mix, normal, order
+from m3dist.data import shards
+from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, mix, normal, order, scattered
 
-N, U, I = 103, 40, 17
-USER, ITEM = torch.arange(N) % U, (torch.arange(N) * 7 % I).int()
+N, U, I = 1003, 40, 17
+USER, ITEM = (torch.arange(N) * U // N), (torch.arange(N) * 7 % I).int()
+BOUNDS = shards.starts(torch.bincount(USER, minlength=U).numpy())
+DRAWN = [field.name for field in fields(Batch) if field.name != "gather"]
 
 
-def drawn(plan: Plan, size: int = 25, groups: int = 1, part: tuple[int, int] = (0, 1), **more: Any) -> Draws:
+def drawn(plan: Plan, size: int = 250, groups: int = 1, part: tuple[int, int] = (0, 1), **more: Any) -> Draws:
     device = more.pop("device", "cpu")
     pool = more.pop("pool", None)
-    pairs = Pairs(USER.to(device), ITEM.to(device), U, I, pool)
-    return Draws(pairs, plan, Layout.of(size, groups, *part), more.pop("key", 5))
+    mine = shards.part(BOUNDS, *part)
+    pairs = Pairs(USER[mine.pairs].to(device), ITEM[mine.pairs].to(device), U, I, pool, mine)
+    return Draws(pairs, plan, Layout.of(N, size, groups, mine.pairs), more.pop("key", 5))
+
+
+def numbers(batch: Batch, draws: Draws) -> list[int]:
+    """The interactions of a worker's batch by their numbers among all."""
+    return (batch.index_Pb[batch.valid_Pb] + draws.pairs.shards[0]).tolist()
 
 
 def epoch(draws: Draws, number: int = 0) -> list[Batch]:
@@ -40,10 +50,29 @@ def test_mix_is_splitmix64() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 1000, (1 << 20) + 5])
-def test_an_order_is_a_permutation(n: int) -> None:
-    got = order(n, 3, torch.device("cpu"))
-    assert torch.equal(got.sort().values, torch.arange(n))
+@pytest.mark.parametrize("bounds", [[0, 1], [0, 0, 2, 2], [5, 700, 1005], [0, (1 << 20) + 5], [3, 1 << 20, 3 << 19]])
+def test_an_order_is_a_permutation_of_each_shard(bounds: list[int]) -> None:
+    got, n = torch.cat([*order(bounds, 3, torch.device("cpu"))]), bounds[-1] - bounds[0]
+    assert len(got) == n
+    for low, high in itertools.pairwise(x - bounds[0] for x in bounds):
+        assert torch.equal(got[low:high].sort().values, torch.arange(low, high))
+    if n > 100:
+        assert (got != torch.arange(n)).double().mean() > 0.9
+
+
+def test_the_order_of_a_shard_does_not_depend_on_the_others_of_a_worker() -> None:
+    whole = torch.cat([*order([0, 40, 90, 100], 3, torch.device("cpu"))])
+    assert torch.equal(torch.cat([*order([40, 90], 3, torch.device("cpu"))]) + 40, whole[40:90])
+
+
+@pytest.mark.parametrize("count", [3, 128, 1000])
+def test_numbers_are_scattered_alike_whoever_holds_them(count: int) -> None:
+    whole = scattered(slice(0, 50_000), count, 7)
+    assert whole.dtype == (torch.int8 if count <= 128 else torch.int16)
+    assert torch.equal(scattered(slice(40_001, 40_100), count, 7), whole[40_001:40_100])
+    share_C = torch.bincount(whole, minlength=count) / len(whole)
+    assert len(share_C) == count
+    assert (share_C * count - 1).abs().max() < 6 * (count / len(whole)) ** 0.5
 
 
 def test_orders_of_two_epochs_and_of_two_keys_differ() -> None:
@@ -60,7 +89,7 @@ def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
     batches = epoch(drawn(Plan(2), groups=groups))
     seen = torch.cat([x.index_Pb[x.valid_Pb] for x in batches])
     assert sorted(seen.tolist()) == list(range(N))
-    assert [int(x.size) for x in batches] == [25, 25, 25, 25, 3]
+    assert [int(x.size) for x in batches] == [201, 201, 201, 200, 200]
     assert len({x.index_Pb.shape for x in batches}) == 1
     for batch in batches:
         there, index = batch.valid_Pb, batch.index_Pb[batch.valid_Pb].long()
@@ -70,7 +99,7 @@ def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
         assert (batch.user_Pb[~there] == U).all()
         assert (batch.item_Pb[~there] == I).all()
         count_P = there.sum(1)
-        assert count_P.max() - count_P.min() <= 1  # of the last batch too
+        assert count_P.max() - count_P.min() <= 2
 
 
 @pytest.mark.parametrize("groups", [1, 4, 7])
@@ -78,33 +107,53 @@ def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
 def test_workers_parts_make_the_global_batch(world: int, groups: int) -> None:
     """Every interaction is some worker's, and meets the negatives of its group there."""
 
-    def samples(batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
-        rows = zip(batch.index_Pb, batch.valid_Pb, batch.negative, strict=True)
-        return [(i, tuple(negative.tolist())) for index, there, negative in rows for i in index[there].tolist()]
+    def samples(batch: Batch, draws: Draws) -> list[tuple[int, tuple[int, ...]]]:
+        each = batch.negative.unsqueeze(1).expand(*batch.valid_Pb.shape, -1)[batch.valid_Pb]
+        return [*zip(numbers(batch, draws), map(tuple, each.tolist()), strict=True)]
 
-    whole = epoch(drawn(Plan(6), groups=groups), 2)
-    parts = [epoch(drawn(Plan(6), groups=groups, part=(rank, world)), 2) for rank in range(world)]
-    for step, batch in enumerate(whole):
+    alone = drawn(Plan(6), groups=groups)
+    workers = [drawn(Plan(6), groups=groups, part=(rank, world)) for rank in range(world)]
+    parts = [epoch(draws, 2) for draws in workers]
+    for step, batch in enumerate(epoch(alone, 2)):
         mine = [part[step] for part in parts]
-        assert sorted(x for part in mine for x in samples(part)) == sorted(samples(batch))
+        found = [x for part, draws in zip(mine, workers, strict=True) for x in samples(part, draws)]
+        assert sorted(found) == sorted(samples(batch, alone))
         for part in mine:
             assert torch.equal(part.size, batch.size)
-            assert sorted(part.user_B.tolist()) == sorted(batch.user_Pb.view(-1).tolist())[: len(part.user_B)]
             assert torch.equal(part.negative_B, batch.negative_B)
+
+
+def test_the_global_batch_is_gathered_from_workers() -> None:
+    """Every shard gives as much to each step as to another, but for one interaction."""
+    alone, parts = drawn(Plan(6)), [drawn(Plan(6), part=(rank, 3)) for rank in range(3)]
+    per_step = []
+    for step in range(alone.steps):
+        batches = []
+        for draws in (alone, *parts):
+            draws.seek(1, step)
+            batches.append(draws.draw())
+        whole, *mine = batches
+        rows = [torch.stack([x.user_Pb.flatten(), x.item_Pb.flatten()], dim=1).int() for x in mine]
+        gathered = replace(mine[1], gather=lambda x, rows=rows: torch.cat(rows))
+        for got, want, nobody in ((gathered.user_B, whole.user_B, U), (gathered.item_B, whole.item_B, I)):
+            assert sorted(got[got < nobody].tolist()) == sorted(want[want < nobody].tolist())
+        per_step.append([int(x.valid_Pb.sum()) for x in mine])
+    for counts in zip(*per_step, strict=True):
+        assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_parts_with_negatives_of_each_positive(world: int) -> None:
-    def samples(batch: Batch) -> list[tuple[int, tuple[int, ...]]]:
-        rows = zip(batch.index_Pb[0], batch.negative[0], batch.valid_Pb[0], strict=True)
-        return [(int(index), tuple(negative.tolist())) for index, negative, there in rows if there]
+    def samples(batch: Batch, draws: Draws) -> list[tuple[int, tuple[int, ...]]]:
+        return [*zip(numbers(batch, draws), map(tuple, batch.negative[batch.valid_Pb].tolist()), strict=True)]
 
-    plan = Plan(4, per_positive=True)
-    whole = epoch(drawn(plan))
-    parts = [epoch(drawn(plan, part=(rank, world))) for rank in range(world)]
-    for step, batch in enumerate(whole):
-        assert batch.negative.shape == (1, 25, 4)
-        assert sorted(x for part in parts for x in samples(part[step])) == sorted(samples(batch))
+    alone = drawn(Plan(4, per_positive=True))
+    workers = [drawn(Plan(4, per_positive=True), part=(rank, world)) for rank in range(world)]
+    parts = [epoch(draws) for draws in workers]
+    for step, batch in enumerate(epoch(alone)):
+        assert batch.negative.shape == (1, 201, 4)
+        found = [x for part, draws in zip(parts, workers, strict=True) for x in samples(part[step], draws)]
+        assert sorted(found) == sorted(samples(batch, alone))
 
 
 def test_negatives_of_a_group_come_from_equal_stretches() -> None:
@@ -155,8 +204,8 @@ def test_a_step_depends_on_where_it_is_alone() -> None:
     want = epoch(walked, 1)[3]
     jumped.seek(1, 3)
     got = jumped.draw()
-    for field in fields(Batch):
-        assert torch.equal(getattr(got, field.name), getattr(want, field.name)), field.name
+    for name in DRAWN:
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
 
 
 @pytest.mark.parametrize("plan", [Plan(3, neighbours=4, columns=2, hashes=2), Plan(3, per_positive=True)])
@@ -175,5 +224,5 @@ def test_on_a_device_the_same_bits_without_waiting(counted: Any, plan: Plan, par
     assert (counted.waits, counted.copies) == (0, 0)
     assert counted.launches <= 60 * there.steps
     for a, b in zip(got, want, strict=True):
-        for field in fields(Batch):
-            assert torch.equal(getattr(a, field.name).cpu(), getattr(b, field.name)), field.name
+        for name in DRAWN:
+            assert torch.equal(getattr(a, name).cpu(), getattr(b, name)), name

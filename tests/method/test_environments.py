@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from m3dist.config import Config, load
 from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
+from m3dist.data.shards import Part
+from m3dist.distributed.engine import Engine
 from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, Trained, gamma_of
-from m3dist.method.executors import alive
 from m3dist.method.invariance import State, refill
 from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
@@ -257,19 +258,17 @@ def test_an_interrupt_is_heard_between_steps(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("empty", ["reseed", "drop"])
 def test_empty_environments(empty: str) -> None:
-    """Each gets a random quarter of the interactions, or stays empty; they are reported either way."""
+    """Each gets a quarter of the interactions, those that were drawn for it, or stays empty."""
     settings = load(None, ["invariance.environments=4", f"invariance.empty={empty}"]).invariance
-    environment_n = torch.tensor([0, 2] * 6)
+    environment_n, drawn_n = torch.tensor([0, 2] * 6), torch.arange(4).repeat(3)
     before = environment_n.clone()
-    got, found = refill(environment_n, settings, torch.Generator().manual_seed(0))
-    assert found == [1, 3]
+    got = refill(environment_n, [1, 3], settings, drawn_n)
     assert torch.equal(environment_n, before)  # is not overwritten
-    counts = torch.bincount(got, minlength=4).tolist()
-    assert counts[1::2] == ([3, 3] if empty == "reseed" else [0, 0])
-    assert sum(counts) == 12
-    assert alive(got, 4) == ([0, 1, 2, 3] if empty == "reseed" else [0, 2])
-    full = torch.arange(4).repeat(3)
-    assert refill(full, settings, torch.Generator())[0] is full
+    assert torch.bincount(got, minlength=4).tolist() == ([3, 3, 3, 3] if empty == "reseed" else [6, 0, 6, 0])
+    assert refill(before, [], settings, drawn_n) is before
+
+
+HUNDRED = Part((0, 10), (0, 100), 100)  # interactions, all of one worker
 
 
 class Movers:
@@ -286,7 +285,7 @@ class Movers:
         for x in environment:
             new = x.clone()
             new[: self.moves[round_]] = (new[: self.moves[round_]] + 1) % 3
-            out.append(new.int())
+            out.append(new)
         return out
 
     def masks(self, logits: list[torch.Tensor], environment: list[torch.Tensor], round_: int) -> list[Any]:
@@ -295,8 +294,8 @@ class Movers:
 
 
 def test_rounds_end_when_hardly_anything_moves() -> None:
-    settings = load(None, [*SMALL, "invariance.rounds=9", "invariance.moved=0.05"]).invariance
-    state, executor = State(settings, 0, [5, 4], 100), Movers([50, 10, 4, 50])
+    config = load(None, [*SMALL, "invariance.rounds=9", "invariance.moved=0.05"])
+    state, executor = State(config, [5, 4], HUNDRED, Engine()), Movers([50, 10, 4, 50])
     reports = []
     while not state.done:
         reports.append(state.round(executor))
@@ -306,14 +305,31 @@ def test_rounds_end_when_hardly_anything_moves() -> None:
     torch.testing.assert_close(state.masks()[0], torch.full((5,), 1.0).sigmoid())  # renewed in each round
     assert executor.given == [[0.0] * 5] * 3
     assert executor.psi == pytest.approx([0.5, *[1 - 1 / (1 + math.exp(-1))] * 2])  # 1 - m of the round before
-    later = State(settings, 0, [5, 4], 100)
+    later = State(config, [5, 4], HUNDRED, Engine())
     later.load(state.tensors(), state.history)
     assert later.done
     for a, b in zip([*state.environment, *state.logits], [*later.environment, *later.logits], strict=True):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("empty", ["reseed", "drop"])
+def test_a_round_reports_which_environments_nothing_moved_to(empty: str) -> None:
+    """Of 3 environments, into the first of which all interactions of both representations move."""
+    config = load(None, [*SMALL, f"invariance.empty={empty}"])
+    state, executor = State(config, [5, 4], HUNDRED, Engine()), Movers([0])
+    executor.environments = lambda psi, environment, round_: [torch.zeros_like(x) for x in environment]  # type: ignore
+    report = state.round(executor)
+    assert state.history[0]["empty"] == {"0": [1, 2], "1": [1, 2]}
+    sizes = [[report[f"{r}/environment {e}"] for e in range(3)] for r in range(2)]
+    assert [sum(x) for x in sizes] == [100, 100]
+    if empty == "drop":
+        assert sizes == [[100, 0, 0]] * 2
+    else:
+        assert all(20 <= size <= 47 for x in sizes for size in x)  # about a third each
+        assert not torch.equal(*state.environment)
+
+
 def test_without_rounds_masks_keep_everything() -> None:
-    state = State(load(None, [*SMALL, "invariance.rounds=0"]).invariance, 0, [5, 4], 100)
+    state = State(load(None, [*SMALL, "invariance.rounds=0"]), [5, 4], HUNDRED, Engine())
     assert state.done
     assert [mask.tolist() for mask in state.masks()] == [[1.0] * 5, [1.0] * 4]

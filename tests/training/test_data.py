@@ -88,15 +88,17 @@ def test_where_all_items_have_interactions_there_is_no_pool(planted_root: Path) 
 def test_a_worker_holds_its_part_of_the_rows_where_tables_are_sharded(dataset: Dataset) -> None:
     users = torch.tensor([2, 0, 1, 0])
     parts = [DeviceData(dataset, Engine(rank, 2), sharded=True) for rank in range(2)]
-    assert [part.bounds(3) for part in parts] == [(0, 1), (1, 3)]
-    assert [part.mine(users).tolist() for part in parts] == [[False, True, False, True], [True, False, True, False]]
+    assert [part.bounds(0) for part in parts] == [(0, 0), (0, 3)]  # of so few interactions there is one shard of users
+    assert [part.bounds(1) for part in parts] == [(0, 2), (2, 4)]
+    assert [part.mine(users).tolist() for part in parts] == [[False] * 4, [True] * 4]
+    assert [len(part.pairs[0]) for part in parts] == [0, 6]
     for data in (
         DeviceData(dataset, Engine(), sharded=True),
         DeviceData(dataset, Engine(1, 2)),
     ):  # alone, or replicated
         assert not data.sharded
-        assert data.bounds(3) is None
-        assert data.mine(users).all()
+        assert data.bounds(0) is None
+    assert DeviceData(dataset, Engine(), sharded=True).mine(users).all()
 
 
 def test_columns_have_mean_zero_and_variance_one() -> None:

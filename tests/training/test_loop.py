@@ -29,7 +29,7 @@ class OneNumber:
         self.dense = Engine().wrap(self.layer, [{"params": list(self.layer.parameters()), "lr": lr}])
         self.tables: dict = {}
         ids = torch.arange(8)
-        self.draws = Draws(Pairs(ids, ids, 8, 8), Plan(1), Layout.of(size), 0)
+        self.draws = Draws(Pairs(ids, ids, 8, 8), Plan(1), Layout.of(8, size), 0)
         self.lr = Rate(2 * lr, torch.device("cpu"))
         self.rates = [self.lr]
         self.seen: list[tuple[float, float]] = []
