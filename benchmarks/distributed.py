@@ -144,7 +144,7 @@ def startup(folder: Path) -> Iterator[Row]:
     yield Row("startup", "seconds until a stage can step, ml1m", values)
 
 
-def nothing(engine: Engine, tracker: Tracker, shared: Any) -> None:
+def nothing(engine: Engine, tracker: Tracker) -> None:
     """Work of a Ray Train run that only starts and ends."""
 
 

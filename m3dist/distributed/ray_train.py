@@ -37,21 +37,19 @@ from m3dist.training.tracking import Heard, Interrupts, RunFailed, Tracker
 
 __all__ = ["Task", "check", "connect", "least_workers", "per_worker", "require", "run"]
 
-Work = Callable[[Engine, Tracker, Any], None]
+Work = Callable[[Engine, Tracker], None]
 _ENDS = {kind.__name__: kind for kind in (Stopped, KeyboardInterrupt, FloatingPointError, ValueError, RunFailed)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the workers of a run compute: work(engine, tracker, shared), on each of them.
+    """What the workers of a run compute: work(engine, tracker), on each of them.
 
-    name: of the Ray Train run, as Ray's dashboard shows it. shared: arrays that all workers read; they are in the
-    object store once, and on every node once, without copies.
+    name: of the Ray Train run, as Ray's dashboard shows it.
     """
 
     work: Work
     name: str
-    shared: Any = None
 
 
 def _worker(loop: dict[str, Any]) -> None:
@@ -68,7 +66,7 @@ def _worker(loop: dict[str, Any]) -> None:
     mine = WorkerTracker(config.out, Remote(relay), loop["listens"], world) if rank == 0 else Tracker(None)
     try:
         with mine as tracker:
-            loop["work"](engine, tracker, ray.get(loop["shared"]))
+            loop["work"](engine, tracker)
     except (Stopped, KeyboardInterrupt, FloatingPointError) as end:  # all workers come here together
         if rank == 0:
             ray.get(relay.finish.remote(type(end).__name__, str(end)))
@@ -104,10 +102,9 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
-    shared = ray.put(task.shared)
     try:
         for attempt in range(placement.failures(config) + 1):
-            trainer = _trainer(task, config, relay, shared, callbacks is not None)
+            trainer = _trainer(task, config, relay, callbacks is not None)
             driver = _Driver(relay, tracker, callbacks, watch)
             end, error = driver.follow(trainer)
             if end is not None:
@@ -125,9 +122,9 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
             storage.remove()
 
 
-def _trainer(task: Task, config: Config, relay: Any, shared: Any, listens: bool) -> TorchTrainer:
+def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> TorchTrainer:
     storage = Folder(config.out) / "ray"
-    loop = {"config": config, "relay": relay, "work": task.work, "listens": listens, "shared": shared}
+    loop = {"config": config, "relay": relay, "work": task.work, "listens": listens}
     growth = {"elastic_resize_monitor_interval_s": config.cluster.resize_seconds}
     return TorchTrainer(
         _worker,

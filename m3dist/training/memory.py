@@ -7,6 +7,23 @@ from m3dist.data.dataset import Dataset
 from m3dist.method import registry
 
 
+def interactions(config: Config, dataset: Dataset, workers: int = 1) -> int:
+    """Bytes that one of so many workers needs for interactions, at the most of all stages.
+
+    Of training interactions 12 each (user, item, and its place in an epoch's order), and in stage 2, which groups them
+    by item, 24 more and 3 of every representation (its environment, the new one, and both side by side); of held-out
+    ones 24, which lie sorted by user and in keys; of users 8, where their items begin; and of all items and users 8,
+    how many they have.
+    """
+    spec, modalities = registry.model(config.model), len(dataset.modalities)
+    stage2 = any(stage.name == "invariance" for stage in spec.planned(config)) and config.invariance.rounds
+    representations = (modalities + 1 if spec.members == "modalities" else 1) if stage2 else 0
+    each = 12 + (24 if stage2 else 0) + 3 * representations
+    held = dataset.size("val") + dataset.size("test")
+    own = each * dataset.size("train") + 24 * held + 3 * 8 * dataset.n_users
+    return own // workers + 8 * (dataset.n_users + dataset.n_items)
+
+
 def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     """Of each worker: tables with Adam's moments and the best copy, features, and one step's scores."""
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
@@ -23,7 +40,7 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     out = {
         "tables": members * table * 4 * 4 // owners,
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
-        "interactions": sum(dataset.size(s) for s in ("train", "val", "test")) * 24,
+        "interactions": interactions(config, dataset, 1 if spec.members == "nodes" else max(workers, 1)),
         "step": 4 * batch * negatives * 4,
         "ranking": 3
         * members

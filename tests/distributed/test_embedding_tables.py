@@ -11,6 +11,7 @@ from parallel_helpers import RUNS, STEPS, agree, engine_of, fitted, same_everywh
 
 from m3dist import pipeline
 from m3dist.config import Config, ConfigError
+from m3dist.data.dataset import Dataset
 from m3dist.data.parts import share
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.rows import RowTables, random_rows
@@ -107,7 +108,7 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
     (tables,) = (tmp_path / "many" / "artifacts").glob("merge-*")
     assert len([*tables.glob("rows-*")]) == world
     assert written[0].keys() == written[1].keys()
-    assert len(written[0]) == 6
+    assert len(written[0]) == 7
     for stage, tensors in written[0].items():
         assert tensors.keys() == written[1][stage].keys()
         for name, value in tensors.items():

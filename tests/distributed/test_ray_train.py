@@ -100,7 +100,7 @@ def test_callbacks_hear_workers_and_end_them(tmp_path: Path, alone: dict[str, An
 
 
 def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         raise ValueError("features of 'visual' are bad")
 
     config = small("workers=1", f"out={tmp_path}")
@@ -109,7 +109,7 @@ def test_bad_input_found_by_a_worker_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         raise FloatingPointError("align: the loss is nan")
 
     with pytest.raises(FloatingPointError, match="the loss is nan"):
@@ -119,7 +119,7 @@ def test_a_diverging_loss_ends_without_retries(tmp_path: Path) -> None:
 def test_an_error_of_a_worker_is_one_line_and_no_retry(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
 
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         with begun.open("a") as file:
             file.write("x")
         raise KeyError("lost\nin three\nlines")
@@ -133,7 +133,7 @@ def test_an_error_of_a_worker_is_one_line_and_no_retry(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     said: list[str] = []
@@ -151,7 +151,7 @@ def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> N
 
 
 def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         if not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             for process in psutil.Process(os.getppid()).children(recursive=True):  # of this session's raylet
@@ -194,7 +194,7 @@ def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     seen = tmp_path / "seen"
 
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not seen.exists():
             tracker.log("fine", 3, {"loss": 0.25})
@@ -225,7 +225,7 @@ def test_what_the_cluster_cannot_run_is_refused(values: list[str], says: str) ->
 
 
 def test_a_busy_cluster_is_waited_for_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(engine: Any, tracker: Any, shared: Any) -> None:
+    def work(engine: Any, tracker: Any) -> None:
         pass
 
     said: list[str] = []
