@@ -13,7 +13,7 @@ Shapes: n interactions, I items, d feature width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,10 +162,7 @@ class Dataset:
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; a data set has {', '.join(SPLITS)}")
         if split not in self.held:
-            table = pq.read_table(
-                self.whole("interactions.parquet"), columns=["user", "item"], filters=[("split", "=", split)]
-            )
-            self.held[split] = table["user"].to_numpy(), table["item"].to_numpy()
+            self.held[split] = self._read(split, (0, self.n_users))
         return self.held[split]
 
     def features(self, name: str) -> np.ndarray:
@@ -198,7 +195,7 @@ class Dataset:
         """Training interactions of each user and of each item, int64 [U] and [I]; never more than a block of them in
         memory at once."""
         users, items = np.zeros(self.n_users, dtype=np.int64), np.zeros(self.n_items, dtype=np.int64)
-        blocks = [self.held["train"]] if "train" in self.held else self._blocks("train", (0, self.n_users))
+        blocks = [self.held["train"]] if "train" in self.held else self._blocks("train", self._groups("train"))
         for user, item in blocks:
             low, high = (user[0], user[-1] + 1) if len(user) else (0, 0)
             users[low:high] += np.bincount(user - low)
@@ -212,6 +209,8 @@ class Dataset:
 
     def part(self, rank: int, world: int) -> Part:
         """The shards that worker `rank` of `world` owns."""
+        if world == 1:
+            self.interactions("train")  # which it will hold: they are read once
         return shards.part(self.shards, rank, world)
 
     def of_users(self, split: str, users: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -221,23 +220,35 @@ class Dataset:
             user, item = self.interactions(split)
             return tuple(x[slice(*np.searchsorted(user, users))] for x in (user, item))  # type: ignore[return-value]
         if (split, users) not in self._parts:
-            found = [*self._blocks(split, users)]
-            user, item = (np.concatenate([block[at] for block in found]) for at in (0, 1))
-            self._parts[split, users] = user, item
+            self._parts[split, users] = self._read(split, users)
         return self._parts[split, users]
 
-    def _blocks(self, split: str, users: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Users and items of some users' interactions in a split, row group by row group; at least one block."""
-        yield np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32)
-        with pq.ParquetFile(self.whole("interactions.parquet")) as file:
-            for group in range(file.num_row_groups):
-                if not _may_hold(file.metadata.row_group(group), split, users):
-                    continue
-                table = file.read_row_group(group, columns=["user", "item", "split"])
-                kept = pc.equal(table["split"].cast(pa.string()), split).to_numpy()
-                user, item = table["user"].to_numpy(), table["item"].to_numpy()
-                kept &= (user >= users[0]) & (user < users[1])
-                yield user[kept], item[kept]
+    def _read(self, split: str, users: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of some users' interactions in a split, beside which one row group is in memory at most."""
+        groups = self._groups(split, users)
+        user_n, item_n = (np.empty(sum(groups.values()), dtype=np.int32) for _ in range(2))  # of what they may hold
+        n = 0
+        for user, item in self._blocks(split, groups):
+            mine = slice(*np.searchsorted(user, users))
+            end = n + mine.stop - mine.start
+            user_n[n:end], item_n[n:end] = user[mine], item[mine]
+            n = end
+        return user_n[:n], item_n[:n]
+
+    def _groups(self, split: str, users: tuple[int, int] | None = None) -> dict[int, int]:
+        """The row groups that may hold interactions of these users in a split, and how many rows each has."""
+        found = pq.read_metadata(self.whole("interactions.parquet"))
+        each = {number: found.row_group(number) for number in range(found.num_row_groups)}
+        wanted = users or (0, self.n_users)
+        return {number: group.num_rows for number, group in each.items() if _may_hold(group, split, wanted)}
+
+    def _blocks(self, split: str, groups: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Users and items of a split's interactions, row group by row group."""
+        with pq.ParquetFile(self.root / "interactions.parquet") as file:
+            for number in groups:
+                table = file.read_row_group(number, columns=["user", "item", "split"])
+                kept = pc.equal(table["split"].cast(pa.string()), split)
+                yield table["user"].filter(kept).to_numpy(), table["item"].filter(kept).to_numpy()
 
 
 def _may_hold(group: pq.RowGroupMetaData, split: str, users: tuple[int, int]) -> bool:
