@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def test_a_run_reads_every_split_once_and_sorts_it_once(
     reads: list[str] = []
     sorts: list[str] = []
     orders: list[int] = []
-    real, real_order = pq.ParquetFile.read_row_group, draws.order
+    real, real_order = pq.ParquetFile.iter_batches, draws.order
 
     def order(shards: Sequence[int], key: int, device: torch.device) -> list[torch.Tensor]:
         before = [*sorts]
@@ -172,11 +172,11 @@ def test_a_run_reads_every_split_once_and_sorts_it_once(
         orders.append(key)
         return made
 
-    def read(file: pq.ParquetFile, group: int, *arguments: Any, **options: Any) -> Any:
-        table = real(file, group, *arguments, **options)
-        if "split" in table.column_names:
-            reads.extend(table["split"].unique().to_pylist())
-        return table
+    def read(file: pq.ParquetFile, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for batch in real(file, *arguments, **options):
+            if "split" in batch.schema.names:
+                reads.extend(batch["split"].unique().to_pylist())
+            yield batch
 
     def watched(owner: Any, name: str) -> None:
         sort = getattr(owner, name)
@@ -189,7 +189,7 @@ def test_a_run_reads_every_split_once_and_sorts_it_once(
 
         monkeypatch.setattr(owner, name, call)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", read)
     monkeypatch.setattr(draws, "order", order)
     for owner in (np, torch, torch.Tensor):
         for name in ("lexsort", "argsort", "sort", "unique", "msort"):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+_BLOCK, _ROWS = 1 << 20, 1 << 16  # interactions that are counted at once, and that are read
 
 
 class DataError(ValueError):
@@ -195,12 +196,20 @@ class Dataset:
         """Training interactions of each user and of each item, int64 [U] and [I]; never more than a block of them in
         memory at once."""
         users, items = np.zeros(self.n_users, dtype=np.int64), np.zeros(self.n_items, dtype=np.int64)
-        blocks = [self.held["train"]] if "train" in self.held else self._blocks("train", self._groups("train"))
-        for user, item in blocks:
+        for user, item in self._train():
             low, high = (user[0], user[-1] + 1) if len(user) else (0, 0)
             users[low:high] += np.bincount(user - low)
             items += np.bincount(item, minlength=self.n_items)
         return users, items
+
+    def _train(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The training interactions, held or read, in blocks."""
+        if "train" not in self.held:
+            yield from self._blocks("train", self._groups("train"))
+            return
+        user, item = self.held["train"]
+        for start in range(0, len(user), _BLOCK):
+            yield user[start : start + _BLOCK], item[start : start + _BLOCK]
 
     @cached_property
     def shards(self) -> tuple[np.ndarray, np.ndarray]:
@@ -218,18 +227,19 @@ class Dataset:
         of a file, only the row groups that may hold some are read."""
         if split in self.held or users == (0, self.n_users):
             user, item = self.interactions(split)
-            return tuple(x[slice(*np.searchsorted(user, users))] for x in (user, item))  # type: ignore[return-value]
+            mine = _of(users, user)
+            return user[mine], item[mine]
         if (split, users) not in self._parts:
             self._parts[split, users] = self._read(split, users)
         return self._parts[split, users]
 
     def _read(self, split: str, users: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items of some users' interactions in a split, beside which one row group is in memory at most."""
+        """Users and items of some users' interactions in a split; of others only a block is in memory at a time."""
         groups = self._groups(split, users)
         user_n, item_n = (np.empty(sum(groups.values()), dtype=np.int32) for _ in range(2))  # of what they may hold
         n = 0
         for user, item in self._blocks(split, groups):
-            mine = slice(*np.searchsorted(user, users))
+            mine = _of(users, user)
             end = n + mine.stop - mine.start
             user_n[n:end], item_n[n:end] = user[mine], item[mine]
             n = end
@@ -243,12 +253,17 @@ class Dataset:
         return {number: group.num_rows for number, group in each.items() if _may_hold(group, split, wanted)}
 
     def _blocks(self, split: str, groups: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Users and items of a split's interactions, row group by row group."""
+        """Users and items of a split's interactions, in small blocks."""
         with pq.ParquetFile(self.root / "interactions.parquet") as file:
-            for number in groups:
-                table = file.read_row_group(number, columns=["user", "item", "split"])
-                kept = pc.equal(table["split"].cast(pa.string()), split)
-                yield table["user"].filter(kept).to_numpy(), table["item"].filter(kept).to_numpy()
+            columns = ["user", "item", "split"]
+            for batch in file.iter_batches(_ROWS, [*groups], columns, use_threads=False):
+                kept = pc.equal(batch["split"].cast(pa.string()), split)
+                yield batch["user"].filter(kept).to_numpy(), batch["item"].filter(kept).to_numpy()
+
+
+def _of(users: tuple[int, int], user_n: np.ndarray) -> slice:
+    """Where users from the first to before the second stand among ascending ones."""
+    return slice(*np.searchsorted(user_n, np.array(users, dtype=user_n.dtype)))  # of another type all would be copied
 
 
 def _may_hold(group: pq.RowGroupMetaData, split: str, users: tuple[int, int]) -> bool:

@@ -59,11 +59,10 @@ class Seen:
     ) -> Seen:
         """Of (user, item) pairs; those of a prepared split are in order already and are neither sorted nor copied."""
         user, item = pairs
-        if len(user) > 1 and bool((np.diff(user) < 0).any() or ((np.diff(user) == 0) & (np.diff(item) < 0)).any()):
+        if not _in_order(user, item):
             order = np.lexsort((item, user))
             user, item = user[order], item[order]
-        bounds = np.zeros(n_users + 1, dtype=np.int64)
-        np.cumsum(np.bincount(user - low, minlength=n_users), out=bounds[1:])
+        bounds = np.searchsorted(user, np.arange(low, low + n_users + 1, dtype=user.dtype)).astype(np.int64)
         return Seen(torch.from_numpy(bounds).to(device), shared(item).to(device), bounds, low)
 
     def only(self, kept_I: np.ndarray) -> Seen:
@@ -103,6 +102,15 @@ class Seen:
         row = torch.repeat_interleave(count_u, output_size=total)
         first = self.bounds[users.there_u - self.low] - (count_u.cumsum(0) - count_u)
         return row, self.item[first[row] + torch.arange(total, device=row.device)].long()
+
+
+def _in_order(user: np.ndarray, item: np.ndarray, block: int = 1 << 20) -> bool:
+    """Whether pairs are sorted by user and item."""
+    for start in range(0, len(user), block):
+        u, i = (x[start : start + block + 1] for x in (user, item))
+        if not ((u[1:] > u[:-1]) | ((u[1:] == u[:-1]) & (i[1:] >= i[:-1]))).all():
+            return False
+    return True
 
 
 class Mask:

@@ -11,17 +11,18 @@ def interactions(config: Config, dataset: Dataset, workers: int = 1) -> int:
     """Bytes that one of so many workers needs for interactions, at the most of all stages.
 
     Of training interactions 12 each (user, item, and its place in an epoch's order), and in stage 2, which groups them
-    by item, 24 more and 3 of every representation (its environment, the new one, and both side by side); of held-out
-    ones 24, which lie sorted by user and in keys; of users 8, where their items begin; and of all items and users 8,
-    how many they have.
+    by item, 32 more and 3 of every representation (its environment, the new one, and both side by side); of held-out
+    ones 24, which lie sorted by user and in keys; of users 8, where their items begin; of all items and users 8, how
+    many they have; and 64 of the block that is sorted at once.
     """
     spec, modalities = registry.model(config.model), len(dataset.modalities)
     stage2 = any(stage.name == "invariance" for stage in spec.planned(config)) and config.invariance.rounds
     representations = (modalities + 1 if spec.members == "modalities" else 1) if stage2 else 0
-    each = 12 + (24 if stage2 else 0) + 3 * representations
+    each = 12 + (32 if stage2 else 0) + 3 * representations
     held = dataset.size("val") + dataset.size("test")
     own = each * dataset.size("train") + 24 * held + 3 * 8 * dataset.n_users
-    return own // workers + 8 * (dataset.n_users + dataset.n_items)
+    block = 64 * min(1 << 18, dataset.size("train") // workers)
+    return own // workers + block + 8 * (dataset.n_users + dataset.n_items)
 
 
 def predict(config: Config, dataset: Dataset) -> dict[str, int]:

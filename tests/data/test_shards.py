@@ -54,14 +54,14 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 
 def test_a_worker_reads_the_row_groups_of_its_users_alone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    real = pq.ParquetFile.read_row_group
+    real = pq.ParquetFile.iter_batches
 
-    def counted(file: pq.ParquetFile, group: int, *arguments: object, **options: object) -> object:
-        read.append(group)
-        return real(file, group, *arguments, **options)
+    def counted(file: pq.ParquetFile, size: int, groups: list[int], *arguments: object, **options: object) -> object:
+        read.extend(groups)
+        return real(file, size, groups, *arguments, **options)
 
     _ = dataset.shards
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     found = {}
     for split in ("train", "val", "test"):
         for part in (dataset.part(rank, 3) for rank in range(3)):
