@@ -14,6 +14,25 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("M", [1, 3])
+def test_many_ids_are_summed_by_parts_on_a_device(counted: Any, M: int) -> None:
+    """Most of them in one slot, which would keep one thread of a GPU busy, and in the spare row."""
+    n = 300
+    ids = torch.randint(n, (20_000,), generator=torch.Generator().manual_seed(1))
+    ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(2))[:14_000]] = 7
+    ids[-3_000:] = n
+    x = randn(M, len(ids), 5)
+    here, device_ids, device_x = distinct(ids, n), ids.to("standin"), x.to("standin")
+    counted.clear()
+    got = distinct(device_ids, n).sum(device_x)
+    assert counted.by_name["_embedding_bag_forward_only"] + counted.by_name["_embedding_bag"] == 2
+    assert (counted.waits, counted.copies) == (0, 0)
+    R = len(here.ids_R)
+    want = torch.zeros(M, R, 5, dtype=torch.float64).index_add_(1, here.slot_L, x.double())
+    torch.testing.assert_close(got.cpu()[:, :R].double(), want, rtol=1e-5, atol=1e-4)
+    assert not got.cpu()[:, R:].any()
+
+
 @pytest.mark.parametrize("ids", [[3, 1, 3, 9, 9, 0], [5], [4, 4, 4], [9, 2], [*range(10)]])
 def test_distinct(ids: list[int]) -> None:
     slots = distinct(torch.tensor(ids), 9)
