@@ -27,7 +27,7 @@ def names(*values: str) -> list[tuple[Any, ...]]:
 
 def test_candidates_are_all_that_the_config_leaves_open() -> None:
     taus, l2s = race.TEMPERATURES, race.CONTENT
-    others = [("ultragcn", l2) for l2 in race.ROWS]
+    others = [("ultragcn", 0.03)]
     assert names() == [*(("softmax", tau, l2) for tau in taus for l2 in l2s), *others]
     assert names("backbone.tau=0.3") == [*(("softmax", 0.3, l2) for l2 in l2s), *others]
     assert names("backbone.projection_l2=0.5") == [*(("softmax", tau, 0.5) for tau in taus), *others]
@@ -47,11 +47,11 @@ def test_what_follows_the_loss_follows_each_candidates_own() -> None:
 @pytest.mark.parametrize(
     ("interactions", "values", "epochs"),
     [
-        (1_000_000, ["merge.epochs=20"], 4),  # a fifth of them
+        (1_000_000, ["merge.epochs=20"], 3),  # 15 % of them
         (100_000, ["merge.epochs=20"], 7),  # 49 steps each: 300 of them
         (1000, ["merge.epochs=20"], 20),  # no more than stage 3 has
         (1000, ["merge.epochs=20", "race.steps=5", "race.share=0.5"], 10),
-        (1000, ["merge.epochs=20", "race.steps=5", "merge.batch_size=100"], 4),
+        (1000, ["merge.epochs=20", "race.steps=5", "merge.batch_size=100"], 3),
         (1000, ["merge.epochs=2", "race.steps=1"], 1),
         (1000, [], 300),  # auto: 1,500 steps
     ],
@@ -98,8 +98,8 @@ def test_losses_that_are_close_have_a_longer_fit(
     planted_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.l2=0.03", "race.share=0.1", "race.steps=1"]
-    values.append("merge.epochs=100")
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "race.share=0.1", "race.steps=1"]
+    values += ["merge.epochs=100", "backbone.id_dropout=0"]
     asked: list[tuple[str, int]] = []
 
     def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
@@ -115,6 +115,29 @@ def test_losses_that_are_close_have_a_longer_fit(
     assert len(meta["tried"]) == len(asked)
 
 
+@pytest.mark.parametrize(("dropping", "want"), [(0.31, race.DROPOUT), (0.3, 0.0)])
+def test_ids_are_left_out_where_the_best_softmax_gains_by_it(
+    dropping: float, want: float, planted_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
+        backbone = task.members.config
+        if backbone.loss == "softmax":
+            asked.append((backbone.tau, backbone.id_dropout))
+        return {"ndcg@10": dropping if backbone.id_dropout else 0.3 if backbone.tau == 0.4 else 0.2}
+
+    monkeypatch.setattr(race, "fit", fit)
+    meta = race.run(Context(Dataset(planted_root), load(None, ["backbone.projection_l2=0.01"]))).meta
+    assert asked == [(0.2, 0.0), (0.4, 0.0), (0.4, race.DROPOUT)]
+    assert (meta["backbone"]["loss"], meta["backbone"]["tau"]) == ("softmax", 0.4)
+    assert meta["backbone"]["id_dropout"] == want
+    asked.clear()
+    given = race.run(Context(Dataset(planted_root), load(None, ["backbone.tau=0.4", "backbone.id_dropout=0.1"]))).meta
+    assert set(asked) == {(0.4, 0.1)}
+    assert given["backbone"]["id_dropout"] == 0.1
+
+
 def shapes(run: dict[str, Any], config: Config) -> dict[str, tuple[int, ...]]:
     """Of the users' rows that stages left."""
     store = pipeline.artifact_store(config)
@@ -128,14 +151,15 @@ def test_later_stages_train_with_the_winner(
 ) -> None:
     """A softmax so cold that it sees one negative loses, and so does UltraGCN's loss with next to no positives."""
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
-    values += (f"backbone.negative_weight={negative_weight}", "backbone.l2=0.03", "race.steps=160")
+    values += (f"backbone.negative_weight={negative_weight}", "race.steps=160")
+    values += ("backbone.id_dropout=0",)
     values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
     config = small(tmp_path, *values)
     run = pipeline.run(config)
     assert list(run["stages"]) == ["race", "align", "invariance", "selection", "merge"]
     _, meta = pipeline.artifact_store(config).load("race", run["keys"]["race"])
     best, metric = max(meta["tried"].items(), key=lambda pair: pair[1])
-    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn l2 0.03"}
+    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn"}
     assert set(meta["tried"]) == set(name.values())
     assert best == name[winner]
     assert meta["metric"] == "ndcg@5"
