@@ -55,11 +55,14 @@ class Slots:
     def _parts(self) -> tuple[Tensor, Tensor]:
         """Where parts of slots begin in order_L [P], ascending, and the first part of every slot [R].
 
-        No part has more than _PART ids. Some have none, so that P follows from L and R.
+        No part has more than _PART ids. Some have none, so that P follows from L and R: the last ones, one for every
+        slot that no id needs.
         """
-        every = torch.arange(0, len(self.order_L), _PART, device=self.start_R.device)
+        L, R = len(self.order_L), len(self.start_R)
+        every = torch.arange(0, L, _PART, device=self.start_R.device)
         part_P = torch.cat([self.start_R, every]).sort().values
-        return part_P, torch.searchsorted(part_P, self.start_R)
+        last_R = torch.arange(len(part_P) - R, len(part_P), device=part_P.device)
+        return part_P, torch.where(self.start_R < L, torch.searchsorted(part_P, self.start_R), last_R)
 
 
 def _bags(x_MLk: Tensor, at_L: Tensor, start_R: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def names(*values: str) -> list[tuple[Any, ...]]:
 
 def test_candidates_are_all_that_the_config_leaves_open() -> None:
     taus, l2s = race.TEMPERATURES, race.CONTENT
-    others = [("ultragcn", 0.03)]
+    others = [("ultragcn", l2) for l2 in race.ROWS]
     assert names() == [*(("softmax", tau, l2) for tau in taus for l2 in l2s), *others]
     assert names("backbone.tau=0.3") == [*(("softmax", 0.3, l2) for l2 in l2s), *others]
     assert names("backbone.projection_l2=0.5") == [*(("softmax", tau, 0.5) for tau in taus), *others]
@@ -59,7 +59,9 @@ def test_what_follows_the_loss_follows_each_candidates_own() -> None:
 def test_candidates_have_a_share_of_the_epochs(interactions: int, values: list[str], epochs: int) -> None:
     config = load(None, [*values, "merge.lr=0.07"])
     found = race.shortened(config, interactions)
-    assert race.shortened(config, interactions, 3).epochs == min(3 * epochs, config.merge.length(interactions))
+    longer = race.shortened(config, interactions, 3)
+    assert longer.epochs == min(3 * epochs, config.merge.length(interactions))
+    assert longer.interval(interactions) == max(1, longer.epochs // 10)
     assert (found.epochs, found.evaluate_every, found.patience) == (epochs, epochs, 0)
     assert (found.lr, found.batch_size, found.decay) == (0.07, config.merge.batch_size, "linear")
 
@@ -98,7 +100,7 @@ def test_losses_that_are_close_have_a_longer_fit(
     planted_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "race.share=0.1", "race.steps=1"]
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.l2=0.03", "race.share=0.1", "race.steps=1"]
     values += ["merge.epochs=100", "backbone.id_dropout=0"]
     asked: list[tuple[str, int]] = []
 
@@ -152,14 +154,14 @@ def test_later_stages_train_with_the_winner(
     """A softmax so cold that it sees one negative loses, and so does UltraGCN's loss with next to no positives."""
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
     values += (f"backbone.negative_weight={negative_weight}", "race.steps=160")
-    values += ("backbone.id_dropout=0",)
+    values += ("backbone.id_dropout=0", "backbone.l2=0.03")
     values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
     config = small(tmp_path, *values)
     run = pipeline.run(config)
     assert list(run["stages"]) == ["race", "align", "invariance", "selection", "merge"]
     _, meta = pipeline.artifact_store(config).load("race", run["keys"]["race"])
     best, metric = max(meta["tried"].items(), key=lambda pair: pair[1])
-    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn"}
+    name = {"softmax": f"softmax tau {tau:g} projection_l2 0.01", "ultragcn": "ultragcn l2 0.03"}
     assert set(meta["tried"]) == set(name.values())
     assert best == name[winner]
     assert meta["metric"] == "ndcg@5"
