@@ -149,6 +149,7 @@ RECOMMENDERS: dict[str, str | type] = {
     "duif": "m3dist.models.duif:DUIF",
     "cb2cf": "m3dist.models.cb2cf:CB2CF",
     "ngcf": "m3dist.models.ngcf:NGCF",
+    "lightgcn": "m3dist.models.lightgcn:LightGCN",
     "disengcn": "m3dist.models.disengcn:DisenGCN",
     "macridvae": "m3dist.models.macridvae:MacridVAE",
     "mmgcn": "m3dist.models.mmgcn:MMGCN",
