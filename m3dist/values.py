@@ -62,7 +62,7 @@ def read(source: str | Path | dict[str, Any] | None, overrides: Sequence[str] = 
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
     except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}
 

@@ -33,7 +33,7 @@ from m3dist.storage import leases
 SHORT = [*LONG, "align.epochs=4", "merge.epochs=4", "checkpoint.every_minutes=2e-3", "max_failures=100"]
 EXTRA = {"alone": [], "workers": ["workers=2"], "actors": ["actors=2", "invariance.rounds=6", "invariance.moved=0"]}
 STAGES = ("align", "invariance", "merge", "test", "end")
-PLACES = {kind: STAGES for kind in EXTRA} | {"tune": ("trial 0", "trial 1", "trial 2", "choosing", "final")}
+PLACES = dict.fromkeys(EXTRA, STAGES) | {"tune": ("trial 0", "trial 1", "trial 2", "choosing", "final")}
 IN_A_ROW = 8  # kills of one run at most
 PARTS = ("RayTrainWorker", "m3dist-environments", "_Actor", "ImplicitFunc", "TrainController")  # of process titles
 
@@ -162,10 +162,8 @@ def main(kind: str, folder: Path, kills: int, seed: int) -> None:
         out = folder / f"run{run}"
         kills_here, code = killed(kind, out, rng, seconds)
         found: Any = story(kind, out) if code == 0 else (folder / f"run{run}.log").read_text()[-3000:]
-        same = found == expected
-        print(json.dumps({"run": run, "kills": kills_here, "code": code, "same": same, "whole": seconds}), flush=True)
-        if not same:
-            print(json.dumps({"expected": expected, "found": found}), flush=True)
+        wrong = None if found == expected else {"expected": expected, "found": found}
+        print(json.dumps({"run": run, "kills": kills_here, "code": code, "found": wrong}), flush=True)
         done, run = done + sum(kills_here.values()), run + 1
 
 
