@@ -45,7 +45,8 @@ def test_a_search_and_a_run(planted_root: Path, tmp_path: Path, capsys: pytest.C
     assert "[red]" in said.out
     search = tmp_path / "search.yaml"
     search.write_text(
-        f"base: {{model: ultragcn, data: {planted_root}}}\nspace: {{merge.lr: {{choice: [0.1, 0.2]}}}}\nbudget: {{trials: 2}}\n"
+        f"base: {{model: ultragcn, data: {planted_root}}}\nspace: {{merge.lr: {{choice: [0.1, 0.2]}}}}\n"
+        "budget: {trials: 2}\n"
         f'out: "{tmp_path}/s[red]\\x1b]0;"\n'
     )
     assert call("tune", str(search), "--dry-run") == 0
