@@ -79,10 +79,10 @@ class Table:
             row = cells(t.id, t.status, t.stage, t.epoch, metric, t.epochs, " ".join(t.reused), *values)
             table.add_row(*row, style=style)
         counts = ", ".join(f"{n} {status}" for status, n in sorted(ledger.counts().items()))
-        head = f"{counts or 'starting'}; {ledger.epochs} epochs, {ledger.seconds:.0f} s, {self.concurrency} at once"
+        line = f"{counts or 'starting'}; {ledger.epochs} epochs, {ledger.seconds:.0f} s, {self.concurrency} at once"
         if best is not None:
-            head += f"; best {best.id}: {best.metric:.4f}"
-        return Group(Text(head), table)
+            line += f"; best {best.id}: {best.metric:.4f}"
+        return Group(Text(line), table)
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 import torch
 from hostile_makers import Payload, feature, flipped, invrl, matrix, npy, saved, table, tensor, zipped
+from hostile_repeats import repeats
 
 Case = tuple[str, str, Callable[[Path], None]]  # its name, the importer that reads it, how its folder is made
 
@@ -342,5 +343,6 @@ def hdf5(path: Path, kind: str) -> None:
 
 
 PARTS = {
-    part.__name__: part for part in (runners, spoiled_matrices, bombs, slow_bombs, texts, damaged, arrays, odd_files)
+    part.__name__: part
+    for part in (runners, spoiled_matrices, bombs, slow_bombs, repeats, texts, damaged, arrays, odd_files)
 }

@@ -15,7 +15,7 @@ import hostile_corpus
 import hostile_makers
 import pytest
 
-SLOW = ("slow_bombs", "bombs", "texts", "runners", "arrays")  # a minute and more on a busy machine
+SLOW = ("slow_bombs", "bombs", "repeats", "texts", "runners", "arrays")  # a minute and more on a busy machine
 
 
 def test_the_payload_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

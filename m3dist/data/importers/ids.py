@@ -128,16 +128,22 @@ class IntegerIds:
 
 
 class StringIds:
-    """Any strings. Dense ids follow the strings' order, so that they do not depend on the order of the file."""
+    """Any strings. Dense ids follow the strings' order, so that they do not depend on the order of the file.
+
+    bytes: what the distinct ones take.
+    """
 
     def __init__(self) -> None:
         self._code: dict[str, int] = {}
+        self.bytes = 0
 
     def encode(self, ids: pa.Array) -> np.ndarray:
         words, index = _distinct(ids)
         code = self._code
+        before = len(code)
         # setdefault with the present length numbers new ids in order of first sight
         table = np.fromiter((code.setdefault(s, len(code)) for s in words.to_pylist()), dtype=np.int32)
+        self.bytes += int(pc.binary_length(words).to_numpy(zero_copy_only=False)[table >= before].sum())
         return table[index]
 
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
