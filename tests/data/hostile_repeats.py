@@ -60,7 +60,7 @@ def titles(folder: Path) -> None:
 def repeats() -> Iterator[tuple[str, str, Any]]:
     """Small files that stand for much because they repeat themselves."""
     items = list(range(200_000))
-    shared = {user: items for user in range(300)}
+    shared = dict.fromkeys(range(300), items)
     for distinct in (3, ROWS):
         for dictionary in (True, False):
             yield (
