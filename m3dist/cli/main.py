@@ -85,6 +85,9 @@ def ended(work: Callable[[], Any]) -> int:
         return 1
     except FloatingPointError as error:
         return _told(error, 4)
+    except MemoryError as error:
+        what = " ".join(str(error).split()) or "no more could be had"
+        return _told(ValueError(f"more memory is needed than there is ({what}); ask for less, or use more memory"), 2)
     except (ValueError, OSError) as error:
         return _told(error, 2)
     except Exception as error:

@@ -119,6 +119,11 @@ def _foreign(folder: Path) -> str:
     try:
         meta = json.loads((folder / "dataset.json").read_text())
         known = {"schema_version", "users", "items", "modalities", "fingerprint"} <= set(meta)
+        stated = meta.get("files", {})  # not of data sets of earlier versions
+        for path in folder.rglob("*") if known and stated else ():
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name != "dataset.json" and name not in stated:
+                return f"it holds {name}"
     except (OSError, ValueError, TypeError):
         known = False
     return "" if known else "it has no dataset.json of ours"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import call
 from data_helpers import FEATURES, SMALL
 
 from m3dist.data.dataset import DataError, Dataset
@@ -157,3 +158,12 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
         first.finish()
     assert Dataset(tmp_path / "d").features("visual")[0, 0] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_file_among_the_features_that_prepare_did_not_write_is_kept(folder: Path, tmp_path: Path) -> None:
+    dst = tmp_path / "dst"
+    assert call("prepare", "tables", folder, dst) == 0
+    assert call("prepare", "tables", folder, dst) == 0
+    (dst / "features" / "mine.npy").write_text("my own work")
+    assert call("prepare", "tables", folder, dst) == 2
+    assert (dst / "features" / "mine.npy").read_text() == "my own work"
