@@ -30,6 +30,8 @@ class Place:
 
     def __init__(self, dst: str | Path):
         given = Path(dst)
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(dst)):
+            raise DataError(f"{dst}: is a URI; prepare writes into a folder of this machine, copy it to a store after")
         try:
             self.dst = given.expanduser().resolve()  # a link stays: what it points to is written
             here = Path.cwd()
