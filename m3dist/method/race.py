@@ -111,7 +111,7 @@ def _short(context: Context, contents: list[Tensor | None], name: str, times: in
     config, metric = context.config, context.config.evaluation.metric
     settings = shortened(config, context.dataset.size("train"), times)
     task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
-    return fit(task, Plan(name, settings, metric), context.tracker)[metric]
+    return fit(task, Plan(name, settings, metric, (config.backbone,)), context.tracker)[metric]
 
 
 def _said(context: Context, stage: str, best: str, tried: dict[str, float], meta: dict[str, Any]) -> Output:

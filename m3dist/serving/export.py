@@ -35,6 +35,8 @@ def write(run: Run, vectors: Vectors, target: Folder, kind: str) -> dict[str, st
     if kind not in FORMATS:
         raise ValueError(f"format {kind!r}: no such format; expected one of {', '.join(FORMATS)}")
     further = FORMATS[kind]
+    if target.exists("README.md") and not target.exists("card.json"):
+        raise ValueError(f"{target}: holds a README.md that no export wrote; choose another folder")
     try:
         sums = {name: _written(target, name, make) for name, make in _tables(run, vectors).items()}
         sums |= {name: _written(target, name, make) for name, make in (further(vectors) if further else {}).items()}

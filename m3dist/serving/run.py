@@ -72,8 +72,10 @@ class Run:
     def verify(self) -> None:
         """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
         self.dataset.verify()
-        store = pipeline.artifact_store(self.config)
-        for stage, key in self.result["keys"].items():
+        store, keys = pipeline.artifact_store(self.config), self.result.get("keys")
+        if not isinstance(keys, dict):
+            raise ValueError(f"{self.root}/result.json: damaged or changed (it names no stages); train again")
+        for stage, key in keys.items():
             if store.has(stage, key):
                 store.load(stage, key)
 

@@ -82,4 +82,5 @@ class Context:
         """How the stage's fit runs."""
         assert self.stage is not None
         section = getattr(self.config, self.stage.section)
-        return Plan(self.stage.name, section, self.config.evaluation.metric)
+        model = () if self.stage.section == "baseline" else (self.config.backbone,)
+        return Plan(self.stage.name, section, self.config.evaluation.metric, model)
