@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.data.dataset import SPLITS
 from m3dist.data.importers.newitems import NewItems, read_new_items
@@ -24,17 +23,16 @@ from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.evaluation.ranking import Seen, block_size
-from m3dist.method import registry
 from m3dist.method.foldin import FoldIn
 from m3dist.method.fused import Fused
 from m3dist.method.merge import new_rows
+from m3dist.run_folder import Finished
 from m3dist.serving import export
 from m3dist.serving.catalogue import Catalogue, typed
 from m3dist.serving.lists import Group, Lists
 from m3dist.serving.rules import Rules
 from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
-from m3dist.training.context import Context
 
 
 class Run:
@@ -44,26 +42,10 @@ class Run:
     """
 
     def __init__(self, root: str | Path, device: str | torch.device = "auto"):
-        folder = Folder(root)
-        try:
-            finished = folder.exists("result.json")
-        except OSError as error:
-            raise ValueError(f"{root}: cannot be read ({error})") from None
-        if not finished:
-            raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
-        with folder.local("config.yaml") as path:
-            own = configs.load_own(path, f"{root}/config.yaml")
-        self.config = own.model_copy(update={"out": folder.uri})
-        self.root, self.result = folder, dict(folder.read_json("result.json"))
-        self.dataset = pipeline.open_data(self.config)
-        stage, key = pipeline.final_stage(self.config), pipeline.keys(self.config, self.dataset)
-        store = pipeline.artifact_store(self.config)
-        if not store.has(stage, key[stage]):
-            raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
-        self.tensors = store.load(stage, key[stage])[0]
-        engine = Engine(device=devices.found(device))
-        context = Context(self.dataset, self.config, engine, load=lambda name: store.load(name, key[name]))
-        self.context = context.at(registry.model(self.config.model).final)
+        self.finished = found = Finished.of(root)
+        self.root, self.config, self.result, self.dataset = found.root, found.config, found.result, found.dataset
+        self.tensors = found.load(pipeline.final_stage(self.config))[0]
+        self.context = found.context(Engine(device=devices.found(device)))
 
     @property
     def evaluator(self) -> Evaluator:
@@ -72,7 +54,7 @@ class Run:
     def verify(self) -> None:
         """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
         self.dataset.verify()
-        store = pipeline.artifact_store(self.config)
+        store = self.finished.store
         for stage, key in self.result["keys"].items():
             if store.has(stage, key):
                 store.load(stage, key)
