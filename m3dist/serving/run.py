@@ -30,7 +30,10 @@ from m3dist.run_folder import Finished
 from m3dist.serving import export
 from m3dist.serving.catalogue import Catalogue, typed
 from m3dist.serving.lists import Group, Lists
+from m3dist.serving.notebook import show
+from m3dist.serving.plots import Plots
 from m3dist.serving.rules import Rules
+from m3dist.serving.similar import similar
 from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
 
@@ -159,6 +162,42 @@ class Run:
         """
         fused = isinstance(self.score, Fused) and self.score.fusion is not None
         return self._vectors.rows(list(self.dataset.modalities) if fused else ["model"], self.catalogue.ids)
+
+    def similar_items(self, item_ids: Sequence, k: int = 20, by: str = "fused") -> pa.Table:
+        """The k items most like each of those given: item, rank, similar and cosine, of the rows that it ranks by.
+
+        by: "fused", the members' cosines by their mean weights over validation users, or one modality alone; a model
+        without fusion has only the first. New items of `add_items` can be asked for, and be found. Raises ValueError
+        on unknown items or modalities, and where scores are no inner products.
+        """
+        vectors, modalities = self._vectors, list(self.dataset.modalities)
+        fused = isinstance(self.score, Fused) and self.score.fusion is not None
+        if by != "fused" and not (fused and by in modalities):
+            have = ", ".join(["fused", *(modalities if fused else [])])
+            raise ValueError(f"by={by}: expected one of {have}")
+        weight_M = torch.ones(len(vectors.items))
+        if fused:
+            final = self.result["stages"][pipeline.final_stage(self.config)]["fusion_weight"]
+            weight_M = torch.tensor([float(m == by) for m in modalities] if by != "fused" else final)
+        at = self.catalogue.places(item_ids, "similar_items")
+        return similar(self.catalogue, vectors.items, weight_M, (at, k))
+
+    def metrics(self) -> pa.Table:
+        """What validation and test said in the end: metric, validation and test; null where one was not measured."""
+        found = [self.result.get(split, {}) for split in ("validation", "test")]
+        names = sorted({*found[0], *found[1]})
+        columns = {
+            split: [x.get(name) for name in names] for split, x in zip(("validation", "test"), found, strict=True)
+        }
+        return pa.table({"metric": names, **columns})
+
+    @property
+    def plot(self) -> Plots:
+        """Plots of the run: `masks()`, `environments()`, `fusion()` and `curves()`, each as matplotlib's axes."""
+        return Plots(self)
+
+    def _repr_html_(self) -> str:
+        return show(self.metrics(), 100)._repr_html_()
 
     @property
     def _vectors(self) -> Vectors:
