@@ -148,7 +148,8 @@ class Run:
         """Write the run for other programs into a folder or URI; the files' SHA-256 by name.
 
         vectors: users.parquet and items.parquet, `id` and `vector`, whose inner products are the scores. faiss: an
-        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. A model card
+        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. onnx-histories: one
+        that gives the best items for histories, of users who were trained or not. A model card
         (card.json, README.md) travels with each. Raises ValueError where the model's scores are no inner products, or a
         package is missing.
         """
