@@ -110,6 +110,7 @@ def test_histories_side_by_side_have_the_scores_of_lists(given: list[str], tmp_p
 
 
 @pytest.mark.slow  # torch takes half a minute to write one
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("given", FOLDED, ids=str)
 def test_a_model_folds_histories_in(given: list[str], tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install '.[export]'")

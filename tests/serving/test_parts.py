@@ -71,6 +71,7 @@ def test_bad_parts(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow  # starts Ray
+@pytest.mark.timeout(1200)
 def test_actors_make_the_same_parts(finished_run: Path, tmp_path: Path) -> None:
     given = ("recommend", finished_run, "--k", 3, "--parts", 6)
     assert call(*given, "--out", tmp_path / "here") == 0
