@@ -29,7 +29,8 @@ class StageSpec:
     change its output.
     lengths: fields of its section that make the stage longer. validates: whether it logs validation metrics of what it
     trains. actors: whether the driver can lead it with Ray actors. only: a config key and the value that it must have
-    for the stage to be there.
+    for the stage to be there. takes_over: the function in place of `run` for a run that starts from another one.
+    warm_start: whether `run` itself does, with that one's rows.
     """
 
     name: str
@@ -41,6 +42,12 @@ class StageSpec:
     validates: bool = True
     actors: bool = False
     only: tuple[str, Any] | None = None
+    takes_over: str | None = None
+    warm_start: bool = False
+
+    def function(self, config: Any) -> str:
+        """What computes the stage in a run of this config."""
+        return self.run if config.warm_from is None or self.takes_over is None else self.takes_over
 
     def planned(self, config: Any) -> bool:
         """Whether a run of this config has the stage."""
@@ -85,18 +92,19 @@ _BACKBONE = ("backbone", "optimizer", "evaluation.metric", "deepspeed", "precisi
 _SHORT = ("merge.epochs", "merge.batch_size", "merge.lr", "merge.decay")  # what a short fit takes from stage 3
 _RACE = StageSpec(
     "race", "m3dist.method.race:run", "race", reads=(*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
-    only=("backbone.loss", "auto"),
+    only=("backbone.loss", "auto"), takes_over="m3dist.method.warm:loss",
 )  # fmt: skip
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE)
+_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("race",), _BACKBONE, warm_start=True)
 _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
     lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
+    takes_over="m3dist.method.warm:masks",
 )  # fmt: skip
 
 _SELECTION = StageSpec(
     "selection", "m3dist.method.race:of_modalities", "race", ("race", "align", "invariance"), (*_SHORT, *_BACKBONE),
-    lengths=("steps",), validates=False, only=("merge.masks", "auto"),
+    lengths=("steps",), validates=False, only=("merge.masks", "auto"), takes_over="m3dist.method.warm:selection",
 )  # fmt: skip
 
 MODELS = {
@@ -106,7 +114,14 @@ MODELS = {
             "m3-invrl",
             (
                 _RACE,
-                StageSpec("align", "m3dist.method.align:run", "align", ("race",), _BACKBONE),
+                StageSpec(
+                    "align",
+                    "m3dist.method.align:run",
+                    "align",
+                    ("race",),
+                    _BACKBONE,
+                    takes_over="m3dist.method.warm:representations",
+                ),
                 _ROUNDS,
                 _SELECTION,
                 StageSpec(
@@ -115,6 +130,7 @@ MODELS = {
                     "merge",
                     ("race", "align", "invariance", "selection"),
                     _BACKBONE,
+                    warm_start=True,
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -127,7 +143,7 @@ MODELS = {
             "invrl",
             (
                 _RACE,
-                replace(_NAIVE, name="pretrain"),
+                replace(_NAIVE, name="pretrain", only=("warm_from", None), warm_start=False),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
                 replace(_SELECTION, run="m3dist.method.race:of_features", inputs=("race", "pretrain", "invariance")),
                 StageSpec(
@@ -136,6 +152,7 @@ MODELS = {
                     "merge",
                     ("race", "pretrain", "invariance", "selection"),
                     _BACKBONE,
+                    warm_start=True,
                 ),
             ),
             "m3dist.method.fused:scorer",
