@@ -15,9 +15,15 @@ test:
 # What is installed as a bill of materials (CycloneDX), and its known vulnerabilities; the tools have an environment of
 # their own.
 audit:
-	$(PYTHON) -m venv .audit && .audit/bin/pip install --quiet "pip-audit>=2.7" "cyclonedx-bom>=5"
+	@[ -x .audit/bin/pip-audit ] || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet --retries 1 --timeout 15 \
+	    "pip-audit>=2.7" "cyclonedx-bom>=5" 2>.audit/log; } || { \
+	    echo "audit: pip-audit and cyclonedx-bom cannot be installed (.audit/log says why); it needs PyPI" >&2; exit 1; }
 	.audit/bin/cyclonedx-py environment "$$(command -v $(PYTHON))" --output-file sbom.json
-	.audit/bin/pip-audit --skip-editable --path "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@echo "sbom.json is written; looking for known vulnerabilities, which needs PyPI"
+	@.audit/bin/pip-audit --skip-editable --path "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	    >.audit/report 2>&1; code=$$?; cat .audit/report; unknown=$$(grep -c "not found on PyPI" .audit/report); \
+	    [ $$unknown -lt 20 ] || { echo "audit: $$unknown packages could not be looked up; PyPI does not answer" >&2; exit 1; }; \
+	    exit $$code
 
 # All sections; DATA is a folder that `m3dist prepare` made. OLD=benchmarks.json compares with an earlier run.
 bench:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import gpu, growth, launches, measure, peers, steps, versus, whole
+from benchmarks import gpu, growth, measure, peers, steps, versus, whole
 from benchmarks.measure import Report, Roof, Row
 from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
@@ -35,7 +35,7 @@ SECTIONS = {
     "steps": "every stage's step: rate, share of the roof, peak memory",
     "plain": "the same work by a plain implementation",
     "launches": "launches, waits and copies of every stage's step and of an evaluation block, on a stand-in for a GPU",
-    "gpu": "every stage's step captured and not, plain torch at the same batch, all users ranked; on the CPU too",
+    "gpu": "every stage's step captured and not, plain torch at the same batch, all users ranked, a run on --data",
     "growth": "against users, items, environments, modalities",
     "peers": "other libraries on --data: seconds per epoch, and to a given validation NDCG@10",
     "whole": "where the wall-clock of `m3dist train` on --data goes",
@@ -56,11 +56,13 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
         for name in sizes:
             yield from versus.measure(subjects(name), name)
     if section == "launches":
+        from benchmarks import launches  # registers a device, beside which autograd on a real GPU fails
+
         for name in sizes:
             yield from launches.measure(made(SIZES[name], folder / name), name)
     if section == "gpu":
         for name in sizes:
-            yield from gpu.measure(subjects(name), name)
+            yield from gpu.measure(subjects(name), name, options.data)
     if section == "growth":
         yield from growth.measure(folder)
     if section == "peers" and options.data is not None:
@@ -76,7 +78,9 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", show_default=True,
     help=f"Where {', '.join(ON_GPUS)} run; on a GPU nothing else is measured. auto: a GPU where there is one.",
 )  # fmt: skip
-@click.option("--data", type=click.Path(path_type=Path), help=f"A prepared data set, for {' and '.join(NEED_DATA)}.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help=f"A prepared data set, for {' and '.join(NEED_DATA)}, and for gpu."
+)
 @click.option("--python", "pythons", multiple=True, help="A Python that has some of the peers; may be repeated.")
 @click.option("--peer", "some", multiple=True, help="Only this peer; may be repeated.")
 @click.option("--budget", default=60.0, show_default=True, help="Seconds that a peer trains at most.")

@@ -1,9 +1,16 @@
 """Section `gpu`: what a GPU makes of every stage: a step captured and launch by launch, plain torch at the same batch,
-all users ranked, and memory. Runs on a CPU too, where nothing is captured."""
+larger batches and other precisions, all users ranked, memory, and a whole run. Runs on a CPU too, where nothing is
+captured."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -14,12 +21,33 @@ from benchmarks.versus import plain_batches, plain_environments, plain_members
 from m3dist.evaluation import metrics
 
 ON_CPU = "on the CPU: steps are not captured"
+LARGE = 65_536  # a batch that a large GPU is busy with
 
 
-def measure(subject: Subject, size: str) -> Iterator[Row]:
+def measure(subject: Subject, size: str, data: Path | None = None) -> Iterator[Row]:
+    """data: a prepared data set to train on as a user would."""
     for kind in STEPS:
         yield step(kind, subject, size)
+    if subject.device == "cuda":
+        yield from precisions(subject, size)
     yield ranks(subject, size)
+    if data is not None:
+        yield trains(data, subject.device)
+
+
+def precisions(subject: Subject, size: str) -> Iterator[Row]:
+    """Steps of stage 3 at the default batch and at a large one, with groups of one size, in each precision."""
+    small, groups = subject.config.merge.batch_size, subject.config.backbone.groups
+    for batch in (small, LARGE):
+        for precision in ("float32", "auto", "bf16"):
+            other = subject.other(
+                f"merge.batch_size={batch}", f"backbone.groups={groups * batch // small}", f"precision={precision}"
+            )
+            for kind in ("backbone", "merge"):
+                ms = _ms(other.step(kind), other.device)
+                values = {"captured ms": ms, "interactions/s": batch / ms * 1e3}
+                values["peak MiB"] = peak_mib(repeated(other.step(kind), 5), other.device)
+                yield Row("gpu", f"{kind} step, {size}, {precision}, {batch:,}", values, _together(kind, other))
 
 
 def step(kind: str, subject: Subject, size: str) -> Row:
@@ -76,3 +104,19 @@ def ranks(subject: Subject, size: str) -> Row:
     values["peak MiB"] = peak_mib(lambda: metrics.evaluate(all_, users, judged), device)
     note = f"{len(users):,} users, {subject.data.n_items:,} items, blocks of {one.block:,}"
     return Row("gpu", f"ranking of all users, {size}", values, note if device == "cuda" else f"{note}; on the CPU")
+
+
+def trains(data: Path, device: str) -> Row:
+    """`m3dist train data=DATA` with defaults, in a process of its own; raises ValueError when it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        ended = subprocess.run(
+            [sys.executable, "-m", "m3dist", "train", f"data={data}", f"out={folder}/run"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        took = time.perf_counter() - began
+        if ended.returncode:
+            raise ValueError(f"m3dist train failed: {ended.stderr[-2000:]}")
+        result = json.loads((Path(folder) / "run" / "result.json").read_text())
+    values = {"s": took, **{f"{split} ndcg@10": result[split]["ndcg@10"] for split in ("validation", "test")}}
+    return Row("gpu", f"m3dist train {data.name}", values, "defaults" if device == "cuda" else "defaults; on the CPU")

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from m3dist.data.importers.options import Options
     from m3dist.method.registry import recommender
     from m3dist.models.base import Recommender
+    from m3dist.serving.notebook import show
     from m3dist.serving.rules import Rules
     from m3dist.serving.run import Run
     from m3dist.training.callbacks import Callback, Stopped
 
 __all__ = [
     "Callback", "Config", "Dataset", "Options", "Recommender", "Rules", "Run", "Stopped", "load", "recommender",
-    "train",
+    "show", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "Stopped": "m3dist.training.callbacks",
     "load": "m3dist.api",
     "recommender": "m3dist.method.registry",
+    "show": "m3dist.serving.notebook",
     "train": "m3dist.api",
 }
 

@@ -33,12 +33,14 @@ from m3dist.sections import (
     Race,
     ResolvedBackbone,
     Synthetic,
+    Warm,
 )
 from m3dist.values import STAMP, ConfigError, read, read_own
 
 __all__ = [
     "METRICS", "Align", "Backbone", "Baseline", "Checkpoint", "Cluster", "Config", "ConfigError", "Evaluation", "Fit",
-    "Graph", "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "digest", "known_keys", "load", "load_own",
+    "Graph", "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "Warm", "digest", "known_keys", "load",
+    "load_own",
     "read", "read_own", "to_own", "to_yaml", "validate", "value",
 ]  # fmt: skip
 
@@ -61,6 +63,10 @@ class Config(Section):
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
     model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; or a recommender
+    warm_from: str | None = (
+        None  # a finished run on earlier data whose rows, encoders, masks and choices are taken over
+    )
+    warm: Warm = Warm()
     stages: tuple[str, ...] | None = None  # the model's first stages; default: all of them
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
@@ -95,7 +101,7 @@ class Config(Section):
         registry.model(model)
         return model
 
-    @pydantic.field_validator("data", "out", "artifacts", mode="before")
+    @pydantic.field_validator("data", "out", "artifacts", "warm_from", mode="before")
     @classmethod
     def _folder(cls, path: Any) -> Any:
         """~ as the shell has it; YAML reads a lone ~ as None."""
@@ -114,6 +120,9 @@ class Config(Section):
         stages = tuple(stage.name for stage in spec.planned(self))
         if self.stages is not None and (not self.stages or self.stages != stages[: len(self.stages)]):
             raise ValueError(f"stages: a stage needs the ones before it, in the order {', '.join(stages)}")
+        if self.warm_from is not None and not spec.final.warm_start:
+            able = ", ".join(name for name, other in registry.MODELS.items() if other.final.warm_start)
+            raise ValueError(f"warm_from: {self.model} starts from nothing; of {able} a run can start from another one")
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ValueError(f"workers: expected [min, max] with min <= max, got {list(self.workers)}")
         for key, instead in _OURS_IN_DEEPSPEED.items():

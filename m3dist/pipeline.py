@@ -25,9 +25,9 @@ from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.distributed.metrics import Here
 from m3dist.evaluation.ranking import Scorer
-from m3dist.method import registry
-from m3dist.plan import TEST, final_stage, groups, keys, planned, scorer
-from m3dist.run_folder import Held, artifact_store, check, checkpoints, open_data, resumed
+from m3dist.method import registry, warm
+from m3dist.plan import TEST, final_stage, groups, keys, pinned, planned, scorer
+from m3dist.run_folder import Held, artifact_store, check, checkpoints, earlier, open_data, resumed
 from m3dist.storage.artifacts import Output
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
@@ -77,6 +77,8 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
     dataset, store, spec = open_data(config, held), artifact_store(config), registry.model(config.model)
     key = keys(config, dataset)
     context = Context(dataset, config, engine, tracker, lambda stage: store.load(stage, key[stage]))
+    if config.warm_from and any(not store.has(name, key[name]) for name in job.steps if name != TEST):
+        context.before = earlier(config, engine)
     for name in job.steps:
         if engine.largest(int(engine.rank_zero and store.has(name, key[name]))):
             continue
@@ -85,7 +87,7 @@ def work(job: Job, engine: Engine, tracker: Tracker, held: Held | None = None) -
             output = _test(context, scorer(config, context.read(spec.final.name), engine.device))
         else:
             stage = spec.stage(name)
-            output = registry.load(stage.run)(context.at(stage, saved))
+            output = registry.load(stage.function(config))(context.at(stage, saved))
         store.save(name, key[name], output, engine)
         saved.clear()
         if engine.largest(int(engine.rank_zero and tracker.stopped)):  # by the last step of the stage
@@ -107,6 +109,7 @@ def run(
     the run folder.
     """
     check(config)
+    config = pinned(config)
     told = Callbacks([*callbacks, *(LOGGERS[name]() for name in config.report_to)])
     with alone(Folder(config.out)) as owner:
         return _run(config, told, Terms(owner, quiet, test, lease))
@@ -128,6 +131,8 @@ def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
     dataset = open_data(config)
     store, key = artifact_store(config), keys(config, dataset)
     steps = planned(config, terms.test)
+    if config.warm_from and not all(store.has(name, key[name]) for name in steps if name != TEST):
+        warm.refuse(config, dataset, earlier(config, Engine()))  # type: ignore[arg-type]
     out.write_text("config.yaml", to_own(config))
     versions = {"m3dist": m3dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
     out.write_json("versions.json", {**versions, "numpy": np.__version__, "pyarrow": pa.__version__})

@@ -6,6 +6,7 @@ stages before; never how many workers compute it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,9 @@ from m3dist.config import Config, digest
 from m3dist.data.dataset import Dataset
 from m3dist.evaluation.ranking import Scorer
 from m3dist.method import registry
+from m3dist.storage.folders import Folder
 
+_PINNED = re.compile(r".+@[0-9a-f]{16}", re.S)
 TEST = "test"  # the last step of a run, which reads the test split
 
 
@@ -24,11 +27,38 @@ def keys(config: Config, dataset: Dataset) -> dict[str, str]:
     """The artifact key of every step of a run, in order."""
     out: dict[str, str] = {}
     spec = registry.model(config.model)
+    start = []
+    if config.warm_from is not None:
+        config = pinned(config)
+        start = [config.warm_from.rpartition("@")[2], configs.value(config, "warm")]  # type: ignore[union-attr]
     for stage in spec.planned(config):
         reads = [configs.value(config, name) for name in (stage.section, *stage.reads)]
         inputs = [out[name] for name in stage.inputs if name in out]
-        out[stage.name] = digest([dataset.fingerprint, config.seed if stage.seeded else None, stage.run, reads, inputs])
+        own = [config.seed, stage.function(config), reads, inputs, *start]
+        made = own if stage.seeded else [None, stage.function(config), reads, inputs]
+        out[stage.name] = digest([dataset.fingerprint, *made])
     return out | {TEST: digest([out[spec.final.name], config.evaluation.k])}
+
+
+def pinned(config: Config) -> Config:
+    """The same with `warm_from` as a run's own config has it: RUN@KEY with the key of that run's last stage, so that it
+    is known what was taken over, and the run can be opened where RUN is no longer there.
+
+    Raises ValueError where RUN is no finished run.
+    """
+    if config.warm_from is None or _PINNED.fullmatch(config.warm_from):
+        return config
+    root = Folder(config.warm_from)
+    try:
+        result = root.read_json("result.json")
+    except OSError:
+        raise ValueError(
+            f"warm_from={root}: not a finished run (no result.json); train it first with out={root}"
+        ) from None
+    last = result["keys"].get(registry.model(result["model"]).final.name)
+    if last is None:
+        raise ValueError(f"warm_from={root}: was trained in part; finish it first with out={root}")
+    return config.model_copy(update={"warm_from": f"{root}@{last}"})
 
 
 def planned(config: Config, test: bool) -> list[str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from m3dist import config as configs
 from m3dist.config import Config, digest
 from m3dist.data.dataset import Dataset
+from m3dist.distributed.engine import Engine
 from m3dist.method import registry
-from m3dist.plan import keys
+from m3dist.plan import final_stage, keys, pinned
 from m3dist.storage.artifacts import Store
 from m3dist.storage.folders import Folder
+from m3dist.training.context import Context
 
 Held = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -35,6 +40,60 @@ def open_data(config: Config, held: Held | None = None) -> Dataset:
             if not folder.is_local:
                 folder.upload(made)
     return Dataset(folder.here(), held)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run. config: its own, whose `out` is the folder that it was found in; result: of result.json; key: of
+    every step."""
+
+    root: Folder
+    config: Config
+    result: dict[str, Any]
+    dataset: Dataset
+    key: dict[str, str]
+    store: Store
+
+    @classmethod
+    def of(cls, root: str | Path) -> Finished:
+        """Raises ValueError when it is no finished run, or its data set changed since."""
+        folder = Folder(root)
+        try:
+            there = folder.exists("result.json")
+        except OSError as error:
+            raise ValueError(f"{root}: cannot be read ({error})") from None
+        if not there:
+            raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
+        with folder.local("config.yaml") as path:
+            own = configs.load_own(path, f"{root}/config.yaml")
+        config = own.model_copy(update={"out": folder.uri})
+        dataset, stage, store = open_data(config), final_stage(config), artifact_store(config)
+        key = keys(config, dataset)
+        if not store.has(stage, key[stage]):
+            raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
+        return cls(folder, config, dict(folder.read_json("result.json")), dataset, key, store)
+
+    def load(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of a stage, and what it said beside them."""
+        return self.store.load(stage, self.key[stage])
+
+    def context(self, engine: Engine) -> Context:
+        """The run at its last stage, on a device."""
+        return Context(self.dataset, self.config, engine, load=self.load).at(registry.model(self.config.model).final)
+
+
+def earlier(config: Config, engine: Engine) -> Context | None:
+    """The run that `warm_from` names, which must still be the one that this run began with; None without one.
+
+    Raises ValueError where it is not.
+    """
+    if config.warm_from is None:
+        return None
+    root, _, key = pinned(config).warm_from.rpartition("@")  # type: ignore[union-attr]
+    found = Finished.of(root)
+    if found.key[final_stage(found.config)] != key:
+        raise ValueError(f"warm_from={root}: has been trained anew since; choose another out to start from it")
+    return found.context(engine)
 
 
 def artifact_store(config: Config) -> Store:

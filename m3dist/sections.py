@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -14,7 +14,9 @@ from m3dist.section import Section
 class Fit(Section):
     """How one training loop runs."""
 
-    epochs: NonNegativeInt | Literal["auto"] = "auto"  # auto: 10, or what makes 1,500 steps where that is more
+    least: ClassVar[int] = 10  # epochs of `auto`
+
+    epochs: NonNegativeInt | Literal["auto"] = "auto"  # auto: 10 (merge: 20), or 1,500 steps where these are more
     batch_size: PositiveInt = 2048  # interactions of the global batch, over all workers
     lr: PositiveFloat = 2e-2
     decay: Literal["linear", "none"] = "linear"  # of lr: to 0 at the end of the last epoch, or constant
@@ -28,7 +30,7 @@ class Fit(Section):
         """Epochs on so many training interactions."""
         if self.epochs != "auto":
             return self.epochs
-        return max(10, -(-1500 // -(-interactions // self.batch_size)))
+        return max(self.least, -(-1500 // -(-interactions // self.batch_size)))
 
     def interval(self, interactions: int) -> int:
         """Epochs from one evaluation to the next."""
@@ -63,6 +65,9 @@ class Backbone(Section):
     neighbours: PositiveInt = 10  # of each item in the item-item graph
     neighbour_samples: PositiveInt = 1  # of them drawn in a step, scaled to the sum over all
     l2: NonNegativeFloat | None = None  # on the rows of a step, per sample; softmax: 5e-2, ultragcn: 3e-2
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
+        None  # items' ids that a step leaves out; None: raced, or 0
+    )
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat | None = None  # on ||W||^2; ultragcn: 1e-2, without which W undoes a mask
@@ -108,6 +113,7 @@ class ResolvedBackbone(Backbone):
     kappa: NonNegativeFloat
     nu: NonNegativeFloat
     l2: NonNegativeFloat
+    id_dropout: Annotated[float, Field(ge=0, lt=1)]
     projection_l2: NonNegativeFloat
     projection_rate: PositiveFloat
 
@@ -119,11 +125,11 @@ class ResolvedBackbone(Backbone):
 
 _OF_LOSS: dict[str, dict[str, Any]] = {
     "softmax": {
-        "content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "l2": 5e-2,
+        "content": "add", "tau": 0.25, "kappa": 0.0, "nu": 0.0, "l2": 5e-2, "id_dropout": 0.0,
         "projection_l2": 1e-3, "projection_rate": 0.1,
     },
     "ultragcn": {
-        "content": "concat", "tau": 0.25, "kappa": 1.0, "nu": 0.1, "l2": 3e-2,
+        "content": "concat", "tau": 0.25, "kappa": 1.0, "nu": 0.1, "l2": 3e-2, "id_dropout": 0.0,
         "projection_l2": 1e-2, "projection_rate": 1.0,
     },
 }  # fmt: skip
@@ -142,12 +148,19 @@ class Graph(Section):
 class Race(Section):
     """How long each candidate is tried where validation data decide: `backbone.loss` or `merge.masks` is auto."""
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the epochs of stage 3
+    share: Annotated[float, Field(gt=0, le=1)] = 0.15  # of the epochs of stage 3
     steps: PositiveInt = 300  # optimiser steps, where the share has fewer
 
     def length(self, interactions: int) -> int:
         """One line, of what all losses reached."""
         return 1
+
+
+class Warm(Section):
+    """What a run that starts from another one (`warm_from`) trains: stage 3 alone, with the rows that it takes over."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the epochs of stage 3
+    lr: PositiveFloat = 0.5  # of the learning rate of stage 3
 
 
 class Align(Fit):
@@ -196,6 +209,8 @@ class Invariance(Section):
 
 class Merge(Fit):
     """Stage 3 (eq. 11-15)."""
+
+    least: ClassVar[int] = 20
 
     init: Literal["align", "fresh"] = "fresh"  # id embeddings
     masks: Literal["auto", "learned", "one", "shuffled"] = "auto"  # auto: learned or one, by validation data

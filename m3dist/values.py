@@ -62,7 +62,7 @@ def read(source: str | Path | dict[str, Any] | None, overrides: Sequence[str] = 
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
     except Exception as error:  # a YAML parser's own error types
-        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}
 
@@ -88,9 +88,11 @@ def read_own(path: str | Path, name: str, overrides: Sequence[str] = ()) -> dict
 
 def _text(path: Path, name: str) -> str:
     """The text of a config. Raises ConfigError where it would stand for more than any config holds."""
-    if path.stat().st_size > LARGEST:
+    with path.open("rb") as file:  # a device states no size
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
         raise ConfigError(f"{name}: is larger than {LARGEST >> 20} MiB, and no config")
-    text = path.read_text("utf-8")
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     with contextlib.suppress(yaml.YAMLError):  # told by whoever reads the values
         tree = yaml.compose(text, yaml.SafeLoader)
         if tree is not None and _count(tree, {}) > _MOST:

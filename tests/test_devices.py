@@ -93,7 +93,7 @@ def test_what_validation_data_decide_is_tried_on_a_device(root: Path, tmp_path: 
     tried = raced(config)
     here = config_of(root, tmp_path / "here", *values)
     trained(here, "cpu")
-    assert len(tried) == 6
+    assert len(tried) == 7
     assert tried == pytest.approx(raced(here), abs=5e-3)
 
 

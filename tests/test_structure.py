@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ROOT / "m3dist"
 TABLE = ROOT / "docs" / "code.md"
 LAYERS = (  # a module imports from its own name's row entry and from rows above; a module's name outranks its package's
-    ("__init__", "seeding", "checksums", "credentials", "named", "section", "method.registry", "examples"),
+    ("__init__", "seeding", "checksums", "credentials", "named", "section", "terminal", "method.registry", "examples"),
     ("cluster.settings", "method.fusions"),
     ("sections", "values"),
     ("config",),

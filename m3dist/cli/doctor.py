@@ -6,6 +6,7 @@ import click
 
 from m3dist import credentials
 from m3dist.cli.jobs import where
+from m3dist.terminal import printable
 
 _SIGNS = {"ok": ("ok", "green"), "fault": ("FAULT", "red"), "skipped": ("-", "yellow")}
 
@@ -24,8 +25,8 @@ def command(cluster: str | None, address: str | None, storage: str | None, argum
 
     def show(check: doctor.Check) -> None:
         sign, colour = _SIGNS[check.state]
-        click.echo(f"{click.style(f'{sign:<6}', fg=colour)}{check.name:<11}{check.text}", nl=False)
-        click.echo(f"; fix: {check.fix}" if check.fix else "")
+        click.echo(f"{click.style(f'{sign:<6}', fg=colour)}{check.name:<11}{printable(check.text)}", nl=False)
+        click.echo(f"; fix: {printable(check.fix)}" if check.fix else "")
 
     credentials.refuse_keys(list(arguments))
     places = {"storage": storage} if storage else {}

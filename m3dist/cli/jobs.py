@@ -30,6 +30,7 @@ def _list(cluster: str | None, address: str | None) -> None:
     from rich.table import Table
 
     from m3dist.cluster import jobs, place
+    from m3dist.terminal import cells
 
     with place.reach(cluster, address) as reached:
         rows = jobs.listed(place.client(reached))
@@ -38,7 +39,7 @@ def _list(cluster: str | None, address: str | None) -> None:
         return
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*cells(*row.values()))
     Console(width=None if sys.stdout.isatty() else 300).print(table)
 
 

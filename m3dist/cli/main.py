@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from m3dist import credentials
+from m3dist.terminal import printable
 
 COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "prepare": "prepare",
@@ -84,6 +85,9 @@ def ended(work: Callable[[], Any]) -> int:
         return 1
     except FloatingPointError as error:
         return _told(error, 4)
+    except MemoryError as error:
+        what = " ".join(str(error).split()) or "no more could be had"
+        return _told(ValueError(f"more memory is needed than there is ({what}); ask for less, or use more memory"), 2)
     except (ValueError, OSError) as error:
         return _told(error, 2)
     except Exception as error:
@@ -96,11 +100,6 @@ def ended(work: Callable[[], Any]) -> int:
 def _told(error: Exception, code: int) -> int:
     click.echo(f"error: {printable(one_line(error))}", err=True)
     return code
-
-
-def printable(text: str) -> str:
-    """Text from files and names without what a terminal would obey: control characters, shown as Python writes them."""
-    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from m3dist.data.dataset import SPLITS
 from m3dist.data.importers.common import Source
+from m3dist.terminal import cells, printable
 
 PREVIEW = 1000  # rows of each table that --dry-run reads
 _SHOWN = 5  # rows that it shows
@@ -24,12 +24,12 @@ def _console() -> Console:
 
 def say(line: str) -> None:
     """Print a line, as it is."""
-    _console().print(line, markup=False, highlight=False, soft_wrap=True)
+    _console().print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def report(dst: Path, meta: dict[str, Any]) -> None:
     """Print what a prepared data set holds. meta: the content of its dataset.json."""
-    table = Table(title=Text(str(dst)), title_justify="left", show_header=False)
+    table = Table(title=cells(dst)[0], title_justify="left", show_header=False)
     rows: list[tuple[str, str]] = [("users", f"{meta['users']:,}"), ("items", f"{meta['items']:,}")]
     for split in SPLITS:
         rows.append((f"{split} interactions", f"{meta['interactions'][split]:,}"))
@@ -46,7 +46,7 @@ def report(dst: Path, meta: dict[str, Any]) -> None:
         rows.append(("overlaps dropped", _counts(meta["overlaps_dropped"])))
     rows.append(("fingerprint", meta["fingerprint"]))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*cells(*row))
     _console().print(table)
     _origins(meta["provenance"].get("readings", {}), meta["provenance"].get("notes", []))
     for name, columns in meta["columns"].items():
@@ -68,7 +68,7 @@ def preview(source: Source) -> None:
     for split in SPLITS:
         user, item = source.splits[split]
         for u, i in zip(user[:_SHOWN].tolist(), item[:_SHOWN].tolist(), strict=True):
-            table.add_row(split, Text(repr(_original(source.user_ids, u))), Text(repr(_original(items, i))))
+            table.add_row(*cells(split, repr(_original(source.user_ids, u)), repr(_original(items, i))))
     _console().print(table)
     counts = ", ".join(f"{split} {len(source.splits[split][0]):,}" for split in SPLITS)
     say(f"at most {PREVIEW:,} rows of each table: {counts}; {source.n_users:,} users, {source.n_items:,} items")

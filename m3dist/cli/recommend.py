@@ -27,6 +27,11 @@ _FILE = click.Path(path_type=Path)
 @click.option("--reasons", is_flag=True, help="Say which modality weighed most, and the nearest items of the history.")
 @click.option("--new-items", type=_FILE, help="A folder of items and their features, which are ranked too.")
 @click.option("--skip-unknown", is_flag=True, help="Leave users and items out whom the data set does not have.")
+@click.option(
+    "--parts", type=click.IntRange(min=1), help="Write a folder of so many files; again: those that are missing."
+)
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Ray actors that make parts.  Default: none.")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), default=0.0, help="Of each actor; a fraction shares one.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) -> None:
     """Write each user's best unseen items: original ids, score and the modalities' weights.
@@ -35,6 +40,7 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) ->
     import pyarrow.parquet as pq
 
     from m3dist.data.importers import idlists
+    from m3dist.serving import parts
     from m3dist.serving.rules import Rules
     from m3dist.serving.run import Run
     from m3dist.storage.folders import Folder
@@ -52,12 +58,23 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) ->
         given["diverse"],
         skip_unknown=given["skip_unknown"],
     )
+    if (given["workers"] or given["gpus_per_worker"]) and not given["parts"]:
+        raise click.UsageError("--workers and --gpus-per-worker make parts; give --parts, too")
     opened = Run(run, given["device"])
     if given["new_items"]:
         opened = opened.add_items(given["new_items"])
     if wanted:
         source = str(file) if file else "--user"
         wanted = idlists.known_ids(wanted, opened.dataset.user_ids, source, given["skip_unknown"])
+    if given["parts"]:
+        named = wanted if wanted or histories else opened.dataset.user_ids.to_pylist()
+        new_items = str(given["new_items"]) if given["new_items"] else None
+        root = opened.root.path if opened.root.is_local else run  # actors may stand in another folder
+        request = parts.Request(root, k, named, histories, rules, given["reasons"], new_items)
+        place = target.path if target.is_local else out
+        many = parts.Parts(place, given["parts"], given["workers"], given["gpus_per_worker"])
+        parts.write(request, many, click.echo)
+        return
     table = opened.recommend(wanted or None, k, histories, rules, given["reasons"])
     try:
         if target.is_local and not Path(target.path).parent.is_dir():

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from m3dist import config as configs
+from m3dist.terminal import cells, printable
 
 
 @click.command(name="train")
@@ -45,16 +46,16 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
 def _show(config: configs.Config, result: dict) -> None:
     console = Console()
     if "test" in result:
-        table = Table("metric", "validation", "test", title=f"{result['model']} on {result['data']}")
+        table = Table("metric", "validation", "test", title=cells(f"{result['model']} on {result['data']}")[0])
         validation, test = result["validation"], result["test"]
         for name in sorted({*validation, *test}):  # cold items may be held out in one split alone
-            table.add_row(name, *(f"{part[name]:.4f}" if name in part else "-" for part in (validation, test)))
+            table.add_row(*cells(name, *(f"{part[name]:.4f}" if name in part else "-" for part in (validation, test))))
         console.print(table)
     if "mask_auc" in result:
         table = Table("modality", "ROC AUC", "mean mask, planted", "spurious", title="masks of planted dimensions")
         for name, auc in result["mask_auc"].items():
             mean = result["mask_mean"][name]
-            table.add_row(name, f"{auc:.3f}", f"{mean['planted']:.2f}", f"{mean['spurious']:.2f}")
+            table.add_row(*cells(name, f"{auc:.3f}", f"{mean['planted']:.2f}", f"{mean['spurious']:.2f}"))
         console.print(table)
     lines = [f"{result['seconds']:.0f} s; everything is in {config.out}; look next at:"]
     lines.append(f"  tensorboard --logdir {config.out}/tb")
@@ -63,4 +64,4 @@ def _show(config: configs.Config, result: dict) -> None:
     if config.data == "synthetic":
         lines.append("  m3dist prepare --help    (your own data)")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(printable(line), highlight=False, soft_wrap=True, markup=False)

@@ -36,15 +36,19 @@ def describe(plan, console) -> None:  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     from m3dist.search.rungs import Clock, Rungs
+    from m3dist.terminal import cells, printable
 
     table = Table("value", "changes first", "tries")
     for name, dimension in plan.space.items():
         kind = next(k for k in ("grid", "choice", "uniform", "log_uniform", "randint") if getattr(dimension, k))
         when = f" when {dimension.when}" if dimension.when else ""
-        table.add_row(name, plan.stage[name], f"{kind} {dimension.ends()}{when}")
+        table.add_row(*cells(name, plan.stage[name], f"{kind} {dimension.ends()}{when}"))
     console.print(table)
     clock, scheduler = Clock(plan.extremes(), plan.dataset), plan.search.scheduler
-    console.print(f"points: {plan.size:,.0f}; epochs of a whole trial: {clock.total}, by stage {clock.length}")
+    console.print(
+        f"points: {plan.size:,.0f}; epochs of a whole trial: {clock.total}, by stage {clock.length}", markup=False
+    )
     if scheduler.kind == "asha":
-        console.print(f"rungs: {Rungs(clock, plan.search.mode, scheduler.grace, scheduler.reduction).milestones}")
-    console.print(f"folder: {plan.out}", highlight=False)
+        rungs = Rungs(clock, plan.search.mode, scheduler.grace, scheduler.reduction)
+        console.print(f"rungs: {rungs.milestones}", markup=False)
+    console.print(printable(f"folder: {plan.out}"), highlight=False, markup=False)

@@ -23,7 +23,7 @@ from m3dist.cluster.settings import Cluster
 
 LARGEST = 10 << 20  # bytes of one file; what is larger is data
 STOP = 45  # seconds for a stopped job to save and to let go of its workers; Ray kills after 3, which leaves some behind
-_PLACES = ("data", "out", "artifacts")  # config keys that name folders which every node must reach
+_PLACES = ("data", "out", "artifacts", "warm_from")  # config keys that name folders which every node must reach
 KEEP = ".m3dist-job"  # an empty file that keeps the folder to start in
 CARRIED = "M3DIST_FILES"  # variable that holds the command's files where no volume does: JSON of path to text
 EXCLUDES = ["**/__pycache__", "*.pyc"]
@@ -173,7 +173,7 @@ def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _places(job: Job, given: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ Shapes: n interactions, I items, d feature width.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,8 @@ class Dataset:
             self.fingerprint: str = self.meta["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{meta_path}: damaged ({error}); prepare the data set again") from None
+        if wrong := _wrong(self.meta) if version == SCHEMA_VERSION else "":
+            raise DataError(f"{meta_path}: damaged or changed ({wrong}); prepare the data set again")
         if version != SCHEMA_VERSION:
             raise DataError(
                 f"{meta_path}: schema version {version}, this m3dist reads {SCHEMA_VERSION}; prepare it again"
@@ -273,3 +276,15 @@ def _may_hold(group: pq.RowGroupMetaData, split: str, users: tuple[int, int]) ->
     if user is not None and user.has_min_max and (user.min >= users[1] or user.max < users[0]):
         return False
     return splits is None or not splits.has_min_max or splits.min <= split <= splits.max
+
+
+def _wrong(meta: dict[str, Any]) -> str:
+    """What a dataset.json holds that `prepare` does not write, where it would be taken for sizes or files' names."""
+    for key in ("users", "items"):
+        if type(meta[key]) is not int or not 0 < meta[key] < 1 << 31:
+            return f"{key}: {str(meta[key])[:40]!r} is no number of them"
+    modalities = meta["modalities"]
+    if not isinstance(modalities, dict) or not all(re.fullmatch(r"[\w-]+", name) for name in modalities):
+        return "modalities: a name may hold letters, digits, - and _ only"
+    rows = sum(meta["interactions"].values()) if isinstance(meta.get("interactions"), dict) else -1
+    return "" if isinstance(rows, int) and rows >= 0 else "interactions: expected a number for each split"

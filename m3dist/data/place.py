@@ -30,6 +30,8 @@ class Place:
 
     def __init__(self, dst: str | Path):
         given = Path(dst)
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(dst)):
+            raise DataError(f"{dst}: is a URI; prepare writes into a folder of this machine, copy it to a store after")
         try:
             self.dst = given.expanduser().resolve()  # a link stays: what it points to is written
             here = Path.cwd()
@@ -119,6 +121,11 @@ def _foreign(folder: Path) -> str:
     try:
         meta = json.loads((folder / "dataset.json").read_text())
         known = {"schema_version", "users", "items", "modalities", "fingerprint"} <= set(meta)
+        stated = meta.get("files", {})  # not of data sets of earlier versions
+        for path in folder.rglob("*") if known and stated else ():
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name != "dataset.json" and name not in stated:
+                return f"it holds {name}"
     except (OSError, ValueError, TypeError):
         known = False
     return "" if known else "it has no dataset.json of ours"

@@ -113,6 +113,8 @@ class Pool:
                     results[at] = _unpacked(ray.get(done))
                 if stop is not None and stop():
                     raise KeyboardInterrupt
+        except ray.exceptions.RayTaskError as error:  # whose text is a trace of the actor's process
+            raise error.cause from error
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise RunFailed(

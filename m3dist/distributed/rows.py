@@ -6,11 +6,12 @@ past the last of every table, which never changes: no shape waits for the device
 nothing, R is the number of distinct ids.
 
 Shapes: M members, whose tables are read at the same ids and are stored together; n rows of a table, without the spare
-one; d width; L ids of a step, R slots.
+one; d width; L ids of a step, R slots, P parts of slots.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from m3dist.distributed.engine import Engine
 from m3dist.seeding import torch_rng
 
 BETAS = (0.9, 0.999)
+_LONG = 1 << 14  # ids of a step from which a GPU sums them by parts: it sums the ids of a slot one after another
+_PART = 128  # ids of a part at most
 _BLOCK = 1 << 16  # rows that are drawn from a seed of their own
 
 
@@ -42,12 +45,33 @@ class Slots:
 
     def sum(self, x_MLk: Tensor) -> Tensor:
         """Sums over the ids of each slot [M, R, k], in the order of the ids, so that every run adds alike."""
-        M, L, k = x_MLk.shape
-        order, start = self.order_L, self.start_R
-        if M > 1:
-            offset_M1 = torch.arange(M, device=order.device, dtype=order.dtype).mul_(L).unsqueeze(1)
-            order, start = (order + offset_M1).view(-1), (start + offset_M1).view(-1)
-        return F.embedding_bag(order, x_MLk.reshape(M * L, k), start, mode="sum").view(M, -1, k)
+        if x_MLk.device.type == "cpu" or x_MLk.shape[1] < _LONG:
+            return _bags(x_MLk, self.order_L, self.start_R)
+        part_P, first_R = self._parts
+        place_P = torch.arange(len(part_P), device=part_P.device)
+        return _bags(_bags(x_MLk, self.order_L, part_P), place_P, first_R)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        """Where parts of slots begin in order_L [P], ascending, and the first part of every slot [R].
+
+        No part has more than _PART ids. Some have none, so that P follows from L and R: the last ones, one for every
+        slot that no id needs.
+        """
+        L, R = len(self.order_L), len(self.start_R)
+        every = torch.arange(0, L, _PART, device=self.start_R.device)
+        part_P = torch.cat([self.start_R, every]).sort().values
+        last_R = torch.arange(len(part_P) - R, len(part_P), device=part_P.device)
+        return part_P, torch.where(self.start_R < L, torch.searchsorted(part_P, self.start_R), last_R)
+
+
+def _bags(x_MLk: Tensor, at_L: Tensor, start_R: Tensor) -> Tensor:
+    """Sums of rows x[:, at_L] from each start to the next, [M, R, k]."""
+    M, L, k = x_MLk.shape
+    if M > 1:
+        offset_M1 = torch.arange(M, device=at_L.device, dtype=at_L.dtype).mul_(L).unsqueeze(1)
+        at_L, start_R = (at_L + offset_M1).view(-1), (start_R + offset_M1).view(-1)
+    return F.embedding_bag(at_L, x_MLk.reshape(M * L, k), start_R, mode="sum").view(M, -1, k)
 
 
 def distinct(ids_L: Tensor, n: int) -> Slots:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3dist.config import Align
 from m3dist.data.draws import Batch
 from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct, spread
@@ -108,6 +109,16 @@ def represented(aligner: Aligner, x: list[Tensor], shared: str) -> list[Tensor]:
         return [*v, code]
     parts = {"features": x, "both": [*x, F.normalize(code, dim=1)]}[shared]
     return [*v, F.normalize(torch.cat(parts, dim=1), dim=1) * math.sqrt(2)]
+
+
+def encoded(align: Align, trained: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
+    """The representations of any items by the encoders of a trained stage 1, from their features x.
+
+    trained: its tensors."""
+    aligner = Aligner([one.shape[1] for one in x], align.dim, align.encoder, align.tau, align.tau_fixed)
+    aligner.load_state_dict({k.removeprefix("aligner."): v for k, v in trained.items() if k.startswith("aligner.")})
+    with torch.no_grad():
+        return represented(aligner.to(x[0].device), x, align.shared)
 
 
 class AlignTask:

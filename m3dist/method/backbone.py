@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3dist.config import Config, ResolvedBackbone
-from m3dist.data.draws import Batch, Draws, Plan
+from m3dist.data.draws import Batch, Draws, Plan, mix, uniform
 from m3dist.distributed.rows import RowTables, random_rows
 from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
 from m3dist.losses import logistic
@@ -36,7 +36,7 @@ def plan(backbone: ResolvedBackbone) -> Plan:
     neighbours = backbone.neighbours if backbone.nu else 0
     return Plan(
         backbone.negatives, backbone.sampling == "per_positive", neighbours,
-        min(backbone.neighbour_samples, neighbours),
+        min(backbone.neighbour_samples, neighbours), hashes=1 if backbone.id_dropout else 0,
     )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ class Sampled:
 
     The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives, [P, N] or
     [X, n], and whatever else the stage reads. user_l2_R1, item_l2_R1: how much of L2 each slot's row has.
+    kept_MR1: 0 where content alone speaks for a slot's item in this step, 1 elsewhere; None without `id_dropout`.
     """
 
     batch: Batch
@@ -65,6 +66,7 @@ class Sampled:
     scored: int  # how many of the L ids the loss scores
     user_l2_R1: Tensor
     item_l2_R1: Tensor
+    kept_MR1: Tensor | None = None
 
     @property
     def part(self) -> Tensor:
@@ -99,6 +101,7 @@ class Backbones:
         self.data, self.engine, self.weights = data, data.engine, data.weights(backbone)
         self.adds = any(widths) and backbone.content == "add"
         content = backbone.content_columns if any(widths) else 0
+        self._reads_content = any(widths)
         self.pool = data.seen_items if any(widths) and backbone.pool == "seen" else None
         self.models, users, items = [], [], []
         for width, key in zip(widths, keys, strict=True):
@@ -155,7 +158,14 @@ class Backbones:
         wanted = [Wanted(self.user, user_X, batch.user_B), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
         user, item = touch(self.engine, wanted)
         l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch, sizes))
-        return Sampled(batch, user, item, samples, scored, l2[0].squeeze(0), l2[1].squeeze(0))
+        kept_MR1 = self._kept(item.slots.ids_R, batch) if self.config.id_dropout and self._reads_content else None
+        return Sampled(batch, user, item, samples, scored, l2[0].squeeze(0), l2[1].squeeze(0), kept_MR1)
+
+    def _kept(self, ids_R: Tensor, batch: Batch) -> Tensor:
+        """Which items' ids a step keeps, drawn for every member of its own: the same for an item on every worker."""
+        member_M1 = torch.arange(1, len(self.models) + 1, device=ids_R.device).unsqueeze(1)
+        hash_MR = mix(mix(ids_R + batch.hashes_X[0]) + member_M1)
+        return (uniform(hash_MR) >= self.config.id_dropout).float().unsqueeze(2)
 
     def _l2(self, samples: Samples, batch: Batch, sizes: Sequence[int]) -> Tensor:
         """How much of L2 the L ids of items have, [1, L, 1]: as samples, and under the softmax as negatives alone.
@@ -216,10 +226,11 @@ def backbone_loss(
     """
     settings = backbones.config
     with torch.no_grad(), torch.autocast(rows.user_MRk.device.type, enabled=False):
-        item_MRk = rows.id_MRd
+        kept_MR1 = sampled.kept_MR1
+        item_MRk = rows.id_MRd if kept_MR1 is None else rows.id_MRd * kept_MR1
         if contents[0] is not None:
             content_MRc = torch.stack([x.detach().float() for x in contents if x is not None])
-            item_MRk = rows.id_MRd + content_MRc if backbones.adds else torch.cat([rows.id_MRd, content_MRc], dim=2)
+            item_MRk = item_MRk + content_MRc if backbones.adds else torch.cat([item_MRk, content_MRc], dim=2)
         M, d = len(item_MRk), rows.id_MRd.shape[2]
         user_slots, item_slots = sampled.user.slots, sampled.item.slots
         user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
@@ -243,6 +254,8 @@ def backbone_loss(
         if at_own is not None:
             item_grad += at_own
         content_MRc = item_grad.clone() if backbones.adds else item_grad[:, :, d:]  # the gradient of content
+        if kept_MR1 is not None:
+            item_grad[:, :, :d] *= kept_MR1
         l2_M = _add_l2(rows.user_MRk, backbones.l2_k, sampled.user_l2_R1, user_grad)
         held_MRk = rows.id_MRd if backbones.adds else item_MRk
         l2_M += _add_l2(held_MRk, backbones.l2_k[: held_MRk.shape[2]], sampled.item_l2_R1, item_grad)

@@ -70,6 +70,30 @@ class FoldIn:
                 out[m, user_u] = self._member(item_Ik, drawn)
         return out
 
+    def padded(self, history_uT: Tensor) -> Tensor:
+        """Rows [M, u, k] of histories side by side, int64 [u, T], -1 where there is no item.
+
+        The same rows as `rows` gives, to rounding, by operations on tensors of fixed rank alone, which can be exported.
+        No item may be in a history twice.
+        """
+        there_uT, item_uT = history_uT >= 0, history_uT.clamp(min=0)
+        count_u = there_uT.sum(1)
+        a_u = user_factor(count_u.double()).float()
+        share_uT = there_uT / count_u.clamp(min=1).unsqueeze(1)
+        w = self.weights.w
+        weight_uT = (w[0] + self.weights.kappa * w[1] * a_u.unsqueeze(1) * self.c_I[item_uT]) * share_uT
+        if self.config.nu and self.config.loss != "softmax":
+            K, new = self.weights.K, len(self.c_I) - len(self.weights.c_I) + 1
+            omega_IK, near_IK = (
+                F.pad(x.view(-1, K)[:-1], (0, 0, 0, new)) for x in (self.weights.omega, self.weights.neighbour)
+            )
+            near_weight_uTK = omega_IK[item_uT] * (share_uT * self.config.nu).unsqueeze(2)
+            item_uT = torch.cat([item_uT, near_IK[item_uT].flatten(1)], dim=1)
+            weight_uT = torch.cat([weight_uT, near_weight_uTK.flatten(1)], dim=1)
+        drawn = Drawn(item_uT, weight_uT.float(), a_u)
+        rows_Muk = torch.stack([self._member(item_Ik, drawn) for item_Ik in self.items])
+        return torch.where((count_u > 0).view(1, -1, 1), rows_Muk, self.means.unsqueeze(1))
+
     def _member(self, item_Ik: Tensor, drawn: Drawn) -> Tensor:
         """One member's rows of a block, [u, k]."""
         own_uTk, far_Nk = item_Ik[drawn.item_uT], item_Ik[self.negative_N]
@@ -77,7 +101,7 @@ class FoldIn:
         if self.config.loss == "softmax":
             tau = max(self.config.tau, COLDEST)
             gradient = _softmax(own_uTk, far_Nk, drawn, (tau, self.config.negatives))
-            first_u1 = mean_uk.new_full((len(mean_uk), 1), tau**2)
+            first_u1 = torch.full_like(mean_uk[:, :1], tau**2)
             return _descend(gradient, F.normalize(mean_uk, dim=1), first_u1, self.config.loss)
         c_N = self.c_I[self.negative_N]
         weight_uN = self.weights.w[2] + self.weights.kappa * self.weights.w[3] * drawn.factor_u.unsqueeze(1) * c_N

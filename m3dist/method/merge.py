@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3dist.method import fused
-from m3dist.method.align import represented
+from m3dist.method import fused, warm
+from m3dist.method.align import encoded
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
 from m3dist.method.fused import Fused, Members
-from m3dist.models.alignment import Aligner
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
@@ -110,7 +109,11 @@ class MergeTask:
 
 def train(context: Context, contents: list[Tensor | None], init: dict[str, Tensor] | None = None) -> Output:
     """Train the members together on the same batches: their tensors, and validation metrics of the fusion."""
+    if context.before is not None:
+        context = context.under(warm.shortened(context.config, context.dataset.size("train")))
     task = MergeTask(context, contents, init)
+    if context.before is not None:
+        warm.carry(context, task)
     best = fit(task, context.plan, context.tracker, context.checkpoints)
     matrices, strategy = task.matrices(), context.config.merge.fusion
     members = task.ranked(matrices)
@@ -134,12 +137,12 @@ def naive(context: Context) -> Output:
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    return train(context, features(context, _masks(context)), _start(context, "pretrain", "0"))
+    return train(context, features(context, context.masks), _start(context, "pretrain", "0"))
 
 
 def per_modality(context: Context) -> Output:
     """M3-InvRL: a member per modality."""
-    return train(context, modalities(context, _masks(context)), _start(context, "align", "member"))
+    return train(context, modalities(context, context.masks), _start(context, "align", "member"))
 
 
 def features(context: Context, masks: str) -> list[Tensor | None]:
@@ -160,12 +163,9 @@ def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
     assert context.stage is not None
     kind = context.stage.run.partition(":")[2]
     if kind == "per_modality":
-        align, trained = context.config.align, context.read("align")
-        aligner = Aligner([one.shape[1] for one in x], align.dim, align.encoder, align.tau, align.tau_fixed)
-        aligner.load_state_dict({k.removeprefix("aligner."): v for k, v in trained.items() if k.startswith("aligner.")})
-        return _joined(context, _masks(context), represented(aligner.to(x[0].device), x, align.shared))
+        return _joined(context, context.masks, encoded(context.config.align, context.read("align"), x))
     whole = torch.cat(x, dim=1)
-    return [masked_by(context, _masks(context), 0, whole) if kind == "masked" else whole]
+    return [masked_by(context, context.masks, 0, whole) if kind == "masked" else whole]
 
 
 def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
@@ -200,12 +200,6 @@ def masked_by(context: Context, masks: str, r: int, x_ID: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(derive(context.config.seed, "masks", r))
         mask_D = mask_D[torch.randperm(len(mask_D), generator=generator)]
     return _scaled(mask_D).to(x_ID.device) * x_ID
-
-
-def _masks(context: Context) -> str:
-    """The masks that members read through."""
-    chosen = context.config.merge.masks
-    return context.meta("selection")["masks"] if chosen == "auto" else chosen
 
 
 def _scaled(mask_D: Tensor) -> Tensor:

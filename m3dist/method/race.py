@@ -2,7 +2,8 @@
 
 Every candidate has a short fit in which its learning rate falls to 0 (a fit that is cut off misjudges losses that gain
 most at the end), and the best on validation data wins. UltraGCN's loss is near its best early and the softmax gains
-longer, so where they are close their best candidates have a longer fit each.
+longer, so where they are close their best candidates have a longer fit each, of which the best epoch counts, as in
+stage 3: on few interactions UltraGCN's loss is past its best when the rate is 0.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from m3dist.training.loop import Plan, fit, log_epoch
 
 TEMPERATURES = (0.2, 0.4)  # of the softmax: what suits dense data, and sparse data
 CONTENT = (1e-3, 1e-2)  # L2 on projections: how loudly content speaks
-ROWS = (2e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics depend more than under the softmax
+ROWS = (3e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics depend more than under the softmax
+DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
 _LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
 def candidates(backbone: Backbone) -> list[ResolvedBackbone]:
-    """What is raced: the softmax and UltraGCN's loss, each with all values of what the config leaves open."""
+    """What is raced first: the softmax and UltraGCN's loss, each with all values of what the config leaves open."""
     taus = TEMPERATURES if backbone.tau is None else (backbone.tau,)
     l2s = CONTENT if backbone.projection_l2 is None else (backbone.projection_l2,)
     given: list[dict[str, Any]] = [{"loss": "softmax", "tau": tau, "projection_l2": l2} for tau in taus for l2 in l2s]
@@ -39,12 +41,13 @@ def candidates(backbone: Backbone) -> list[ResolvedBackbone]:
 
 
 def shortened(config: Config, interactions: int, times: int = 1) -> Fit:
-    """How long a candidate is fitted: `times` a share of stage 3's epochs, with one evaluation, at the end."""
+    """How long a candidate is fitted: `times` a share of the epochs of stage 3. A short fit is evaluated at its end."""
     settings, merge = config.race, config.merge
     per_epoch = math.ceil(interactions / min(merge.batch_size, interactions))
     epochs = times * max(round(merge.length(interactions) * settings.share), math.ceil(settings.steps / per_epoch))
     epochs = max(1, min(epochs, merge.length(interactions)))
-    return merge.model_copy(update={"epochs": epochs, "evaluate_every": epochs, "patience": 0})
+    every = epochs if times == 1 else "auto"
+    return merge.model_copy(update={"epochs": epochs, "evaluate_every": every, "patience": 0})
 
 
 def chosen(raced: list[tuple[ResolvedBackbone, float]]) -> ResolvedBackbone:
@@ -58,7 +61,8 @@ def chosen(raced: list[tuple[ResolvedBackbone, float]]) -> ResolvedBackbone:
 def _named(backbone: ResolvedBackbone) -> str:
     if backbone.loss == "ultragcn":
         return f"ultragcn l2 {backbone.l2:g}"
-    return f"softmax tau {backbone.tau:g} projection_l2 {backbone.projection_l2:g}"
+    dropout = f" id_dropout {backbone.id_dropout:g}" if backbone.id_dropout else ""
+    return f"softmax tau {backbone.tau:g} projection_l2 {backbone.projection_l2:g}{dropout}"
 
 
 def run(context: Context) -> Output:
@@ -75,6 +79,10 @@ def run(context: Context) -> Output:
     softmax = chosen([pair for pair in raced if pair[0].loss == "softmax"])
     other, reached = max((pair for pair in raced if pair[0].loss == "ultragcn"), key=lambda pair: pair[1])
     best_softmax = max(value for backbone, value in raced if backbone.loss == "softmax")
+    if context.config.backbone.id_dropout is None:
+        dropping = softmax.model_copy(update={"id_dropout": DROPOUT})
+        if (value := metric(dropping)) > best_softmax:
+            softmax, best_softmax = dropping, value
     best = softmax if best_softmax >= reached else other
     short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, _LONGER))
     if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
@@ -103,7 +111,7 @@ def _short(context: Context, contents: list[Tensor | None], name: str, times: in
     config, metric = context.config, context.config.evaluation.metric
     settings = shortened(config, context.dataset.size("train"), times)
     task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
-    return fit(task, Plan(name, settings, metric), context.tracker)[metric]
+    return fit(task, Plan(name, settings, metric, (config.backbone,)), context.tracker)[metric]
 
 
 def _said(context: Context, stage: str, best: str, tried: dict[str, float], meta: dict[str, Any]) -> Output:

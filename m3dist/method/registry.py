@@ -30,7 +30,8 @@ class StageSpec:
     lengths: fields of its section that make the stage longer. validates: whether it logs validation metrics of what it
     trains. actors: whether the driver can lead it with Ray actors; always: whether it does so in place of workers even
     where the run has none. seeded: whether its output depends on the seed. only: a value of the config and what it must
-    be for the stage to be there.
+    be for the stage to be there. takes_over: the function in place of `run` for a run that starts from another one.
+    warm_start: whether `run` itself does, with that one's rows.
     """
 
     name: str
@@ -43,6 +44,12 @@ class StageSpec:
     actors: bool | Literal["always"] = False
     seeded: bool = True
     only: tuple[str, Any] | None = None
+    takes_over: str | None = None
+    warm_start: bool = False
+
+    def function(self, config: Any) -> str:
+        """What computes the stage in a run of this config."""
+        return self.run if config.warm_from is None or self.takes_over is None else self.takes_over
 
     def planned(self, config: Any) -> bool:
         """Whether a run of this config has the stage."""
@@ -91,18 +98,20 @@ _GRAPH = StageSpec(
 )  # fmt: skip
 _RACE = StageSpec(
     "race", "m3dist.method.race:run", "race", ("graph",), (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
-    only=("backbone.loss", "auto"),
+    only=("backbone.loss", "auto"), takes_over="m3dist.method.warm:loss",
 )  # fmt: skip
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("graph", "race"), _BACKBONE)
+_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("graph", "race"), _BACKBONE, warm_start=True)
 _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
     lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
+    takes_over="m3dist.method.warm:masks",
 )  # fmt: skip
 
 _SELECTION = StageSpec(
     "selection", "m3dist.method.race:of_modalities", "race", ("graph", "race", "align", "invariance"),
     (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False, only=("merge.masks", "auto"),
+    takes_over="m3dist.method.warm:selection",
 )  # fmt: skip
 
 MODELS = {
@@ -113,7 +122,14 @@ MODELS = {
             (
                 _GRAPH,
                 _RACE,
-                StageSpec("align", "m3dist.method.align:run", "align", ("graph", "race"), _BACKBONE),
+                StageSpec(
+                    "align",
+                    "m3dist.method.align:run",
+                    "align",
+                    ("graph", "race"),
+                    _BACKBONE,
+                    takes_over="m3dist.method.warm:representations",
+                ),
                 _ROUNDS,
                 _SELECTION,
                 StageSpec(
@@ -122,6 +138,7 @@ MODELS = {
                     "merge",
                     ("graph", "race", "align", "invariance", "selection"),
                     _BACKBONE,
+                    warm_start=True,
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -135,7 +152,7 @@ MODELS = {
             (
                 _GRAPH,
                 _RACE,
-                replace(_NAIVE, name="pretrain"),
+                replace(_NAIVE, name="pretrain", only=("warm_from", None), warm_start=False),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
                 replace(
                     _SELECTION,
@@ -148,6 +165,7 @@ MODELS = {
                     "merge",
                     ("graph", "race", "pretrain", "invariance", "selection"),
                     _BACKBONE,
+                    warm_start=True,
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -161,6 +179,7 @@ RECOMMENDERS: dict[str, str | type] = {
     "duif": "m3dist.models.duif:DUIF",
     "cb2cf": "m3dist.models.cb2cf:CB2CF",
     "ngcf": "m3dist.models.ngcf:NGCF",
+    "lightgcn": "m3dist.models.lightgcn:LightGCN",
     "disengcn": "m3dist.models.disengcn:DisenGCN",
     "macridvae": "m3dist.models.macridvae:MacridVAE",
     "mmgcn": "m3dist.models.mmgcn:MMGCN",

@@ -8,6 +8,7 @@ Shapes: n interactions, g environments, c content width of users, D representati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from m3dist.config import Config
 from m3dist.distributed.engine import Dense, Engine
 from m3dist.method.assignment import Blocks, Models, assign
 from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, Trained
+from m3dist.training.divergence import suspect
 from m3dist.training.steps import Stepper, Sums
 
 Learned = tuple[Tensor, dict[str, float]]  # a gate's new logits [D], and the means of its terms
@@ -58,6 +60,13 @@ class Steps:
         return {name: total / self.count for name, total in totals.items()}
 
 
+def check(terms: Mapping[str, float], round_: int, config: Config) -> None:
+    """Raises FloatingPointError, which names the likeliest cause, where a mean of a round's steps is not finite."""
+    if bad := [value for value in terms.values() if not math.isfinite(value)]:
+        cause = suspect("invariance", config.invariance, config.align, config.backbone)
+        raise FloatingPointError(f"invariance: the loss is {bad[0]} in round {round_}; lower {cause}")
+
+
 class Trainer:
     """Holds what stage 2 reads. interrupted: asked between steps; a round of large data is long."""
 
@@ -65,7 +74,7 @@ class Trainer:
         self, tensors: dict[str, Tensor], device: str | torch.device, config: Config, engine: Engine | None = None
     ):
         self.frozen = Frozen(tensors, device, config, engine)
-        self.engine, self.settings = self.frozen.engine, config.invariance
+        self.engine, self.config, self.settings = self.frozen.engine, config, config.invariance
         self.blocks = Blocks.of(self.frozen.item)
         self.interrupted: Callable[[], bool] = lambda: False
 
@@ -122,14 +131,16 @@ class Trainer:
     ) -> dict[int, Trained]:  # fmt: skip
         """W [g, c, D] and b [g, c] of the trained models of the named environments of each representation."""
         steps, module = self.environment_steps(names, psi, environment, round_)
-        steps.take(self.interrupted)
+        check(steps.take(self.interrupted), round_, self.config)
         return module.trained(steps.dense.state())
 
     def masks(self, logits: Mapping[int, Tensor], environment: Mapping[int, Tensor], round_: int) -> dict[int, Learned]:
         """One round of mask learning of some representations."""
         steps, _ = self.mask_steps(logits, environment, round_)
         means: dict[int, dict[str, float]] = {r: {} for r in logits}
-        for name, mean in steps.take(self.interrupted).items():
+        found = steps.take(self.interrupted)
+        check(found, round_, self.config)
+        for name, mean in found.items():
             r, _, term = name.partition("/")
             means[int(r)][term] = mean
         state = steps.dense.state()

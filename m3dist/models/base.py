@@ -107,7 +107,7 @@ class Recommender(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """This worker's share of every term; `loss` is their sum."""
-        out = {"bpr": bpr(batch, *self.rows(batch)), **self.extra(batch)}
+        out = {**self.ranked(batch), **self.extra(batch)}
         user, item = self.ego()
         square = user[batch.user_b].square().sum() / batch.size
         if item is not None:
@@ -117,6 +117,10 @@ class Recommender(nn.Module):
             square = square + negative * (1 / batch.size if own else batch.part)
         out["l2"] = self.l2 * square
         return out | {"loss": torch.stack(list(out.values())).sum()}
+
+    def ranked(self, batch: Batch) -> dict[str, Tensor]:
+        """The term by which positives rank above negatives."""
+        return {"bpr": bpr(batch, *self.rows(batch))}
 
     def extra(self, batch: Batch) -> dict[str, Tensor]:
         """Further terms of the loss."""
@@ -163,11 +167,16 @@ def bpr(batch: Batch, user_bd: Tensor, item_bd: Tensor, negative: Tensor) -> Ten
     With shared negatives every user meets the same N: the expectation of one uniform negative per positive, with
     less noise.
     """
+    return ranking.bpr(*positive_and_negative(user_bd, item_bd, negative)) / batch.size
+
+
+def positive_and_negative(user_bd: Tensor, item_bd: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of positives [b] and of their negatives, [b, N] of shared ones [N, d] or [b, n] of own ones [b, n, d]."""
     if negative.ndim == 2:
         score = user_bd @ negative.T
     else:
         score = torch.bmm(negative, user_bd.unsqueeze(2)).squeeze(2)
-    return ranking.bpr((user_bd * item_bd).sum(1), score) / batch.size
+    return (user_bd * item_bd).sum(1), score
 
 
 def distinct_items(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

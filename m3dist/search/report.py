@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import statistics
 from collections import Counter
@@ -17,6 +16,7 @@ from m3dist.search import optuna_study
 from m3dist.search.ledger import Ledger, Trial
 from m3dist.search.space import Plan
 from m3dist.storage.folders import Folder
+from m3dist.terminal import printable
 from m3dist.training.tracking import RunFailed
 
 
@@ -152,7 +152,10 @@ def _spread(results: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
     """The outcome in a few lines."""
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
+
     reuse, best = summary["reuse"], summary["best"]
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary["trials"].items()))
     say(f"trials: {counts}; {reuse['epochs_trained']} epochs in {summary['seconds']:.0f} s")

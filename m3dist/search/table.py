@@ -12,6 +12,7 @@ from rich.text import Text
 
 from m3dist.search.ledger import OPEN, Ledger, Trial
 from m3dist.search.space import Plan
+from m3dist.terminal import cells, printable
 
 _ROWS = 20
 _COLOURS = {"finished": "green", "stopped": "yellow", "cut": "yellow", "failed": "red", "running": "cyan"}
@@ -39,7 +40,7 @@ class Table:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def show(self) -> None:
         """Draw again, at most twice a second."""
@@ -63,24 +64,25 @@ class Table:
 
     def _render(self) -> Group:
         plan, ledger = self.plan, self.ledger
-        table = RichTable("trial", "status", "stage", "epoch", plan.metric, "epochs", "reused")
-        for name in plan.space:
-            table.add_column(name.replace(".", ".\n"))
+        names = (name.replace(".", ".\n") for name in plan.space)
+        table = RichTable()
+        for head in cells("trial", "status", "stage", "epoch", plan.metric, "epochs", "reused", *names):
+            table.add_column(head)
         best = ledger.best()
         trials = sorted(ledger.trials.values(), key=lambda t: (t.status in OPEN, t.id))[-_ROWS:]
         if best is not None and best not in trials:
             trials[0] = best
         for t in trials:
             style = "bold green" if t is best else _COLOURS.get(t.status, "")
-            table.add_row(
-                t.id, t.status, t.stage, str(t.epoch), "" if t.metric is None else f"{t.metric:.4f}", str(t.epochs),
-                " ".join(t.reused), *(_short(t.values.get(name)) for name in plan.space), style=style,
-            )  # fmt: skip
+            values = (_short(t.values.get(name)) for name in plan.space)
+            metric = "" if t.metric is None else f"{t.metric:.4f}"
+            row = cells(t.id, t.status, t.stage, t.epoch, metric, t.epochs, " ".join(t.reused), *values)
+            table.add_row(*row, style=style)
         counts = ", ".join(f"{n} {status}" for status, n in sorted(ledger.counts().items()))
-        head = f"{counts or 'starting'}; {ledger.epochs} epochs, {ledger.seconds:.0f} s, {self.concurrency} at once"
+        line = f"{counts or 'starting'}; {ledger.epochs} epochs, {ledger.seconds:.0f} s, {self.concurrency} at once"
         if best is not None:
-            head += f"; best {best.id}: {best.metric:.4f}"
-        return Group(Text(head), table)
+            line += f"; best {best.id}: {best.metric:.4f}"
+        return Group(Text(line), table)
 
 
 def _short(value: object) -> str:

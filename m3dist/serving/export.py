@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 import m3dist
+from m3dist.method.fused import Fused
 from m3dist.serving.vectors import Vectors, column
 from m3dist.storage.folders import Folder
 
@@ -35,9 +36,12 @@ def write(run: Run, vectors: Vectors, target: Folder, kind: str) -> dict[str, st
     if kind not in FORMATS:
         raise ValueError(f"format {kind!r}: no such format; expected one of {', '.join(FORMATS)}")
     further = FORMATS[kind]
+    if target.exists("README.md") and not target.exists("card.json"):
+        raise ValueError(f"{target}: holds a README.md that no export wrote; choose another folder")
     try:
         sums = {name: _written(target, name, make) for name, make in _tables(run, vectors).items()}
-        sums |= {name: _written(target, name, make) for name, make in (further(vectors) if further else {}).items()}
+        beside = further(run, vectors) if further else {}
+        sums |= {name: _written(target, name, make) for name, make in beside.items()}
         content = card(run, vectors, kind, sums)
         target.write_json("card.json", content)
         target.write_text("README.md", readme(content))
@@ -76,7 +80,7 @@ def _table(ids: pa.ChunkedArray, vector_nW: torch.Tensor) -> pa.Table:
     return pa.table([ids, column(vector_nW)], schema=_schema(ids.type, vector_nW.shape[1]))
 
 
-def _faiss(vectors: Vectors) -> dict[str, Make]:
+def _faiss(run: Run, vectors: Vectors) -> dict[str, Make]:
     """index.faiss: exact search by inner product; label i is row i of items.parquet."""
     try:
         import faiss
@@ -91,7 +95,28 @@ def _faiss(vectors: Vectors) -> dict[str, Make]:
     return {"index.faiss": index}
 
 
-def _onnx(vectors: Vectors) -> dict[str, Make]:
+def _histories(run: Run, vectors: Vectors) -> dict[str, Make]:
+    """histories.onnx: (history [u, T], k [1]) to (item [u, k], score [u, k]), see `serving.histories`."""
+    from m3dist.serving import histories
+
+    if not isinstance(run.score, Fused):
+        raise ValueError(f"format onnx-histories: model={run.config.model} ranks no new users")
+    try:
+        import onnxscript  # noqa: F401  what torch exports with
+    except ImportError:
+        raise ValueError('format onnx-histories: onnxscript is not installed; pip install "m3dist[export]"') from None
+    _fits("onnx-histories", 4 * vectors.width * len(vectors.item_IW))
+    fold_in, score = run.fold_in, run.score
+    return {"histories.onnx": lambda path: histories.write(path, fold_in, score)}
+
+
+def _fits(kind: str, size: int) -> None:
+    """Raises ValueError where vectors of `size` bytes do not fit into one file."""
+    if size > _LARGEST:
+        raise ValueError(f"format {kind}: {size / 2**30:.1f} GiB of vectors, and a file holds 2; use vectors or faiss")
+
+
+def _onnx(run: Run, vectors: Vectors) -> dict[str, Make]:
     """model.onnx: (user [u], seen [n, 2], k [1]) to (item [u, k], score [u, k]), all by rows of the tables.
 
     seen: pairs of a place in `user` and an item that this user is not to get.
@@ -102,8 +127,7 @@ def _onnx(vectors: Vectors) -> dict[str, Make]:
         raise ValueError('format onnx: onnx is not installed; pip install "m3dist[export]"') from None
     from onnx import TensorProto, helper, numpy_helper
 
-    if (size := 4 * vectors.width * (len(vectors.item_IW) + len(vectors.group.users))) > _LARGEST:
-        raise ValueError(f"format onnx: {size / 2**30:.1f} GiB of vectors, and a file holds 2; use vectors or faiss")
+    _fits("onnx", 4 * vectors.width * (len(vectors.item_IW) + len(vectors.group.users)))
 
     def model(path: Path) -> None:
         user_UW = torch.cat([vector_uW for _, vector_uW in vectors.blocks()]).cpu().numpy()
@@ -137,7 +161,12 @@ def _onnx(vectors: Vectors) -> dict[str, Make]:
 
 
 # by name: files beside the vectors, and how each is written
-FORMATS: dict[str, Callable[[Vectors], dict[str, Make]] | None] = {"vectors": None, "faiss": _faiss, "onnx": _onnx}
+FORMATS: dict[str, Callable[[Run, Vectors], dict[str, Make]] | None] = {
+    "vectors": None,
+    "faiss": _faiss,
+    "onnx": _onnx,
+    "onnx-histories": _histories,
+}
 
 
 def card(run: Run, vectors: Vectors, kind: str, sums: dict[str, str]) -> dict[str, Any]:
@@ -189,6 +218,12 @@ def readme(card: dict[str, Any]) -> str:
         lines.append(
             "- model.onnx: from `user` (rows of users.parquet), `seen` (pairs of a place in `user` and a row of "
             "items.parquet that is left out) and `k` to `item` (rows of items.parquet) and `score`, [users, k] each."
+        )
+    if "histories.onnx" in card["sha256"]:
+        lines.append(
+            "- histories.onnx: from `history` (rows of items.parquet that a user has seen, [users, T], with -1 behind "
+            "shorter ones and no row twice) and `k` to `item` and `score`, [users, k] each, without what was seen. The "
+            "users need not have been trained."
         )
     if metrics:
         lines += ["", "| metric, test split | value |", "|---|---|", *metrics]

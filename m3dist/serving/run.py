@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.data.dataset import SPLITS
 from m3dist.data.importers.newitems import NewItems, read_new_items
@@ -24,17 +23,19 @@ from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.evaluation.ranking import Seen, block_size
-from m3dist.method import registry
 from m3dist.method.foldin import FoldIn
 from m3dist.method.fused import Fused
 from m3dist.method.merge import new_rows
+from m3dist.run_folder import Finished
 from m3dist.serving import export
 from m3dist.serving.catalogue import Catalogue, typed
 from m3dist.serving.lists import Group, Lists
+from m3dist.serving.notebook import show
+from m3dist.serving.plots import Plots
 from m3dist.serving.rules import Rules
+from m3dist.serving.similar import similar
 from m3dist.serving.vectors import Vectors
 from m3dist.storage.folders import Folder
-from m3dist.training.context import Context
 
 
 class Run:
@@ -44,26 +45,10 @@ class Run:
     """
 
     def __init__(self, root: str | Path, device: str | torch.device = "auto"):
-        folder = Folder(root)
-        try:
-            finished = folder.exists("result.json")
-        except OSError as error:
-            raise ValueError(f"{root}: cannot be read ({error})") from None
-        if not finished:
-            raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
-        with folder.local("config.yaml") as path:
-            own = configs.load_own(path, f"{root}/config.yaml")
-        self.config = own.model_copy(update={"out": folder.uri})
-        self.root, self.result = folder, dict(folder.read_json("result.json"))
-        self.dataset = pipeline.open_data(self.config)
-        stage, key = pipeline.final_stage(self.config), pipeline.keys(self.config, self.dataset)
-        store = pipeline.artifact_store(self.config)
-        if not store.has(stage, key[stage]):
-            raise ValueError(f"{root}: no {stage} stage for this config and data; train it again with out={root}")
-        self.tensors = store.load(stage, key[stage])[0]
-        engine = Engine(device=devices.found(device))
-        context = Context(self.dataset, self.config, engine, load=lambda name: store.load(name, key[name]))
-        self.context = context.at(registry.model(self.config.model).final)
+        self.finished = found = Finished.of(root)
+        self.root, self.config, self.result, self.dataset = found.root, found.config, found.result, found.dataset
+        self.tensors = found.load(pipeline.final_stage(self.config))[0]
+        self.context = found.context(Engine(device=devices.found(device)))
 
     @property
     def evaluator(self) -> Evaluator:
@@ -72,8 +57,10 @@ class Run:
     def verify(self) -> None:
         """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
         self.dataset.verify()
-        store = pipeline.artifact_store(self.config)
-        for stage, key in self.result["keys"].items():
+        store, keys = self.finished.store, self.result.get("keys")
+        if not isinstance(keys, dict):
+            raise ValueError(f"{self.root}/result.json: damaged or changed (it names no stages); train again")
+        for stage, key in keys.items():
             if store.has(stage, key):
                 store.load(stage, key)
 
@@ -163,7 +150,8 @@ class Run:
         """Write the run for other programs into a folder or URI; the files' SHA-256 by name.
 
         vectors: users.parquet and items.parquet, `id` and `vector`, whose inner products are the scores. faiss: an
-        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. A model card
+        exact index of the items' vectors, too. onnx: a model that gives users' best items, too. onnx-histories: one
+        that gives the best items for histories, of users who were trained or not. A model card
         (card.json, README.md) travels with each. Raises ValueError where the model's scores are no inner products, or a
         package is missing.
         """
@@ -177,6 +165,42 @@ class Run:
         """
         fused = isinstance(self.score, Fused) and self.score.fusion is not None
         return self._vectors.rows(list(self.dataset.modalities) if fused else ["model"], self.catalogue.ids)
+
+    def similar_items(self, item_ids: Sequence, k: int = 20, by: str = "fused") -> pa.Table:
+        """The k items most like each of those given: item, rank, similar and cosine, of the rows that it ranks by.
+
+        by: "fused", the members' cosines by their mean weights over validation users, or one modality alone; a model
+        without fusion has only the first. New items of `add_items` can be asked for, and be found. Raises ValueError
+        on unknown items or modalities, and where scores are no inner products.
+        """
+        vectors, modalities = self._vectors, list(self.dataset.modalities)
+        fused = isinstance(self.score, Fused) and self.score.fusion is not None
+        if by != "fused" and not (fused and by in modalities):
+            have = ", ".join(["fused", *(modalities if fused else [])])
+            raise ValueError(f"by={by}: expected one of {have}")
+        weight_M = torch.ones(len(vectors.items))
+        if fused:
+            final = self.result["stages"][pipeline.final_stage(self.config)]["fusion_weight"]
+            weight_M = torch.tensor([float(m == by) for m in modalities] if by != "fused" else final)
+        at = self.catalogue.places(item_ids, "similar_items")
+        return similar(self.catalogue, vectors.items, weight_M, (at, k))
+
+    def metrics(self) -> pa.Table:
+        """What validation and test said in the end: metric, validation and test; null where one was not measured."""
+        found = [self.result.get(split, {}) for split in ("validation", "test")]
+        names = sorted({*found[0], *found[1]})
+        columns = {
+            split: [x.get(name) for name in names] for split, x in zip(("validation", "test"), found, strict=True)
+        }
+        return pa.table({"metric": names, **columns})
+
+    @property
+    def plot(self) -> Plots:
+        """Plots of the run: `masks()`, `environments()`, `fusion()` and `curves()`, each as matplotlib's axes."""
+        return Plots(self)
+
+    def _repr_html_(self) -> str:
+        return show(self.metrics(), 100)._repr_html_()
 
     @property
     def _vectors(self) -> Vectors:

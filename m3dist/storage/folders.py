@@ -22,6 +22,8 @@ from m3dist import checksums, credentials
 from m3dist.data.place import Place
 from m3dist.storage import safe
 
+_LARGEST = 256 << 20  # bytes of a text file of a run
+
 
 class Folder:
     """A folder by path or URI; names are relative to it and may hold slashes.
@@ -74,9 +76,12 @@ class Folder:
                 self.fs.delete_file(self._at(name))
 
     def read_text(self, name: str) -> str:
-        """Raises FileNotFoundError."""
+        """Raises FileNotFoundError, and ValueError where it is larger than text of ours gets, as a device is."""
         with self.fs.open_input_stream(self._at(name)) as stream:
-            return stream.read().decode()
+            data = stream.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"{self}/{name}: is larger than {_LARGEST >> 20} MiB, and none of ours")
+        return data.decode()
 
     def write_text(self, name: str, text: str) -> None:
         with self.writing(name) as path:

@@ -34,6 +34,7 @@ class Context:
 
     stage: StageSpec | None = None
     checkpoints: Checkpoints | None = None
+    before: Context | None = None  # the finished run that this one starts from, at its last stage
 
     def __init__(
         self,
@@ -62,6 +63,12 @@ class Context:
         """What an earlier stage said beside its tensors."""
         return self._load(stage)[1]
 
+    @property
+    def masks(self) -> str:
+        """The masks that members of stage 3 read through: learned, one or shuffled."""
+        chosen = self.config.merge.masks
+        return self.meta("selection")["masks"] if chosen == "auto" else chosen
+
     def at(self, stage: StageSpec, checkpoints: Checkpoints | None = None) -> Context:
         """The same run at one of its stages, with the loss that a race chose. What was read is shared."""
         _ = self.evaluator
@@ -83,4 +90,5 @@ class Context:
         """How the stage's fit runs."""
         assert self.stage is not None
         section = getattr(self.config, self.stage.section)
-        return Plan(self.stage.name, section, self.config.evaluation.metric)
+        model = () if self.stage.section == "baseline" else (self.config.backbone,)
+        return Plan(self.stage.name, section, self.config.evaluation.metric, model)

@@ -14,8 +14,10 @@ from m3dist.config import Fit
 from m3dist.data.draws import Draws
 from m3dist.distributed.engine import Dense, Engine
 from m3dist.distributed.rows import RowTables
+from m3dist.section import Section
 from m3dist.storage.checkpoints import Checkpoints, Rows, Saved
 from m3dist.training.callbacks import Stopped
+from m3dist.training.divergence import suspect
 from m3dist.training.steps import Rate, Stepper, Sums
 from m3dist.training.tracking import Tracker
 
@@ -25,11 +27,17 @@ _SAVE, _END, _STOP = 1, 2, 3  # what rank 0 may ask for between steps
 
 @dataclass(frozen=True)
 class Plan:
-    """Which stage is trained, how, and the validation metric that selects."""
+    """Which stage is trained, how, and the validation metric that selects. model: further values of what is trained."""
 
     stage: str
     settings: Fit
     metric: str
+    model: tuple[Section, ...] = ()
+
+    def diverged(self, what: str, epoch: int) -> FloatingPointError:
+        """The error for a fit that diverged, which names the likeliest cause."""
+        cause = suspect(self.stage, self.settings, *self.model)
+        return FloatingPointError(f"{self.stage}: {what} in epoch {epoch}; lower {cause}")
 
 
 class Task(Protocol):
@@ -162,12 +170,13 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
     while at.epoch < epochs and not (config.patience and at.waited >= config.patience):
         report = _epoch(task, plan, fitting, take, tracker)
         if not math.isfinite(report["loss"]):
-            raise FloatingPointError(
-                f"{stage}: the loss is {report['loss']} in epoch {at.epoch}; lower {suspect(stage, config)}"
-            )
+            raise plan.diverged(f"the loss is {report['loss']}", at.epoch)
         epoch, last = at.epoch, at.epoch == epochs - 1
         if (epoch + 1) % interval == 0 or last:
-            metrics = task.evaluate()
+            try:
+                metrics = task.evaluate()
+            except FloatingPointError:
+                raise plan.diverged("scores are NaN", epoch) from None
             better = at.peak is None or metrics[metric] > at.peak
             at.peak = metrics[metric] if at.peak is None else max(at.peak, metrics[metric])
             at.waited = 0 if better else at.waited + 1
@@ -195,14 +204,6 @@ def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | Non
 def _visited(draws: Draws, settings: Fit) -> int:
     """Interactions of an epoch, in whole batches: a sample can be a user's history, which holds more than one."""
     return draws.steps * settings.batch_size
-
-
-def suspect(stage: str, settings: Fit) -> str:
-    """The key of the learning rate that is furthest above its default, the likeliest cause of a divergence."""
-    rates = [name for name in type(settings).model_fields if name == "lr" or name.endswith("_lr")]
-    above = {name: getattr(settings, name) / type(settings).model_fields[name].default for name in rates}
-    section = stage if type(settings) is Fit else type(settings).__name__.lower()  # pretrain is told by merge
-    return f"{section}.{max(above, key=lambda name: (above[name], name == 'lr'))}"
 
 
 def stepper(task: Task, settings: Fit, sums: Sums | None = None) -> Stepper:

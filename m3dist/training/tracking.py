@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from m3dist.storage.folders import Folder
+from m3dist.terminal import printable
 from m3dist.training.callbacks import Stopped
 
 
@@ -32,8 +33,9 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet)
         self._bars: dict[str, TaskID] = {}
         self._bar = Progress(
-            TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=self.console, disable=quiet or not self.console.is_terminal,
+            TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn(),
+            console=self.console, disable=quiet or not self.console.is_terminal,
         )  # fmt: skip
 
     def open(self) -> None:
@@ -49,7 +51,7 @@ class Display:
         self._bar.update(self._bars[stage], total=total, completed=done, note=note)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     def values(self, stage: str, step: int, values: dict[str, float]) -> None:
         """One short line where bars make no sense, as in a log; everything is in metrics.jsonl."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -198,6 +199,12 @@ def test_the_command_writes_json(
     assert {row["what"].split(",")[0] for row in rows} >= ends
     assert all(0 < value < 2 for row in rows for name, value in row["values"].items() if name.startswith("share"))
     assert all("on the CPU" in row["note"] for row in rows if row["section"] == "gpu")
+
+
+def test_a_gpu_is_measured_without_a_device_that_stands_in_for_one() -> None:
+    """Once PyTorch's spare backend is registered, autograd takes it for the accelerator and fails on a real one."""
+    code = "import sys, benchmarks.__main__; sys.exit('benchmarks.standin' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:

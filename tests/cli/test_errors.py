@@ -76,3 +76,13 @@ def test_control_characters_are_shown_and_not_obeyed(
     said = capsys.readouterr().err
     assert r"\x07\u202eé' is unknown" in said
     assert not set(said) & set("\x1b\x07\u202e")
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def broken() -> None:
+        raise MemoryError("Unable to allocate 7.28 TiB\n for an array")
+
+    monkeypatch.setattr(cli._Lazy, "get_command", lambda self, ctx, name: broken)
+    assert call("broken") == 2
+    assert "more memory is needed than there is (Unable to allocate 7.28 TiB for an array)" in capsys.readouterr().err

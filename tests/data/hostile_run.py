@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hostile_corpus
+import hostile_makers
 import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse
@@ -79,7 +80,7 @@ def main(folder: Path, part: str) -> None:
 def warm(folder: Path) -> str:
     """Load what is loaded late, so that no case pays for it."""
     folder.mkdir()
-    hostile_corpus.interactions(folder)
+    hostile_makers.interactions(folder)
     prepare("tables", folder, folder.with_name("warmed"))
     shutil.rmtree(folder)
     shutil.rmtree(folder.with_name("warmed"))

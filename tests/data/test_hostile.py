@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import hostile_corpus
+import hostile_makers
 import pytest
 
-SLOW = ("slow_bombs", "bombs", "texts", "runners", "arrays")  # a minute and more on a busy machine
+SLOW = ("slow_bombs", "bombs", "repeats", "texts", "runners", "arrays")  # a minute and more on a busy machine
 
 
 def test_the_payload_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,8 +23,8 @@ def test_the_payload_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     import pickle
 
     monkeypatch.chdir(tmp_path)
-    pickle.loads(pickle.dumps(hostile_corpus.Payload()))
-    assert (tmp_path / hostile_corpus.RAN).is_dir()
+    pickle.loads(pickle.dumps(hostile_makers.Payload()))
+    assert (tmp_path / hostile_makers.RAN).is_dir()
 
 
 def test_the_corpus_is_large_enough() -> None:

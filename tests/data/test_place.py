@@ -84,6 +84,7 @@ def test_links_are_followed_and_stay(tmp_path: Path) -> None:
         ("~", "is not a prepared data set alone"),
         ("~nobody-of-that-name/d", "cannot be a destination"),
         ("file", "is a file; choose another destination"),
+        ("s3://bucket/d", "is a URI; prepare writes into a folder of this machine"),
         ("file/below", "cannot write there"),
         ("x" * 250, "cannot write there"),
         ("loop", "cannot be a destination|cannot write there"),
@@ -157,3 +158,14 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
         first.finish()
     assert Dataset(tmp_path / "d").features("visual")[0, 0] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_file_among_the_features_that_prepare_did_not_write_is_kept(folder: Path, tmp_path: Path) -> None:
+    from cli_helpers import call  # not above: other processes read this module without its folder
+
+    dst = tmp_path / "dst"
+    assert call("prepare", "tables", folder, dst) == 0
+    assert call("prepare", "tables", folder, dst) == 0
+    (dst / "features" / "mine.npy").write_text("my own work")
+    assert call("prepare", "tables", folder, dst) == 2
+    assert (dst / "features" / "mine.npy").read_text() == "my own work"

@@ -176,3 +176,23 @@ def test_help_of_every_format(capsys):
     for name in prepare.command.list_commands(None):
         assert run(name, "--help") == 0
         assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_what_names_would_do_to_a_terminal_is_shown_and_not_done(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control characters and rich's markup in names of columns, files and the destination, and in ids."""
+    evil = "\x1b]0;owned\x07[red]\u202e"
+    src = tmp_path / "src"
+    src.mkdir()
+    rows = "".join(f"u{u}{evil},{i},{('train', 'val', 'test')[i % 3]}\n" for u in range(3) for i in range(6))
+    (src / "interactions.csv").write_text(f"user_id,item_id,split,more{evil}\n" + rows.replace("\n", ",x\n"))
+    (src / f"notes{evil}.bin").write_bytes(b"?")
+    np.save(tmp_path / f"x{evil}.npy", np.ones((6, 2)))
+    feature = f"look={tmp_path / f'x{evil}.npy'}"
+    assert run("tables", src, tmp_path / f"dst{evil}", "--feature", feature, *options) == 0
+    out, err = capsys.readouterr()
+    assert not set(out + err) & set("\x1b\x07\u202e")
+    assert r"notes\x1b]0;owned\x07[red]\u202e.bin" in out
+    assert r"x\x1b]0;owned\x07[red]\u202e.npy" in out

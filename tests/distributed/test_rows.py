@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from m3dist.distributed import rows
 from m3dist.distributed.rows import Moved, RowTables, adam_rows, distinct, spread
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("M", [1, 3])
+@pytest.mark.parametrize("n", [300, 30_000])
+def test_many_ids_are_summed_by_parts_on_a_device(
+    counted: Any, M: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most are of one slot or of the spare row, which would keep one thread of a GPU busy; other slots have none."""
+    longest = []
+
+    def bags(at: torch.Tensor, x: torch.Tensor, start: torch.Tensor, mode: str) -> torch.Tensor:
+        ends = torch.cat([start.cpu()[1:], torch.tensor([len(at)])])
+        longest.append(int((ends - start.cpu()).max()))
+        return F.embedding_bag(at, x, start, mode=mode)
+
+    ids = torch.randint(n, (20_000,), generator=torch.Generator().manual_seed(1))
+    ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(2))[:14_000]] = 7
+    ids[-3_000:] = n
+    x = randn(M, len(ids), 5)
+    here, device_ids, device_x = distinct(ids, n), ids.to("standin"), x.to("standin")
+    counted.clear()
+    slots = distinct(device_ids, n)
+    got = slots.sum(device_x)
+    assert (counted.waits, counted.copies) == (0, 0)
+    monkeypatch.setattr(rows, "F", SimpleNamespace(embedding_bag=bags))
+    assert torch.equal(slots.sum(device_x).cpu(), got.cpu())
+    assert max(longest) <= 200
+    R = len(here.ids_R)
+    want = torch.zeros(M, R, 5, dtype=torch.float64).index_add_(1, here.slot_L, x.double())
+    torch.testing.assert_close(got.cpu()[:, :R].double(), want, rtol=1e-5, atol=1e-4)
+    assert not got.cpu()[:, R:].any()
 
 
 @pytest.mark.parametrize("ids", [[3, 1, 3, 9, 9, 0], [5], [4, 4, 4], [9, 2], [*range(10)]])

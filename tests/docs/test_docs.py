@@ -256,6 +256,18 @@ def test_first_steps_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run.recommend(k=3).num_rows == 100 * 3
 
 
+def test_an_index_that_answers(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first Python of docs/serving.md, on an export of the tests' run."""
+    pytest.importorskip("faiss", reason="faiss is not installed; pip install '.[export]'")
+    assert call("export", finished_run, tmp_path / "index", "--format", "faiss") == 0
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    first = next(text for language, text in blocks(ROOT / "docs/serving.md") if language == "python")
+    exec(compile(first, "serving.md", "exec"), found)
+    ours = m3dist.load(finished_run, "cpu").recommend([7], k=20, rules=m3dist.Rules(include_seen=True))
+    assert found["answer"].to_pylist() == ours["item"].to_pylist()
+
+
 @pytest.mark.timeout(600)
 def test_extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_names: None) -> None:
     """The recommender trains as the page says; its fusion and its stage train by their names."""

@@ -47,6 +47,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         ["backbone.loss=softmax", "backbone.kappa=0"],
         ["backbone.loss=softmax", "backbone.tau=0.1", "backbone.groups=1", "backbone.nu=0.2"],
         ["backbone.loss=softmax", "backbone.content=concat"],
+        ["backbone.loss=softmax", "backbone.id_dropout=0.4"],
+        ["backbone.id_dropout=0.4"],
     ],
 )
 @pytest.mark.parametrize("step", [0, -1])
@@ -71,6 +73,10 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
     for m, (project, x) in enumerate(pairs):
         leaves = [table.weight[m].double().requires_grad_() for table in (backbones.user, backbones.item)]
         item_Ik = leaves[1]
+        if sampled.kept_MR1 is not None:
+            kept_I1 = torch.ones(len(item_Ik) + 1, 1, dtype=torch.float64)
+            kept_I1[ids_R] = sampled.kept_MR1[m].double()
+            item_Ik = item_Ik * kept_I1[:-1]
         if project is not None and x is not None:
             leaves += [p.detach().double().requires_grad_() for p in project.parameters()]
             content_Ic = x[:-1].double() @ leaves[2].T + leaves[3]
@@ -91,6 +97,32 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
             mine = torch.autograd.grad(loss, [*project.parameters()], retain_graph=True)
             for a, b in zip(mine, of_project, strict=True):
                 torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_leaves_out_ids_beside_content(dataset: Dataset) -> None:
+    """Others in each step and for each member; the same of an item whichever other items a step reads; none of ids
+    alone."""
+    context = Context(dataset, load(None, [*SMALL, "backbone.loss=softmax", "backbone.id_dropout=0.4"]))
+    x, I = context.data.all_features, context.data.n_items
+    task = MergeTask(context, [x, x])
+    found = []
+    for number in range(2):
+        task.draws.seek(0, number)
+        sampled = task.members.sample(task.draws.draw(), torch.arange(I))
+        further = task.members.sample(task.draws.draw())
+        assert sampled.kept_MR1 is not None
+        assert further.kept_MR1 is not None
+        assert sampled.item.slots.ids_R.tolist() == [*range(I)]
+        assert torch.equal(sampled.kept_MR1[:, further.item.slots.ids_R], further.kept_MR1)
+        found.append(sampled.kept_MR1)
+    kept = torch.stack(found)
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert float(kept.mean()) == pytest.approx(0.6, abs=0.08)  # of 360
+    for a, b in [(kept[0, 0], kept[0, 1]), (kept[0, 0], kept[1, 0]), (kept[0, 1], kept[1, 0])]:
+        assert 0.3 < float((a != b).double().mean()) < 0.7  # 0.48 where they are independent
+    alone = MergeTask(context, [None])
+    alone.draws.seek(0, 0)
+    assert alone.members.sample(alone.draws.draw()).kept_MR1 is None
 
 
 def test_members_start_from_seeds_of_their_own_or_from_given_tables(dataset: Dataset) -> None:

@@ -47,11 +47,11 @@ def test_what_follows_the_loss_follows_each_candidates_own() -> None:
 @pytest.mark.parametrize(
     ("interactions", "values", "epochs"),
     [
-        (1_000_000, ["merge.epochs=20"], 4),  # a fifth of them
+        (1_000_000, ["merge.epochs=20"], 3),  # 15 % of them
         (100_000, ["merge.epochs=20"], 7),  # 49 steps each: 300 of them
         (1000, ["merge.epochs=20"], 20),  # no more than stage 3 has
         (1000, ["merge.epochs=20", "race.steps=5", "race.share=0.5"], 10),
-        (1000, ["merge.epochs=20", "race.steps=5", "merge.batch_size=100"], 4),
+        (1000, ["merge.epochs=20", "race.steps=5", "merge.batch_size=100"], 3),
         (1000, ["merge.epochs=2", "race.steps=1"], 1),
         (1000, [], 300),  # auto: 1,500 steps
     ],
@@ -59,7 +59,9 @@ def test_what_follows_the_loss_follows_each_candidates_own() -> None:
 def test_candidates_have_a_share_of_the_epochs(interactions: int, values: list[str], epochs: int) -> None:
     config = load(None, [*values, "merge.lr=0.07"])
     found = race.shortened(config, interactions)
-    assert race.shortened(config, interactions, 3).epochs == min(3 * epochs, config.merge.length(interactions))
+    longer = race.shortened(config, interactions, 3)
+    assert longer.epochs == min(3 * epochs, config.merge.length(interactions))
+    assert longer.interval(interactions) == max(1, longer.epochs // 10)
     assert (found.epochs, found.evaluate_every, found.patience) == (epochs, epochs, 0)
     assert (found.lr, found.batch_size, found.decay) == (0.07, config.merge.batch_size, "linear")
 
@@ -99,7 +101,7 @@ def test_losses_that_are_close_have_a_longer_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.l2=0.03", "race.share=0.1", "race.steps=1"]
-    values.append("merge.epochs=100")
+    values += ["merge.epochs=100", "backbone.id_dropout=0"]
     asked: list[tuple[str, int]] = []
 
     def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
@@ -115,6 +117,29 @@ def test_losses_that_are_close_have_a_longer_fit(
     assert len(meta["tried"]) == len(asked)
 
 
+@pytest.mark.parametrize(("dropping", "want"), [(0.31, race.DROPOUT), (0.3, 0.0)])
+def test_ids_are_left_out_where_the_best_softmax_gains_by_it(
+    dropping: float, want: float, planted_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
+        backbone = task.members.config
+        if backbone.loss == "softmax":
+            asked.append((backbone.tau, backbone.id_dropout))
+        return {"ndcg@10": dropping if backbone.id_dropout else 0.3 if backbone.tau == 0.4 else 0.2}
+
+    monkeypatch.setattr(race, "fit", fit)
+    meta = race.run(Context(Dataset(planted_root), load(None, ["backbone.projection_l2=0.01"]))).meta
+    assert asked == [(0.2, 0.0), (0.4, 0.0), (0.4, race.DROPOUT)]
+    assert (meta["backbone"]["loss"], meta["backbone"]["tau"]) == ("softmax", 0.4)
+    assert meta["backbone"]["id_dropout"] == want
+    asked.clear()
+    given = race.run(Context(Dataset(planted_root), load(None, ["backbone.tau=0.4", "backbone.id_dropout=0.1"]))).meta
+    assert set(asked) == {(0.4, 0.1)}
+    assert given["backbone"]["id_dropout"] == 0.1
+
+
 def shapes(run: dict[str, Any], config: Config) -> dict[str, tuple[int, ...]]:
     """Of the users' rows that stages left."""
     store = pipeline.artifact_store(config)
@@ -128,7 +153,8 @@ def test_later_stages_train_with_the_winner(
 ) -> None:
     """A softmax so cold that it sees one negative loses, and so does UltraGCN's loss with next to no positives."""
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
-    values += (f"backbone.negative_weight={negative_weight}", "backbone.l2=0.03", "race.steps=160")
+    values += (f"backbone.negative_weight={negative_weight}", "race.steps=160")
+    values += ("backbone.id_dropout=0", "backbone.l2=0.03")
     values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
     config = small(tmp_path, *values)
     run = pipeline.run(config)

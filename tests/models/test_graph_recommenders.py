@@ -23,6 +23,7 @@ from m3dist.models.base import Recommender
 from m3dist.models.disengcn import DisenGCN
 from m3dist.models.grcn import GRCN
 from m3dist.models.huign import HUIGN
+from m3dist.models.lightgcn import LightGCN
 from m3dist.models.macridvae import MacridVAE
 from m3dist.models.mmgcn import MMGCN
 from m3dist.models.ngcf import NGCF
@@ -53,6 +54,32 @@ def test_ngcf(content: bool) -> None:
         e = leaky(first + second, 0.2)
         kept.append(unit(e))
     close(model, np.concatenate(kept, axis=1))
+
+
+@pytest.mark.parametrize("content", [True, False])
+@pytest.mark.parametrize("tau", [0.0, 0.3])
+def test_lightgcn(content: bool, tau: float) -> None:
+    """Vectors, and where there is a temperature the loss, of shared negatives and of own ones."""
+    model = made(LightGCN, tiny(), dim=3, l2=0.0, layers=2, content=content, tau=tau)
+    p = randomise(model)
+    item = p["item"] + (linear(p, "project", np.concatenate(features(), 1)) if content else 0)
+    A = adjacency()
+    L = A / np.sqrt(np.outer(A.sum(1), A.sum(1)))
+    e = np.concatenate([p["user"], item])
+    node = (e + L @ e + L @ L @ e) / 3
+    node = unit(node) if tau else node
+    close(model, node)
+    for own in (False, True):
+        batch = batch_of([0, 2], [1, 0], [[3, 4], [2, 3]] if own else [3, 4, 2])
+        want = 0.0
+        for row, (u, i) in enumerate([(0, 1), (2, 0)]):
+            negatives = [[3, 4], [2, 3]][row] if own else [3, 4, 2]
+            s = node[u] @ node[U:][[i, *negatives]].T
+            if tau:
+                want -= np.log(softmax(s / tau)[0]) / 2
+            else:
+                want += np.log1p(np.exp(s[1:] - s[0])).mean() / 2
+        assert float(model.loss(batch)["loss"].detach()) == pytest.approx(want, rel=1e-5)
 
 
 def test_disengcn() -> None:

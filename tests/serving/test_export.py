@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli_helpers import call
 from small_runs import trained
 from test_histories import lists
 
 import m3dist
+from m3dist.serving.histories import Histories
 
 EVERYTHING = m3dist.Rules(include_seen=True)
 
@@ -83,6 +85,49 @@ def test_a_model_gives_our_lists(finished_run: Path, tmp_path: Path) -> None:
     assert "model.onnx" in (tmp_path / "README.md").read_text()
 
 
+HISTORIES = {"a": [1, 2, 3], "b": [5], "c": [], "d": [7, 8, 9, 10, 11, 40]}
+PADDED = np.full((4, 6), -1)
+for row, items in enumerate(HISTORIES.values()):
+    PADDED[row, : len(items)] = items
+FOLDED = (
+    ["merge.fusion=entropy"],
+    ["merge.fusion=attention"],
+    ["model=ultragcn", "backbone.loss=ultragcn"],
+    ["model=invrl", "merge.fusion=equal"],
+)
+
+
+@pytest.mark.parametrize("given", [FOLDED[0], FOLDED[2]], ids=str)
+def test_histories_side_by_side_have_the_scores_of_lists(given: list[str], tmp_path: Path) -> None:
+    trained(tmp_path, *given)
+    run = m3dist.load(tmp_path, "cpu")
+    score_uI = Histories(run.fold_in, run.score)(torch.from_numpy(PADDED))
+    table = run.recommend(k=90, histories=HISTORIES)
+    places = {user: row for row, user in enumerate(HISTORIES)}
+    found = [float(score_uI[places[row["user"]], row["item"]]) for row in table.to_pylist()]
+    assert found == pytest.approx(table["score"].to_pylist(), abs=1e-4)
+    assert torch.isinf(score_uI).sum() == 10  # what users have seen
+
+
+@pytest.mark.slow  # torch takes half a minute to write one
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("given", FOLDED, ids=str)
+def test_a_model_folds_histories_in(given: list[str], tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install '.[export]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed; pip install '.[export]'")
+    trained(tmp_path / "run", *given)
+    assert call("export", tmp_path / "run", tmp_path / "out", "--format", "onnx-histories") == 0
+    run = m3dist.load(tmp_path / "run", "cpu")
+    session = runtime.InferenceSession(str(tmp_path / "out/histories.onnx"), providers=["CPUExecutionProvider"])
+    item_uk, score_uk = session.run(["item", "score"], {"history": PADDED, "k": np.array([8])})
+    table = run.recommend(k=8, histories=HISTORIES)
+    assert score_uk.ravel() == pytest.approx(table["score"].to_numpy(), abs=1e-4)
+    assert item_uk.ravel().tolist() == table["item"].to_pylist()
+    alone = session.run(["item"], {"history": PADDED[1:2, :1], "k": np.array([3])})[0]
+    assert alone[0].tolist() == item_uk[1, :3].tolist()
+    assert "histories.onnx" in (tmp_path / "out/README.md").read_text()
+
+
 def test_a_card_travels_along(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     assert call("export", finished_run, out) == 0
@@ -105,12 +150,14 @@ def test_what_cannot_be_exported(finished_run: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "file").write_text("")
     assert call("export", finished_run, tmp_path / "file" / "out") == 2
     assert "cannot be written" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="format 'csv': no such format; expected one of vectors, faiss, onnx"):
+    with pytest.raises(ValueError, match="format 'csv': no such format; expected one of vectors, faiss, onnx, onnx-h"):
         m3dist.load(str(finished_run)).export(tmp_path, "csv")
     trained(tmp_path / "run", "model=macridvae", "baseline.epochs=1")
     with pytest.raises(ValueError, match="scores of model=macridvae are no inner products"):
         m3dist.load(str(tmp_path / "run")).export(tmp_path / "out")
     with pytest.raises(ValueError, match="scores of model=macridvae are no inner products"):
         m3dist.load(str(tmp_path / "run")).embeddings()
+    with pytest.raises(ValueError, match="scores of model=macridvae are no inner products"):
+        m3dist.load(str(tmp_path / "run")).export(tmp_path / "out", "onnx-histories")
     with pytest.raises(ValueError, match="histories: model=macridvae ranks no new users"):
         m3dist.load(str(tmp_path / "run")).recommend(histories={"a": [1]})

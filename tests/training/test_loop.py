@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m3dist.config import Align, Checkpoint, Fit, Merge
+from m3dist.config import Checkpoint, Fit
 from m3dist.data.draws import Draws, Layout, Pairs, Plan
 from m3dist.distributed.engine import Engine
 from m3dist.storage.checkpoints import Checkpoints
@@ -116,20 +116,6 @@ def test_a_loss_that_is_no_number_ends_a_fit(tmp_path: Path) -> None:
         pytest.raises(FloatingPointError, match="lower merge"),
     ):
         fit(task, loop.Plan("merge", Fit(epochs=3), "ndcg@10"), tracker)
-
-
-@pytest.mark.parametrize(
-    ("stage", "settings", "key"),
-    [
-        ("align", Align(), "align.lr"),
-        ("align", Align(lr=1.0, club_lr=0.9), "align.club_lr"),
-        ("align", Align(lr=1.0, encoder_lr=0.9, club_lr=0.02), "align.encoder_lr"),
-        ("align", Align(lr=1e30, encoder_lr=0.9), "align.lr"),
-        ("pretrain", Merge(lr=3.0), "merge.lr"),
-    ],
-)
-def test_a_divergence_names_the_rate_that_is_furthest_up(stage: str, settings: Fit, key: str) -> None:
-    assert loop.suspect(stage, settings) == key
 
 
 class Growing(OneNumber):

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from m3dist.data.dataset import DataError
@@ -15,6 +17,8 @@ from m3dist.data.importers.rows import BadRows
 from m3dist.data.importers.table import Batch, Table, unambiguous
 
 ROWS = 1 << 20  # of a batch
+_BATCH = 32 << 20  # bytes of a batch, or one row
+_RATIO = 10  # bytes that a byte of an Arrow file may stand for in one of its own batches
 _DAMAGED = (pa.ArrowException, OSError, ValueError, NotImplementedError, MemoryError, OverflowError)
 
 
@@ -25,10 +29,18 @@ class ArrowTable(Table):
         self._parquet, self._stream = magic.startswith(b"PAR1"), not magic.startswith(b"ARROW1")
         self.reading = "Parquet" if self._parquet else "Arrow"
         try:
-            schema = pq.read_schema(path) if self._parquet else self._open(path).schema
+            if self._parquet:
+                self._meta = pq.read_metadata(path)
+                files.need_backing(path, max(_chunks(self._meta), default=0), "a column of it")
+                schema = pq.read_schema(path)
+            else:
+                schema = self._open(path).schema
             names = tuple(schema.names)
         except _DAMAGED as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path.name}: not {self._kind} file: {files.first_line(error)}") from None
+        self._schema = schema
         super().__init__(path, unambiguous(path.name, names))
         self.index = _pandas_index(schema)
 
@@ -41,30 +53,90 @@ class ArrowTable(Table):
         try:
             for batch in self._record_batches(list(dict.fromkeys(names))):
                 batch.validate(full=True)  # offsets that point outside, text that is none
-                columns = [batch.column(name) for name in names]
-                yield self._place(start), columns
-                start += batch.num_rows
+                for part in _narrowed(batch):
+                    yield self._place(start), [part.column(name) for name in names]
+                    start += part.num_rows
         except _DAMAGED as error:
             if isinstance(error, DataError):
                 raise
+            if isinstance(error, MemoryError):
+                raise DataError(
+                    f"{self.name}: a batch of it would take much more memory than the file is worth: it is damaged, or "
+                    "not what it seems; if it is right, store it uncompressed"
+                ) from None
             raise DataError(f"{self.name}: cannot read it as a table: {files.first_line(error)}") from None
 
     def _record_batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         if self._parquet:
-            yield from pq.ParquetFile(self.path).iter_batches(batch_size=ROWS, columns=names)
+            # text as it stands in the file, each once: a small file may stand for much of it
+            text = [field.name for field in self._schema if _is_text(field.type)]
+            file = pq.ParquetFile(self.path, read_dictionary=[name for name in text if name in names])
+            yield from file.iter_batches(batch_size=self._rows(names), columns=names)
             return
         reader = self._open(self.path)
-        for batch in reader if self._stream else map(reader.get_batch, range(reader.num_record_batches)):
+        batches = iter(reader if self._stream else map(reader.get_batch, range(reader.num_record_batches)))
+        while True:
+            with files.bounded(self.path, _RATIO):  # it may be compressed
+                batch = next(batches, None)
+            if batch is None:
+                return
             batch.validate(full=True)  # before a slice of it is taken: an Arrow file is memory as it stands
             for at in range(0, batch.num_rows, ROWS):
                 yield batch.slice(at, ROWS).select(names)
 
     def _open(self, path: Path) -> pa.ipc.RecordBatchStreamReader | pa.ipc.RecordBatchFileReader:
-        source = pa.memory_map(str(path))
-        return pa.ipc.open_stream(source) if self._stream else pa.ipc.open_file(source)
+        source, options = pa.memory_map(str(path)), pa.ipc.IpcReadOptions(use_threads=False)
+        # of the system's memory, which `bounded` can limit
+        open_, pool = pa.ipc.open_stream if self._stream else pa.ipc.open_file, pa.system_memory_pool()
+        return open_(source, options=options, memory_pool=pool)
+
+    def _rows(self, names: list[str]) -> int:
+        """Rows of a batch of these columns of a Parquet file, by how many values a row of it has."""
+        values = 0
+        for at in range(self._meta.num_row_groups):
+            group = self._meta.row_group(at)
+            held = [group.column(c) for c in range(group.num_columns)]
+            here = sum(c.num_values for c in held if c.path_in_schema.partition(".")[0] in names)
+            values = max(values, here // max(1, group.num_rows))
+        files.need_backing(self.path, 8 * values, "a row of it")
+        return max(1, min(ROWS, _BATCH // max(8, 8 * values)))
 
     def _place(self, start: int):  # type: ignore[no-untyped-def]
         return lambda at: f"{self.name}, row {start + at}"
+
+
+def _chunks(meta: pq.FileMetaData) -> Iterator[int]:
+    """Bytes of every column of every row group, before compression."""
+    for at in range(meta.num_row_groups):
+        group = meta.row_group(at)
+        yield from (group.column(c).total_uncompressed_size for c in range(group.num_columns))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+
+
+def _narrowed(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in parts whose text, written out, is not larger than a batch should be; one row is at least a part."""
+    widths = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        kind = column.type
+        if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+            each = pc.binary_length(column.dictionary).take(column.indices)
+        elif _is_text(kind):
+            each = pc.binary_length(column)
+        else:
+            continue
+        widths += each.fill_null(0).to_numpy(zero_copy_only=False)
+    if not len(widths) or widths.sum() <= _BATCH:
+        yield batch
+        return
+    ends, start = np.cumsum(widths), 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + _BATCH, side="right")))
+        yield batch.slice(start, end - start)
+        start = end
 
 
 def _pandas_index(schema: pa.Schema) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import features as feat
 from m3dist.data.importers.featurefiles import is_ambiguous, open_feature
+from m3dist.data.importers.files import need_backing
 from m3dist.data.importers.ids import INTEGERS, TEXT, Ids, IntegerIds, KnownIds, RowIds, StringIds, new_ids
 from m3dist.data.importers.layout import Layout
 from m3dist.data.importers.learnt import Pass
@@ -127,6 +128,7 @@ class Catalogue:
             found = id_column(batch[0], run.learnt.items, Rows(len(batch[0]), where, strict))
             ids.append(found.dictionary_decode() if pa.types.is_dictionary(found.type) else found)
             titles += [_text(t) for t in batch[1:]]
+            need_backing(table.path, 4 * sum(part.nbytes for part in (*ids, *titles)), "its ids and titles")
         all_ids = pa.concat_arrays(ids) if ids else pa.array([], pa.int64())
         if not len(all_ids):
             raise DataError(f"{table.name}: no items")
@@ -188,12 +190,14 @@ class Catalogue:
         title = "2" if table.numbered else table.pick(None, TITLE)
         run.readings[table.name] = f"{table.reading}; titles = {title!r} of items {column!r}"
         found = pa.array([None] * len(ids), pa.string()).to_pylist()
-        position = {value: at for at, value in enumerate(ids.to_pylist())}
+        position, size = {value: at for at, value in enumerate(ids.to_pylist())}, 0
         for where, batch in table.batches([column, title], BadRows(drop=True)):
             mine = id_column(batch[0], run.learnt.items, Rows(len(batch[0]), where, BadRows(drop=True)))
             for value, text in zip(mine.to_pylist(), _text(batch[1]).to_pylist(), strict=True):
                 if value in position:
+                    size += len(text or "") - len(found[position[value]] or "")
                     found[position[value]] = text
+            need_backing(table.path, 4 * size, "its titles")
         return pa.array(found, pa.string())
 
 

@@ -216,7 +216,7 @@ def _table(name: str, path: Path, table: Table, columns: Columns) -> Feature | V
     if id_column:
         reading = f"{table.reading}; rows by {id_column!r}, {len(values)} columns{note}"
         return Vectors(name, table.name, _rows_by_id(table, id_column, values), reading)
-    found = [feat.values(batch, where) for where, batch in table.batches(values, BadRows())]
+    found = [(numbers, held) for _, _, numbers, held in _rows_by_id(table, "", values)(BadRows())]
     if not found:
         raise DataError(f"{table.name}: no feature rows")
     matrix = np.zeros((sum(len(held) for _, held in found), found[0][0].shape[1]), dtype=np.float32)
@@ -252,8 +252,14 @@ def looks_like_features(table: Table, columns: Columns) -> bool:
 
 
 def _rows_by_id(table: Table, id_column: str, values: list[str]) -> Callable[[BadRows], Iterator]:
+    """Batches of the rows of a table, for `Vectors`; without an id column their ids are empty."""
+
     def batches(bad: BadRows) -> Iterator[tuple[Where, pa.Array, np.ndarray, np.ndarray]]:
-        for where, batch in table.batches([id_column, *values], bad):
-            yield where, batch[0], *feat.values(batch[1:], where)
+        size, stored = 0, sum(path.stat().st_size for path in table.files())
+        for where, batch in table.batches([id_column, *values] if id_column else values, bad):
+            numbers, held = feat.values(batch[bool(id_column) :], where)
+            size += numbers.nbytes
+            files.need_backing(table.path, 3 * size, "its features", stored)  # they are put together in memory
+            yield where, batch[0] if id_column else pa.array([]), numbers, held
 
     return batches

@@ -72,7 +72,7 @@ def allowance(held: int) -> int:
 
 
 @contextlib.contextmanager
-def bounded(path: Path) -> Iterator[None]:
+def bounded(path: Path, ratio: int = RATIO) -> Iterator[None]:
     """Limit what this process may allocate while a parser of others builds objects out of a file.
 
     The parser gets MemoryError in place of the machine's memory. Does nothing where /proc is not there.
@@ -83,7 +83,7 @@ def bounded(path: Path) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + 4 * FREE + RATIO * path.stat().st_size
+    limit = pages * resource.getpagesize() + 4 * FREE + ratio * path.stat().st_size
     if soft != resource.RLIM_INFINITY and soft < limit:
         yield
         return

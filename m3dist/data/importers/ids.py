@@ -5,6 +5,8 @@ Shapes: b ids of a batch, n interactions, V distinct ids.
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from typing import Protocol
 
 import numpy as np
@@ -128,22 +130,28 @@ class IntegerIds:
 
 
 class StringIds:
-    """Any strings. Dense ids follow the strings' order, so that they do not depend on the order of the file."""
+    """Any strings. Dense ids follow the strings' order, so that they do not depend on the order of the file.
+
+    bytes: what the distinct ones take.
+    """
 
     def __init__(self) -> None:
-        self._code: dict[str, int] = {}
+        # a new word gets the next number, in order of first sight; all of it in C, as there are many
+        self._code: dict[str, int] = defaultdict(itertools.count().__next__)
+        self.bytes = 0
 
     def encode(self, ids: pa.Array) -> np.ndarray:
         words, index = _distinct(ids)
-        code = self._code
-        # setdefault with the present length numbers new ids in order of first sight
-        table = np.fromiter((code.setdefault(s, len(code)) for s in words.to_pylist()), dtype=np.int32)
+        before = len(self._code)
+        table = np.fromiter(map(self._code.__getitem__, words.to_pylist()), np.int32, len(words))
+        self.bytes += int(pc.binary_length(words).to_numpy(zero_copy_only=False)[table >= before].sum())
         return table[index]
 
     def finish(self) -> tuple[pa.Array, np.ndarray | None]:
         strings = sorted(self._code)
         dense = np.empty(len(strings), dtype=np.int32)
-        dense[[self._code[s] for s in strings]] = np.arange(len(strings), dtype=np.int32)
+        codes = np.fromiter(map(self._code.__getitem__, strings), np.int32, len(strings))
+        dense[codes] = np.arange(len(strings), dtype=np.int32)
         return pa.array(strings, pa.string()), dense
 
 
@@ -163,7 +171,8 @@ class KnownIds:
     def encode(self, ids: pa.Array) -> np.ndarray:
         if self._strings:
             words, index = _distinct(ids)
-            table = np.fromiter((self._code.get(s, -1) for s in words.to_pylist()), dtype=np.int32)
+            found = map(self._code.get, words.to_pylist(), itertools.repeat(-1))
+            table = np.fromiter(found, np.int32, len(words))
             return table[index]
         values = ids.to_numpy(zero_copy_only=False)
         at = np.minimum(np.searchsorted(self._known, values), len(self._known) - 1)

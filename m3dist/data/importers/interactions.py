@@ -15,7 +15,7 @@ from m3dist.data.dataset import SPLITS, DataError
 from m3dist.data.importers import files, names
 from m3dist.data.importers import splits as sp
 from m3dist.data.importers.catalogue import Catalogue
-from m3dist.data.importers.ids import Growing, Ids
+from m3dist.data.importers.ids import Growing, Ids, StringIds
 from m3dist.data.importers.layout import UNSPLIT
 from m3dist.data.importers.learnt import Pass
 from m3dist.data.importers.rows import Rows, Where
@@ -101,7 +101,7 @@ def read_interactions(table: Table, split: str, out: Interactions, items: Catalo
     run.readings[table.name] = f"{table.reading}; {roles.said()}"
     out.time_name = roles.time
     held = sum(path.stat().st_size for path in table.files())
-    count = 0
+    count, text = 0, -_text(out, items)
     for where, batch in table.batches(list(roles.columns().values()), run.bad):
         if run.options.preview:
             if count >= run.options.preview:
@@ -113,8 +113,14 @@ def read_interactions(table: Table, split: str, out: Interactions, items: Catalo
         files.need_backing(table.path, 8 * count, "its interactions", held)
         columns = dict(zip(roles.columns(), batch, strict=True))
         _read_batch(_Batch(table, roles, columns, where), split, out, items, run)
+        files.need_backing(table.path, 4 * (text + _text(out, items)), "its ids", held)
     if not count and not run.bad.counts:
         raise DataError(f"{table.name}: no interactions")
+
+
+def _text(found: Interactions, items: Catalogue) -> int:
+    """Bytes of the distinct ids so far that are text."""
+    return sum(ids.bytes for ids in (found.users, items.ids) if isinstance(ids, StringIds))
 
 
 @dataclass

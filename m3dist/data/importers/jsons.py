@@ -23,6 +23,7 @@ from m3dist.data.importers.sniff import LONGEST, Decoder
 from m3dist.data.importers.table import Batch, Table
 
 ROWS = 1 << 16
+_TEXT = 1 << 24  # characters of a batch
 _SEEN = 1000  # objects that columns are looked for in
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".jl")
 
@@ -41,16 +42,17 @@ class JsonLines(Table):
         self.reading = ", ".join(x for x in ("JSON lines", files.compression(path)) if x)
 
     def batches(self, names: list[str], bad: BadRows) -> Iterator[Batch]:
-        values, lines = [], []
+        values, lines, size = [], [], 0
         for line, value, text in _lines(self.path, self._encoding):
             if not isinstance(value, dict):
                 bad.refuse("not JSON", f"{self.name}, line {line}", f"{text[:60]!r} is not a JSON object")
                 continue
             values.append([value.get(name) for name in names])
             lines.append(line)
-            if len(values) == ROWS:
+            size += len(text)
+            if len(values) == ROWS or size > _TEXT:
                 yield self._batch(values, lines)
-                values, lines = [], []
+                values, lines, size = [], [], 0
         if values:
             yield self._batch(values, lines)
 

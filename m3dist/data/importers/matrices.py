@@ -18,6 +18,7 @@ from m3dist.data.importers import features as feat
 from m3dist.data.importers import jsons
 from m3dist.data.importers.common import Source, need_dense
 from m3dist.data.importers.dense import open_features, placed
+from m3dist.data.importers.files import need_backing
 from m3dist.data.importers.mmrec import find_features
 from m3dist.data.importers.options import FILES, Options
 from m3dist.data.importers.pickles import Sparse, as_array, coordinates, load_pickle
@@ -131,8 +132,10 @@ def _entries(path: Path) -> Entries:
 
 
 def _from_dict(path: Path, content: dict) -> tuple[np.ndarray, np.ndarray]:
-    users, items = [], [np.empty(0, dtype=np.int64)]
+    users, items, count = [], [np.empty(0, dtype=np.int64)], 0
     for user, ids in content.items():
+        count += len(ids) if isinstance(ids, (list, tuple, set)) else 0
+        need_backing(path, 32 * count, "its interactions")  # a pickle may hold one list many times
         try:
             row = as_array(ids)
             users.append(np.full(len(row), int(user), dtype=np.int64))

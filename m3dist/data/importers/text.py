@@ -24,7 +24,7 @@ from m3dist.data.importers.sniff import LONGEST, SAID, Decoder, reader, sniff
 from m3dist.data.importers.table import Batch, Table, unambiguous
 from m3dist.data.importers.values import Reread
 
-BLOCK = 1 << 23
+BLOCK = 1 << 24
 _UNIT = "\x1f"  # stands for separators of several characters
 
 

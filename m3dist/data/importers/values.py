@@ -173,7 +173,7 @@ def id_notes(kind: IdKind, ids: pa.Array) -> list[str]:
         return [f"{kind.respelled} and others like it were taken as integers"] if kind.respelled else []
     if kind.given:
         return []
-    words = ids.to_pylist()
+    words = ids.filter(pc.match_substring_regex(ids, _NUMBER)).to_pylist()
     spelled = {word: whole[1] for word in words if (whole := _WHOLE.fullmatch(word))}
     if spelled:
         both = set(words)
@@ -183,18 +183,17 @@ def id_notes(kind: IdKind, ids: pa.Array) -> list[str]:
                 f"{kind.what} ids {spelled[twice]!r} and {twice!r} both occur, among ids that are text "
                 f"({kind.odd}): one or two {kind.what}s? Spell them alike, or say --ids text for two"
             )
-    numbers = [word for word in words if re.fullmatch(_NUMBER, word)]
-    integers = [word for word in numbers if _INTEGER.fullmatch(word)]
-    if len(numbers) == len(words) and any("." in word or "e" in word.lower() for word in numbers):
+    integers = [word for word in words if _INTEGER.fullmatch(word)]
+    if len(words) == len(ids) and any("." in word or "e" in word.lower() for word in words):
         raise DataError(
             f"{kind.odd} is a number but no integer, expected an integer or a name; --ids text takes ids as they are "
             "written"
         )
-    if 2 * len(integers) <= len(words):
+    if 2 * len(integers) <= len(ids):
         return []
-    others = len(words) - len(integers)
+    others = len(ids) - len(integers)
     return [
-        f"{kind.what} ids are text, though {len(integers):,} of {len(words):,} are integers: {kind.odd} is none"
+        f"{kind.what} ids are text, though {len(integers):,} of {len(ids):,} are integers: {kind.odd} is none"
         + (f", nor are {others - 1:,} others" if others > 1 else "")
         + " (--ids integers refuses such rows)"
     ]
@@ -250,6 +249,8 @@ def _words(array: pa.Array, kind: IdKind, rows: Rows) -> pa.Array:
             kind.respelled = kind.respelled or f"{rows.where(_first(index == i))}: {what} {word}"
         else:
             odd[i] = True
+            if not kind.given:  # words stand in order of first sight
+                break
     if odd.any():
         if not kind.given:
             at = _first(odd[index])

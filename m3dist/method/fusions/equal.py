@@ -11,4 +11,4 @@ class Equal(Fusion):
     reads_scores = False
 
     def weights(self, scores: list[Tensor]) -> Tensor:
-        return scores[0].new_full((len(scores[0]), self.models), 1.0 / self.models)
+        return scores[0].new_full((scores[0].shape[0], self.models), 1.0 / self.models)

@@ -24,7 +24,7 @@ class Loss(Fusion):
         return {"loss_weight": shares(F.softplus(negative_nM - positive_nM).mean(0))}
 
     def weights(self, scores: list[Tensor]) -> Tensor:
-        return self.weight_M.expand(len(scores[0]), -1)
+        return self.weight_M.expand(scores[0].shape[0], -1)
 
 
 def shares(loss_M: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Run folders that somebody changed: one line, little memory, and nothing of others is read or lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import call
+
+from m3dist import checksums
+
+
+def changed(pattern: str, **values: Any) -> Callable[[Path], None]:
+    """Values of a JSON file of the run, whose checksum fits."""
+
+    def change(run: Path) -> None:
+        (path,) = run.glob(pattern)
+        stated = json.loads(path.read_text())
+        stated.pop(checksums.KEY, None)
+        path.write_text(json.dumps(checksums.stamped({**stated, **values})))
+
+    return change
+
+
+def endless(name: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).symlink_to("/dev/zero")
+
+    return change
+
+
+CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "config without end": (endless("config.yaml"), "config.yaml: is larger than 4 MiB"),
+    "result without end": (endless("result.json"), "result.json: is larger than 256 MiB"),
+    "users": (changed("data-*/dataset.json", users=10**12), "users: '1000000000000' is no number of them"),
+    "users of text": (changed("data-*/dataset.json", users="many"), "users: 'many' is no number of them"),
+    "items": (changed("data-*/dataset.json", items=-5), "items: '-5' is no number of them"),
+    "a path": (changed("data-*/dataset.json", modalities={"../../x": 3}), "modalities: a name may hold letters"),
+    "keys": (changed("result.json", keys=5), "result.json: damaged or changed (it names no stages)"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_somebody_changed(
+    name: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, said = CASES[name]
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    change(run)
+    assert call("evaluate", run, "--verify") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_an_export_overwrites_no_readme_of_others(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    assert call("export", finished_run, tmp_path) == 2
+    assert "holds a README.md that no export wrote" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    (tmp_path / "README.md").unlink()
+    assert call("export", finished_run, tmp_path) == 0
+    assert call("export", finished_run, tmp_path) == 0  # its own are replaced
