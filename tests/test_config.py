@@ -110,8 +110,13 @@ def test_negatives_of_ones_own_are_for_ultragcn(loss: str) -> None:
 )
 def test_length_of_a_fit(values: list[str], interactions: int, epochs: int, interval: int) -> None:
     """10 epochs, or what makes 1,500 steps where that is more, and an evaluation every tenth of them."""
-    fit = configs.load(None, [f"merge.{value}" for value in values]).merge
+    fit = configs.load(None, [f"align.{value}" for value in values]).align
     assert (fit.length(interactions), fit.interval(interactions)) == (epochs, interval)
+
+
+@pytest.mark.parametrize(("interactions", "epochs"), [(1_000_000, 20), (2048 * 75, 20), (2048 * 74, 21)])
+def test_stage_3_is_longer(interactions: int, epochs: int) -> None:
+    assert configs.load(None).merge.length(interactions) == epochs
 
 
 @pytest.mark.parametrize("key", ["epochs", "evaluate_every"])
