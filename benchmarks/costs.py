@@ -90,11 +90,10 @@ def replicated_bytes(G_users: float, G_items: float, d: int, c: int, members: in
     return 4 * members * (G_users * (d + c) + G_items * d)
 
 
-def sharded_bytes(R_users: float, R_items: float, d: int, c: int, W: int, members: int = 1) -> float:
-    """What a worker sends in a step: ids of the rows that it reads and others own, as many rows of its own to others,
-    and gradients back; rows are spread evenly."""
-    ids, rows = 4 * (R_users + R_items), 4 * members * (R_users * (d + c) + R_items * d)
-    return (W - 1) / W * (ids + 2 * rows)
+def sharded_bytes(R_items: float, d: int, W: int, members: int = 1) -> float:
+    """What a worker sends in a step: ids of the items' rows that it reads and others own, as many rows of its own to
+    others, and gradients back; rows are spread evenly. It owns the rows of its users."""
+    return (W - 1) / W * R_items * (4 + 2 * 4 * members * d)
 
 
 def table_bytes(users: float, items: float, d: int, c: int, owners: int = 1, members: int = 1) -> float:

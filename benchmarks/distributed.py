@@ -177,7 +177,7 @@ def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 16) -> Iterato
             both = gang(2, stepped, "ids", (*common, *more), root, 5)
             mean = {key: statistics.mean(x[key] for x in both) for key in both[0]}
             if more:
-                predicted = costs.sharded_bytes(mean["users"], mean["items"], dim, 0, 2)
+                predicted = costs.sharded_bytes(mean["items"], dim, 2)
             else:
                 predicted = costs.replicated_bytes(mean["all users"], mean["all items"], dim, 0)
             values |= {f"{name}, KiB": mean["sent"] / 1024, f"{name}, KiB (formula)": predicted / 1024}

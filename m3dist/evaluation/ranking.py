@@ -88,8 +88,12 @@ class Seen:
 
     def count(self, users: Users) -> Tensor:
         """How many each user has, [u]."""
-        at_u = users.there_u - self.low
+        at_u = self._at(users)
         return self.bounds[at_u + 1] - self.bounds[at_u]
+
+    def _at(self, users: Users) -> Tensor:
+        """Where these users stand in `bounds`, [u]."""
+        return users.there_u - self.low if self.low else users.there_u
 
     def count_here(self, ids: np.ndarray) -> np.ndarray:
         """The same on the host, of users by their ids."""
@@ -100,7 +104,7 @@ class Seen:
         total = int(self.count_here(users.here).sum())
         count_u = self.count(users)
         row = torch.repeat_interleave(count_u, output_size=total)
-        first = self.bounds[users.there_u - self.low] - (count_u.cumsum(0) - count_u)
+        first = self.bounds[self._at(users)] - (count_u.cumsum(0) - count_u)
         return row, self.item[first[row] + torch.arange(total, device=row.device)].long()
 
 

@@ -13,7 +13,7 @@ from benchmarks.sizes import Size
 def test_bytes_by_hand() -> None:
     """3 users and 5 items, ids of width 2, content of width 4, two members, four workers."""
     assert costs.replicated_bytes(3, 5, 2, 4, 2) == 4 * 2 * (3 * 6 + 5 * 2)
-    assert costs.sharded_bytes(3, 5, 2, 4, 4, 2) == 0.75 * (4 * 8 + 2 * 4 * 2 * (3 * 6 + 5 * 2))
+    assert costs.sharded_bytes(5, 2, 4, 2) == 0.75 * (4 * 5 + 2 * 4 * 2 * 5 * 2)
     assert costs.table_bytes(10, 20, 2, 4, 4, 3) == 16 * 3 * (10 * 6 + 20 * 2) / 4
 
 
