@@ -52,6 +52,7 @@ def test_workers_find_the_same_environments_and_masks(world: int, root: Path) ->
 
 
 RAW = Path(__file__).parents[3] / "shared" / "data" / "ml100k"
+SOFTMAX = "backbone.loss=softmax"
 EVERY = [(), *(("strategy=deepspeed", f"zero_stage={stage}") for stage in (1, 2, 3)), ("embeddings=sharded",)]
 EVERY.append(("embeddings=sharded", "strategy=deepspeed", "zero_stage=3"))
 
@@ -91,8 +92,10 @@ def gaps(ours: dict[str, Any], theirs: dict[str, Any], config: Config) -> dict[s
 @pytest.mark.skipif(not RAW.is_dir(), reason=f"needs MovieLens 100K with features at {RAW}")
 @pytest.mark.parametrize("world", [2, 4])
 def test_on_movielens_every_stage_and_strategy_has_the_numbers_of_one_worker(world: int, movies: Path) -> None:
-    runs = [(stage, load(None, how)) for stage in ("align", "merge") for how in EVERY]
-    alone = {stage: trajectories(0, 1, [(stage, load(None))], movies, STEPS)[0] for stage in ("align", "merge")}
+    runs = [(stage, load(None, [SOFTMAX, *how])) for stage in ("align", "merge") for how in EVERY]
+    alone = {
+        stage: trajectories(0, 1, [(stage, load(None, [SOFTMAX]))], movies, STEPS)[0] for stage in ("align", "merge")
+    }
     results = spawn(world, trajectories, runs, movies, STEPS, timeout=600)
     for at, (stage, config) in enumerate(runs):
         apart = gaps(results[0][at], alone[stage], config)
@@ -104,7 +107,7 @@ def test_on_movielens_every_stage_and_strategy_has_the_numbers_of_one_worker(wor
         assert apart["q"] < 1e-4
         assert apart["metrics"] < 1e-6
         same_everywhere([ranks[at] for ranks in results])
-    few = ("invariance.rounds=1", "invariance.environment_steps=84", "invariance.mask_steps=84")
+    few = (SOFTMAX, "invariance.rounds=1", "invariance.environment_steps=84", "invariance.mask_steps=84")
     few += ("invariance.gamma_warmup=false",)  # the penalty counts from the first round on
     how = [load(None, [*few, *values]) for values in EVERY[:4]]
     single, many = rounds(0, 1, how[:1], movies)[0], spawn(world, rounds, how, movies, timeout=600)[0]
