@@ -11,6 +11,7 @@ from torch import Tensor
 from m3dist.config import Config, Fit, ResolvedBackbone, load
 from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Draws
+from m3dist.data.shards import Part
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.ranking import Product, Ranking, Scorer
 from m3dist.method import environments
@@ -126,7 +127,8 @@ class Subject:
     def trainer(self) -> Trainer:
         """Stage 2 in this process."""
         tensors = environments.Frozen.tensors(self.dataset, self.aligned)
-        return Trainer(tensors | {"user": self.user, "item": self.item}, self.device, self.config)
+        part = torch.tensor(Part.even(len(self.user), 0, 1).numbers)
+        return Trainer(tensors | {"user": self.user, "item": self.item, "part": part}, self.device, self.config)
 
     def environments(self, split: list[Tensor]) -> list[Tensor]:
         """Train the environments of every representation at half its mask, and give each interaction its best one."""
