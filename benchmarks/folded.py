@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 
 import m3dist
+from benchmarks.measure import Row
 from m3dist import config as configs
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.data.importers.newitems import NewItems
@@ -30,14 +31,6 @@ from m3dist.method.fused import Fused, Members
 
 SHARE = 5  # one user of so many is left out
 HISTORIES = 10_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is measured, and the numbers by name."""
-
-    what: str
-    values: dict[str, float]
 
 
 def without(dataset: Dataset, out: Path, users: np.ndarray) -> Dataset:
@@ -89,7 +82,7 @@ def left_out(dataset: Dataset, values: Sequence[str], out: Path, seed: int = 0) 
     other = metric(part, folded(part, dataset, users), dataset, users)
     for split in one:
         told = {"trained": one[split], "folded in": other[split], "of it": other[split] / one[split]}
-        yield Row(f"{int(users.sum())} users left out, NDCG@10, {split}", told)
+        yield Row("folded", f"{int(users.sum())} users left out, NDCG@10, {split}", told)
     yield from rates(part, dataset)
 
 
@@ -114,7 +107,7 @@ def rates(run: m3dist.Run, dataset: Dataset) -> Iterator[Row]:
         call()
         wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
         told = {"a second": HISTORIES / wall, "a CPU second": HISTORIES / cpu, "threads": torch.get_num_threads()}
-        yield Row(f"histories of {len(at) / HISTORIES:.0f} items, {what}", told)
+        yield Row("folded", f"histories of {len(at) / HISTORIES:.0f} items, {what}", told)
 
 
 def cold(dataset: Dataset, values: Sequence[str], out: Path) -> Iterator[Row]:
@@ -136,7 +129,7 @@ def cold(dataset: Dataset, values: Sequence[str], out: Path) -> Iterator[Row]:
     inside, other = (run.evaluator.evaluate(score, "test")[0] for score in (run.score, replaced))
     for name in sorted(inside):
         if name.startswith("ndcg@10"):
-            yield Row(f"{len(ids)} cold items, test {name}", {"inside": inside[name], "added": other[name]})
+            yield Row("folded", f"{len(ids)} cold items, test {name}", {"inside": inside[name], "added": other[name]})
 
 
 @click.command(help=__doc__)

@@ -4,8 +4,6 @@ captured."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +16,7 @@ from benchmarks.measure import Row, peak_mib, repeated, seconds
 from benchmarks.steps import TIMES
 from benchmarks.subjects import STEPS, Subject
 from benchmarks.versus import plain_batches, plain_environments, plain_members
+from benchmarks.whole import ran
 from m3dist.evaluation import metrics
 
 ON_CPU = "on the CPU: steps are not captured"
@@ -109,14 +108,8 @@ def ranks(subject: Subject, size: str) -> Row:
 def trains(data: Path, device: str) -> Row:
     """`m3dist train data=DATA` with defaults, in a process of its own; raises ValueError when it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        ended = subprocess.run(
-            [sys.executable, "-m", "m3dist", "train", f"data={data}", f"out={folder}/run"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+        out, began = Path(folder) / "run", time.perf_counter()
+        result = ran([sys.executable, "-m", "m3dist", "train", f"data={data}", f"out={out}"], out)
         took = time.perf_counter() - began
-        if ended.returncode:
-            raise ValueError(f"m3dist train failed: {ended.stderr[-2000:]}")
-        result = json.loads((Path(folder) / "run" / "result.json").read_text())
     values = {"s": took, **{f"{split} ndcg@10": result[split]["ndcg@10"] for split in ("validation", "test")}}
     return Row("gpu", f"m3dist train {data.name}", values, "defaults" if device == "cuda" else "defaults; on the CPU")

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,18 +32,21 @@ def train(data: Path, workers: int, overrides: tuple[str, ...] = ()) -> Row:
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())} if not workers else {}
         environment = {**os.environ, **threads, "RAY_AUTH_MODE": "disabled"}
         began = time.time()
-        ended = subprocess.run(
-            [*command, f"out={folder}/run", *overrides], env=environment, capture_output=True, text=True
-        )
+        result = ran([*command, f"out={folder}/run", *overrides], Path(folder) / "run", environment)
         took = time.time() - began
-        if ended.returncode:
-            raise ValueError(f"m3dist train failed: {ended.stderr[-2000:]}")
         parts = [json.loads(path.read_text()) for path in Path(folder).glob("ledger.*")]
         values = account(began, took, json.loads(ledger.read_text())["asked"], parts)
-        result = json.loads((Path(folder) / "run" / "result.json").read_text())
     values["ndcg@10"] = result["validation"]["ndcg@10"]
     kind = "" if not overrides else ", short"
     return Row("whole", f"m3dist train {data.name}, workers: {workers}{kind}", values, note=" ".join(overrides))
+
+
+def ran(command: list[str], out: Path, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """The result of a run that a command makes in the folder `out`; raises ValueError when it fails."""
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise ValueError(f"m3dist train failed: {ended.stderr[-2000:]}")
+    return json.loads((out / "result.json").read_text())
 
 
 def account(began: float, took: float, asked: list[float], parts: list[dict]) -> dict[str, float]:

@@ -40,8 +40,7 @@ from m3dist.values import STAMP, ConfigError, read, read_own
 __all__ = [
     "METRICS", "Align", "Backbone", "Baseline", "Checkpoint", "Cluster", "Config", "ConfigError", "Evaluation", "Fit",
     "Graph", "Invariance", "Merge", "Race", "ResolvedBackbone", "Synthetic", "Warm", "digest", "known_keys", "load",
-    "load_own",
-    "read", "read_own", "to_own", "to_yaml", "validate", "value",
+    "load_own", "read", "read_own", "to_own", "to_yaml", "validate", "value",
 ]  # fmt: skip
 
 

@@ -65,9 +65,7 @@ class Backbone(Section):
     neighbours: PositiveInt = 10  # of each item in the item-item graph
     neighbour_samples: PositiveInt = 1  # of them drawn in a step, scaled to the sum over all
     l2: NonNegativeFloat | None = None  # on the rows of a step, per sample; softmax: 5e-2, ultragcn: 3e-2
-    id_dropout: Annotated[float, Field(ge=0, lt=1)] | None = (
-        None  # items' ids that a step leaves out; None: raced, or 0
-    )
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of ids that a step leaves out; None: raced, 0
     init_std: PositiveFloat = 0.1
     content_l2: NonNegativeFloat = 3e-2  # on the projected content and the users' content embeddings, per sample
     projection_l2: NonNegativeFloat | None = None  # on ||W||^2; ultragcn: 1e-2, without which W undoes a mask

@@ -21,8 +21,7 @@ def command(run: str, dst: str, kind: str, device: str) -> None:
 
     users.parquet and items.parquet hold a vector for each id; their inner products are the run's scores. faiss adds an
     index of the items, onnx a model that gives users' best items, onnx-histories one that gives them for any history of
-    items. card.json and README.md say what was trained on what,
-    how good it is, and checksums.
+    items. card.json and README.md say what was trained on what, how good it is, and checksums.
     """
     from m3dist.serving.run import Run
 

@@ -227,11 +227,11 @@ def backbone_loss(
     settings = backbones.config
     with torch.no_grad(), torch.autocast(rows.user_MRk.device.type, enabled=False):
         kept_MR1 = sampled.kept_MR1
-        item_MRk = rows.id_MRd if kept_MR1 is None else rows.id_MRd * kept_MR1
+        item_MRk = id_MRd = rows.id_MRd if kept_MR1 is None else rows.id_MRd * kept_MR1
         if contents[0] is not None:
             content_MRc = torch.stack([x.detach().float() for x in contents if x is not None])
-            item_MRk = item_MRk + content_MRc if backbones.adds else torch.cat([item_MRk, content_MRc], dim=2)
-        M, d = len(item_MRk), rows.id_MRd.shape[2]
+            item_MRk = id_MRd + content_MRc if backbones.adds else torch.cat([id_MRd, content_MRc], dim=2)
+        M, d = len(item_MRk), id_MRd.shape[2]
         user_slots, item_slots = sampled.user.slots, sampled.item.slots
         user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
         item_MLk = item_MRk.index_select(1, item_slots.slot_L[: sampled.scored])
@@ -257,7 +257,7 @@ def backbone_loss(
         if kept_MR1 is not None:
             item_grad[:, :, :d] *= kept_MR1
         l2_M = _add_l2(rows.user_MRk, backbones.l2_k, sampled.user_l2_R1, user_grad)
-        held_MRk = rows.id_MRd if backbones.adds else item_MRk
+        held_MRk = id_MRd if backbones.adds else item_MRk
         l2_M += _add_l2(held_MRk, backbones.l2_k[: held_MRk.shape[2]], sampled.item_l2_R1, item_grad)
         terms = {**found.terms, "l2": l2_M}
         value = torch.stack([*terms.values()]).sum()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -80,8 +81,7 @@ class FoldIn:
         count_u = there_uT.sum(1)
         a_u = user_factor(count_u.double()).float()
         share_uT = there_uT / count_u.clamp(min=1).unsqueeze(1)
-        w = self.weights.w
-        weight_uT = (w[0] + self.weights.kappa * w[1] * a_u.unsqueeze(1) * self.c_I[item_uT]) * share_uT
+        weight_uT = self._positive(a_u.unsqueeze(1), self.c_I[item_uT]) * share_uT
         if self.config.nu and self.config.loss != "softmax":
             K, new = self.weights.K, len(self.c_I) - len(self.weights.c_I) + 1
             omega_IK, near_IK = (
@@ -93,6 +93,10 @@ class FoldIn:
         drawn = Drawn(item_uT, weight_uT.float(), a_u)
         rows_Muk = torch.stack([self._member(item_Ik, drawn) for item_Ik in self.items])
         return torch.where((count_u > 0).view(1, -1, 1), rows_Muk, self.means.unsqueeze(1))
+
+    def _positive(self, a: Any, c: Any) -> Any:
+        """Eq. 11's weight of positives, from a_u and c_i of eq. 9, arrays or tensors of shapes that fit."""
+        return self.weights.w[0] + self.weights.kappa * self.weights.w[1] * a * c
 
     def _member(self, item_Ik: Tensor, drawn: Drawn) -> Tensor:
         """One member's rows of a block, [u, k]."""
@@ -139,8 +143,8 @@ class FoldIn:
         a_n = user_factor(torch.from_numpy(count.astype(np.float64))).numpy()
         c_I = self.c_I.cpu().numpy()
         share = 1 / np.maximum(count, 1)
-        positive = self.weights.w[0] + self.weights.kappa * self.weights.w[1] * a_n[user] * c_I[item]
-        given = sp.csr_matrix((positive * share[user], (user, item)), shape=(len(count), I))
+        positive = self._positive(a_n[user], c_I[item]) * share[user]
+        given = sp.csr_matrix((positive, (user, item)), shape=(len(count), I))
         if not self.config.nu or self.config.loss == "softmax":
             return given
         K = self.weights.K

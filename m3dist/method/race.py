@@ -31,11 +31,15 @@ _LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
-def candidates(backbone: Backbone) -> list[ResolvedBackbone]:
-    """What is raced first: the softmax and UltraGCN's loss, each with all values of what the config leaves open."""
+def candidates(backbone: Backbone, features: bool = True) -> list[ResolvedBackbone]:
+    """What is raced first: the softmax and UltraGCN's loss, each with all values of what the config leaves open.
+
+    features: whether items have any; without them what content weighs is not raced.
+    """
     taus = TEMPERATURES if backbone.tau is None else (backbone.tau,)
-    l2s = CONTENT if backbone.projection_l2 is None else (backbone.projection_l2,)
-    given: list[dict[str, Any]] = [{"loss": "softmax", "tau": tau, "projection_l2": l2} for tau in taus for l2 in l2s]
+    given: list[dict[str, Any]] = [{"loss": "softmax", "tau": tau} for tau in taus]
+    if features and backbone.projection_l2 is None:
+        given = [{**values, "projection_l2": l2} for values in given for l2 in CONTENT]
     given += [{"loss": "ultragcn", "l2": l2} for l2 in (ROWS if backbone.l2 is None else (backbone.l2,))]
     return [backbone.model_copy(update=values).resolved for values in given]
 
@@ -75,11 +79,12 @@ def run(context: Context) -> Output:
         tried[name] = _short(here, [here.data.all_features], f"race {name}", times)
         return tried[name]
 
-    raced = [(backbone, metric(backbone)) for backbone in candidates(context.config.backbone)]
+    features = context.data.all_features is not None
+    raced = [(backbone, metric(backbone)) for backbone in candidates(context.config.backbone, features)]
     softmax = chosen([pair for pair in raced if pair[0].loss == "softmax"])
     other, reached = max((pair for pair in raced if pair[0].loss == "ultragcn"), key=lambda pair: pair[1])
     best_softmax = max(value for backbone, value in raced if backbone.loss == "softmax")
-    if context.config.backbone.id_dropout is None:
+    if features and context.config.backbone.id_dropout is None:
         dropping = softmax.model_copy(update={"id_dropout": DROPOUT})
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value

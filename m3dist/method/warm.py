@@ -119,27 +119,31 @@ def carry(context: Context, task: MergeTask) -> None:
     _put(tables["item"], item_MId, place_I)
     _put(tables["user"], user_MUk, place_U)
     known_U, known_I = (int((place >= 0).sum()) for place in (place_U, place_I))
-    new = np.flatnonzero((place_U < 0) & (context.dataset.degrees[0] > 0))
-    if len(new):
+    new_U = (place_U < 0) & (context.dataset.degrees[0] > 0)
+    if new_U.any():
         mean_Mk = user_MUk[:, torch.from_numpy(before.dataset.degrees[0] > 0)].mean(1)
-        place_U = np.full(len(place_U), -1)
-        place_U[new] = np.arange(len(new))
-        _put(tables["user"], _folded(context, task, (mean_Mk, place_U)), place_U)
+        place_U = np.where(new_U, np.cumsum(new_U) - 1, -1)
+        _put(tables["user"], _folded(context, task, mean_Mk, place_U), place_U)
     context.tracker.say(
-        f"merge: {known_U:,} users and {known_I:,} items as they were, {len(new):,} users by their "
+        f"merge: {known_U:,} users and {known_I:,} items as they were, {new_U.sum():,} users by their "
         f"histories, {len(place_I) - known_I:,} items by their content"
     )
 
 
-def _folded(context: Context, task: MergeTask, new: tuple[Tensor, np.ndarray]) -> Tensor:
-    """Rows of new users, [M, n, k]. new: the mean of the others' rows, and everybody's place among the new ones."""
-    data, backbone, (mean_Mk, place_U) = context.data, context.config.backbone.resolved, new
+def _folded(context: Context, task: MergeTask, mean_Mk: Tensor, place_U: np.ndarray) -> Tensor:
+    """Rows of all new users, [M, n, k], of whom each worker finds its own.
+
+    mean_Mk: of the others' rows. place_U: everybody's place among the new ones, in ascending order of users; or -1.
+    """
+    data, backbone = context.data, context.config.backbone.resolved
     items = [*task.matrices().values()]
     fold_in = FoldIn(backbone, data.weights(backbone), items, mean_Mk.to(data.device), task.members.pool)
-    user, item = context.dataset.interactions("train")
-    here = place_U[user] >= 0
-    pairs = place_U[user[here]].astype(np.int64), item[here].astype(np.int64)
-    return fold_in.rows(Seen.of(pairs, int(place_U.max()) + 1, data.device))
+    user, item = context.dataset.of_users("train", data.part.users)
+    here, mine = place_U[user] >= 0, place_U[slice(*data.part.users)]
+    mine = mine[mine >= 0]
+    histories = Seen.of((place_U[user[here]], item[here]), len(mine), data.device, int(mine[0]) if len(mine) else 0)
+    rows_Mnk = fold_in.rows(histories)
+    return data.joined(rows_Mnk.transpose(0, 1).flatten(1)).unflatten(1, rows_Mnk.shape[::2]).transpose(0, 1)
 
 
 def _places(here: Dataset, before: Dataset, kind: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m3dist.config import digest
+from m3dist.run_folder import Finished
 from m3dist.serving.rules import Rules
 from m3dist.serving.run import Run
 from m3dist.storage.folders import Folder
@@ -102,7 +103,7 @@ def write(request: Request, parts: Parts, say: Callable[[str], None]) -> None:
     if parts.count > size:
         raise ValueError(f"parts: {parts.count} parts of {size} users; ask for at most {size}")
     described = {
-        "run": Run(request.run, "cpu").finished.key,
+        "run": Finished.of(request.run).key,
         "parts": parts.count,
         "request": digest([request.k, request.users, request.histories, request.rules, request.reasons]),
         "new_items": request.new_items,

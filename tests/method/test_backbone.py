@@ -72,16 +72,16 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
     torch.testing.assert_close(loss.detach(), torch.stack([*terms.values()]).sum())
     for m, (project, x) in enumerate(pairs):
         leaves = [table.weight[m].double().requires_grad_() for table in (backbones.user, backbones.item)]
-        item_Ik = leaves[1]
+        item_Ik = id_Id = leaves[1]
         if sampled.kept_MR1 is not None:
             kept_I1 = torch.ones(len(item_Ik) + 1, 1, dtype=torch.float64)
             kept_I1[ids_R] = sampled.kept_MR1[m].double()
-            item_Ik = item_Ik * kept_I1[:-1]
+            item_Ik = id_Id = id_Id * kept_I1[:-1]
         if project is not None and x is not None:
             leaves += [p.detach().double().requires_grad_() for p in project.parameters()]
             content_Ic = x[:-1].double() @ leaves[2].T + leaves[3]
             item_Ik = item_Ik + content_Ic if backbones.adds else torch.cat([item_Ik, content_Ic], dim=1)
-        want = plain.terms(batch, backbones, [leaves[0], item_Ik, leaves[1]])
+        want = plain.terms(batch, backbones, [leaves[0], item_Ik, id_Id])
         assert terms.keys() == want.keys()
         for name, value in want.items():
             assert float(terms[name][m]) == pytest.approx(float(value.detach()), rel=1e-5, abs=1e-8), name

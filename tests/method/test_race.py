@@ -35,6 +35,12 @@ def test_candidates_are_all_that_the_config_leaves_open() -> None:
     assert names("backbone.l2=0.4", "backbone.tau=0.3")[-2:] == [("softmax", 0.3, l2s[-1]), ("ultragcn", 0.4)]
 
 
+def test_without_features_what_content_weighs_is_not_raced() -> None:
+    found = race.candidates(load(None).backbone, features=False)
+    assert [(x.loss, x.tau) for x in found[:2]] == [("softmax", tau) for tau in race.TEMPERATURES]
+    assert [(x.loss, x.l2) for x in found[2:]] == [("ultragcn", l2) for l2 in race.ROWS]
+
+
 def test_what_follows_the_loss_follows_each_candidates_own() -> None:
     *many, other = race.candidates(load(None, ["backbone.dim=24", "backbone.negatives=7", "backbone.l2=0.1"]).backbone)
     assert {(x.content, x.nu, x.kappa, x.projection_rate) for x in many} == {("add", 0.0, 0.0, 0.1)}
