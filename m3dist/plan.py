@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +56,19 @@ def pinned(config: Config) -> Config:
         raise ValueError(
             f"warm_from={root}: not a finished run (no result.json); train it first with out={root}"
         ) from None
-    last = result["keys"].get(registry.model(result["model"]).final.name)
+    known = stage_keys(root, result)
+    last = known.get(registry.model(str(result.get("model"))).final.name)
     if last is None:
         raise ValueError(f"warm_from={root}: was trained in part; finish it first with out={root}")
     return config.model_copy(update={"warm_from": f"{root}@{last}"})
+
+
+def stage_keys(root: Folder, result: dict[str, Any]) -> dict[str, str]:
+    """The artifact keys that the result.json of a run folder states. Raises ValueError where it states none."""
+    stated = result.get("keys")
+    if not isinstance(stated, dict):
+        raise ValueError(f"{root}/result.json: damaged or changed (it names no stages); train again")
+    return stated
 
 
 def planned(config: Config, test: bool) -> list[str]:

@@ -26,6 +26,7 @@ from m3dist.evaluation.ranking import Seen, block_size
 from m3dist.method.foldin import FoldIn
 from m3dist.method.fused import Fused
 from m3dist.method.merge import new_rows
+from m3dist.plan import stage_keys
 from m3dist.run_folder import Finished
 from m3dist.serving import export
 from m3dist.serving.catalogue import Catalogue, typed
@@ -57,10 +58,8 @@ class Run:
     def verify(self) -> None:
         """Read every file of the run and of its data set. Raises ValueError, which names the first damaged one."""
         self.dataset.verify()
-        store, keys = self.finished.store, self.result.get("keys")
-        if not isinstance(keys, dict):
-            raise ValueError(f"{self.root}/result.json: damaged or changed (it names no stages); train again")
-        for stage, key in keys.items():
+        store = self.finished.store
+        for stage, key in stage_keys(self.root, self.result).items():
             if store.has(stage, key):
                 store.load(stage, key)
 

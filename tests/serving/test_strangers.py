@@ -68,3 +68,21 @@ def test_an_export_overwrites_no_readme_of_others(
     (tmp_path / "README.md").unlink()
     assert call("export", finished_run, tmp_path) == 0
     assert call("export", finished_run, tmp_path) == 0  # its own are replaced
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"keys": 5}, "result.json: damaged or changed (it names no stages)"),
+        ({"model": ["x"]}, "no such model"),
+    ],
+)
+def test_a_run_that_somebody_changed_starts_none(
+    values: dict[str, Any], said: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    changed("result.json", **values)(run)
+    assert call("train", f"warm_from={run}", f"out={tmp_path / 'next'}") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
