@@ -155,6 +155,26 @@ class FoldIn:
         return (given + means @ graph).tocsr()
 
 
+class Both:
+    """Of members of both losses (`method.second`): rows of the first, and those of the second times scale_M1 beside.
+
+    first, second: of the same members, with items as many.
+    """
+
+    def __init__(self, first: FoldIn, second: FoldIn, scale_M1: Tensor):
+        self.first, self.second, self.scale_M11 = first, second, scale_M1.unsqueeze(1)
+        self.items = [torch.cat(pair, dim=1) for pair in zip(first.items, second.items, strict=True)]
+        self.means = torch.cat([first.means, second.means * scale_M1], dim=1)
+
+    def rows(self, histories: Seen) -> Tensor:
+        """See `FoldIn.rows`."""
+        return torch.cat([self.first.rows(histories), self.second.rows(histories) * self.scale_M11], dim=2)
+
+    def padded(self, history_uT: Tensor) -> Tensor:
+        """See `FoldIn.padded`."""
+        return torch.cat([self.first.padded(history_uT), self.second.padded(history_uT) * self.scale_M11], dim=2)
+
+
 def _padded(drawn: sp.csr_matrix, T: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns and values of every row, [u, T] each, with zeros behind."""
     size = np.diff(drawn.indptr)

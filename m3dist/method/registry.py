@@ -100,7 +100,19 @@ _RACE = StageSpec(
     "race", "m3dist.method.race:run", "race", ("graph",), (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
     only=("backbone.loss", "auto"), takes_over="m3dist.method.warm:loss",
 )  # fmt: skip
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("graph", "race"), _BACKBONE, warm_start=True)
+_NAIVE = StageSpec(
+    "merge", "m3dist.method.merge:naive", "merge", ("graph", "race", "second"), _BACKBONE, warm_start=True
+)  # fmt: skip
+
+
+def _second(of: str, *inputs: str) -> StageSpec:
+    """The stage before `merge` that trains its members under the loss which came second in the race."""
+    return StageSpec(
+        "second", f"m3dist.method.merge:{of}_second", "merge", ("graph", "race", *inputs), _BACKBONE,
+        only=("fuses_losses", True), warm_start=True,
+    )  # fmt: skip
+
+
 _BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
@@ -132,11 +144,12 @@ MODELS = {
                 ),
                 _ROUNDS,
                 _SELECTION,
+                _second("per_modality", "align", "invariance", "selection"),
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:per_modality",
                     "merge",
-                    ("graph", "race", "align", "invariance", "selection"),
+                    ("graph", "race", "align", "invariance", "selection", "second"),
                     _BACKBONE,
                     warm_start=True,
                 ),
@@ -146,24 +159,25 @@ MODELS = {
             masks="m3dist.evaluation.masks:of_representations",
             needs_features=True,
         ),
-        ModelSpec("ultragcn", (_GRAPH, _RACE, _NAIVE), "m3dist.method.fused:scorer"),
+        ModelSpec("ultragcn", (_GRAPH, _RACE, _second("naive"), _NAIVE), "m3dist.method.fused:scorer"),
         ModelSpec(
             "invrl",
             (
                 _GRAPH,
                 _RACE,
-                replace(_NAIVE, name="pretrain", only=("warm_from", None), warm_start=False),
+                replace(_NAIVE, name="pretrain", inputs=("graph", "race"), only=("warm_from", None), warm_start=False),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
                 replace(
                     _SELECTION,
                     run="m3dist.method.race:of_features",
                     inputs=("graph", "race", "pretrain", "invariance"),
                 ),
+                _second("masked", "pretrain", "invariance", "selection"),
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:masked",
                     "merge",
-                    ("graph", "race", "pretrain", "invariance", "selection"),
+                    ("graph", "race", "pretrain", "invariance", "selection", "second"),
                     _BACKBONE,
                     warm_start=True,
                 ),

@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 import torch
 
 from m3dist import pipeline
+from m3dist.config import ResolvedBackbone
 from m3dist.data.dataset import SPLITS
 from m3dist.data.importers.newitems import NewItems, read_new_items
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
 from m3dist.evaluation.ranking import Seen, block_size
-from m3dist.method.foldin import FoldIn
+from m3dist.method import second
+from m3dist.method.foldin import Both, FoldIn
 from m3dist.method.fused import Fused
 from m3dist.method.merge import new_rows
 from m3dist.plan import stage_keys
@@ -238,13 +240,32 @@ class Run:
         return group, known_n[known_n >= 0]
 
     @functools.cached_property
-    def fold_in(self) -> FoldIn:
+    def fold_in(self) -> FoldIn | Both:
         """How new users' rows are found."""
-        members, data, backbone = self.score.members, self.context.data, self.context.config.backbone.resolved
+        context, members = self.context, self.score.members
+        means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
+        first, other, scale_M = (
+            context.config.backbone.resolved,
+            second.backbone(context),
+            self.tensors.get(second.SCALE),
+        )
+        if other is None or scale_M is None:
+            return self._fold_in(first, members.item, means)
+        K = context.read(second.STAGE)["0.matrix"].shape[1]
+        items = [second.split(item_Ik, K) for item_Ik in members.item]
+        mean_Mk, mean_MK = second.split(means, K)
+        scale_M1 = scale_M.unsqueeze(1).to(means.device)
+        return Both(
+            self._fold_in(first, [item for item, _ in items], mean_Mk),
+            self._fold_in(other, [item for _, item in items], mean_MK / scale_M1), scale_M1,
+        )  # fmt: skip
+
+    def _fold_in(self, backbone: ResolvedBackbone, items: list[torch.Tensor], means: torch.Tensor) -> FoldIn:
+        """Of members under one loss, by their rows of items and the means of those of users."""
+        data = self.context.data
         content = any(name.endswith("model.project.weight") for name in self.tensors)
         pool = data.seen_items if content and backbone.pool == "seen" else None
-        means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
-        return FoldIn(backbone, data.weights(backbone), members.item, means, pool)
+        return FoldIn(backbone, data.weights(backbone), items, means, pool)
 
     def _ids(self, given: list[Any]) -> pa.Array:
         """Ids of users with histories: of the data set's type where all are, else text."""
