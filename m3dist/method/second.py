@@ -21,7 +21,7 @@ from m3dist.training.context import Context
 
 STAGE = "second"
 SCALE = "second_scale"  # s of every member, [M]; there where a run's members are of both losses
-SHARES = (0.0, 0.3, 0.5, 0.7)  # of the second loss in a score, scores of each loss having equal spread
+SHARES = (0.0, 0.3, 0.5)  # of the second loss in a score, of scores of equal spread: it counts no more than the first
 
 
 def backbone(context: Context) -> ResolvedBackbone | None:
