@@ -43,7 +43,7 @@ from m3dist.storage.folders import Folder
 class Run:
     """`root` is a folder or its URI; device: where it ranks, by default on a GPU where there is one.
 
-    Raises ValueError when it is no finished run, its data set changed since, or its tensors fit neither data nor config.
+    Raises ValueError when it is no finished run, its data set changed since, or its tensors do not fit these.
     """
 
     def __init__(self, root: str | Path, device: str | torch.device = "auto"):
