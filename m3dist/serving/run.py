@@ -5,9 +5,10 @@ Shapes: M members, n users with histories, I items.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from m3dist.data.importers.newitems import NewItems, read_new_items
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
-from m3dist.evaluation.ranking import Seen, block_size
+from m3dist.evaluation.ranking import Mask, Seen, Users, block_size
 from m3dist.method import second
 from m3dist.method.foldin import Both, FoldIn
 from m3dist.method.fused import Fused
@@ -44,14 +45,37 @@ from m3dist.storage.folders import Folder
 class Run:
     """`root` is a folder or its URI; device: where it ranks, by default on a GPU where there is one.
 
-    Raises ValueError when it is no finished run, or its data set changed since.
+    Raises ValueError when it is no finished run, its data set changed since, or its tensors do not fit these.
     """
 
     def __init__(self, root: str | Path, device: str | torch.device = "auto"):
         self.finished = found = Finished.of(root)
         self.root, self.config, self.result, self.dataset = found.root, found.config, found.result, found.dataset
         self.tensors = found.load(pipeline.final_stage(self.config))[0]
+        self._try_out()
         self.context = found.context(Engine(device=devices.found(device)))
+
+    def _try_out(self) -> None:
+        """Rank the first and the last user on the CPU, where a place outside of a table is an error that is told."""
+        n_users, n_items = self.dataset.n_users, self.dataset.n_items
+        users = Users.of(np.array([0, n_users - 1]), "cpu")
+        with self._fitting():
+            score = pipeline.scorer(self.config, self.tensors)(users.there_u, Mask([], users, n_items))[0]
+            if score.shape != (2, n_items):
+                raise IndexError(f"{score.shape[1]} items rank, of {n_items}")
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Raises ValueError in place of the errors by which tensors of other shapes, or other tensors, show."""
+        try:
+            yield
+        except (LookupError, RuntimeError, TypeError, AttributeError) as error:
+            stage = pipeline.final_stage(self.config)
+            path, why = self.finished.store.path(stage, self.finished.key[stage]), str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path}/tensors.safetensors: does not fit this run's config and data ({why}); train it again with "
+                f"out={self.root}"
+            ) from None
 
     @property
     def evaluator(self) -> Evaluator:
@@ -107,7 +131,8 @@ class Run:
         more = copy.copy(self)
         more.__dict__.pop("fold_in", None)
         more.catalogue = self.catalogue.extended(given.ids, x)
-        members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
+        with self._fitting():
+            members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
         more.score = Fused(members, self.score.fusion)
         return more
 
@@ -235,7 +260,8 @@ class Run:
             pairs.append(np.stack([place_U[who], what])[:, place_U[who] >= 0])
         row, item = np.unique(np.concatenate(pairs, axis=1), axis=1).astype(np.int64)
         seen = Seen.of((row, item), len(given), self.context.engine.device)
-        members = self.score.members.of(list(self.fold_in.rows(seen)))
+        with self._fitting():
+            members = self.score.members.of(list(self.fold_in.rows(seen)))
         group = Group(self._ids(list(histories)), np.arange(len(given)), [seen], Fused(members, self.score.fusion))
         return group, known_n[known_n >= 0]
 
