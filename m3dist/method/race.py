@@ -27,7 +27,7 @@ CONTENT = (1e-3, 1e-2)  # L2 on projections: how loudly content speaks
 ROWS = (3e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics depend more than under the softmax
 DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
-_LONGER = 3  # times the short fit
+LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
@@ -89,9 +89,9 @@ def run(context: Context) -> Output:
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value
     best = softmax if best_softmax >= reached else other
-    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, _LONGER))
+    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, LONGER))
     if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
-        best = max((softmax, other), key=lambda backbone: metric(backbone, _LONGER))
+        best = max((softmax, other), key=lambda backbone: metric(backbone, LONGER))
     return _said(context, "race", _named(best), tried, {"backbone": best.model_dump(mode="json")})
 
 
