@@ -33,6 +33,7 @@ def ran(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     return found
 
 
+@pytest.mark.slow
 def test_from_csv_to_recommendations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ran("01_from_csv_to_recommendations", tmp_path, monkeypatch)
     assert m3dist.Dataset("work/data").modalities == {"picture": 192, "title": 19}
@@ -47,12 +48,14 @@ def test_cold_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["cold"] > 2 * found["chance"]
 
 
+@pytest.mark.slow
 def test_comparing_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ran("04_comparing_methods", tmp_path, monkeypatch)["found"]
     assert {ndcg.shape for ndcg in found.values()} == {(2, 300)}
     assert not np.array_equal(found["plain"], found["M3-InvRL"])
 
 
+@pytest.mark.slow
 def test_own_recommender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = ran("05_own_recommender", tmp_path, monkeypatch)["runs"]
     assert runs["tasteful"].result["test"]["ndcg@10"] > 0.1
@@ -61,6 +64,7 @@ def test_own_recommender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(own.strip().splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_serving_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed; pip install '.[export]'")
     found = ran("07_serving_with_an_index", tmp_path, monkeypatch)
