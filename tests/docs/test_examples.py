@@ -86,7 +86,7 @@ def percent(text: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.ipynb")))
 def test_script_and_notebook_are_a_pair(name: str) -> None:
     """With what it printed when it was executed last, and without an error."""
     notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text())
