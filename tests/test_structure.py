@@ -26,7 +26,7 @@ LAYERS = (  # a module imports from its own name's row entry and from rows above
     ("method",),
     ("results", "plan"),
     ("run_folder",),
-    ("pipeline",),
+    ("pipeline", "explain"),
     ("serving", "search", "study", "cluster"),
     ("api",),
     ("cli",),

@@ -28,7 +28,7 @@ ROWS = (3e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics de
 DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
 _BESIDE = 0.2  # a loss whose metric is further behind adds nothing to members of the other
-_LONGER = 3  # times the short fit
+LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
@@ -91,9 +91,9 @@ def run(context: Context) -> Output:
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value
     best = softmax if best_softmax >= reached else other
-    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, _LONGER))
+    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, LONGER))
     if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
-        best = max((softmax, other), key=lambda backbone: metric(backbone, _LONGER))
+        best = max((softmax, other), key=lambda backbone: metric(backbone, LONGER))
     second, behind = (other, reached) if best == softmax else (softmax, best_softmax)
     beside = behind >= (1 - _BESIDE) * max(best_softmax, reached)
     return _said(
