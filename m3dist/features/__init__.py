@@ -1,1 +1,0 @@
-"""Features of pictures, texts and sounds, for `m3dist prepare`."""
