@@ -28,6 +28,7 @@ LAYERS = (  # a module imports from its own name's row entry and from rows above
     ("run_folder",),
     ("pipeline", "explain"),
     ("serving", "search", "study", "cluster"),
+    ("report",),
     ("api",),
     ("cli",),
     ("__main__",),

@@ -28,6 +28,7 @@ COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "evaluate": "evaluate",
     "recommend": "recommend",
     "export": "export",
+    "report": "report",
     "reproduce": "reproduce",
     "submit": "submit",
     "jobs": "jobs",
