@@ -27,7 +27,7 @@ LAYERS = (  # a module imports from its own name's row entry and from rows above
     ("results", "plan"),
     ("run_folder",),
     ("pipeline", "explain"),
-    ("serving", "search", "study", "cluster"),
+    ("serving", "search", "study", "cluster", "features"),
     ("report",),
     ("api",),
     ("cli",),

@@ -24,6 +24,7 @@ from m3dist.terminal import printable
 
 COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "prepare": "prepare",
+    "features": "features",
     "train": "train",
     "evaluate": "evaluate",
     "recommend": "recommend",

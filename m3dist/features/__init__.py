@@ -1,0 +1,1 @@
+"""Features of pictures, texts and sounds, for `m3dist prepare`."""
