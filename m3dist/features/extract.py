@@ -64,24 +64,27 @@ class Maker:
                     here.append(thing)
                 except BadThing as error:
                     bad.append((thing.name, str(error)))
-            if bad and not self.settings.skip:
-                raise ValueError(f"{bad[0][0]}: {bad[0][1]}; --on-bad skip leaves such items without features")
-            if loaded:
+            if loaded and (self.settings.skip or not bad):
                 x_Bd = self.model.encode(loaded)
                 for thing, x_d in zip(here, x_Bd, strict=True):
                     if np.isfinite(x_d).all():
                         ids.append(thing.id)
                         rows.append(x_d)
-                    elif self.settings.skip:
-                        bad.append((thing.name, "its features are not finite"))
                     else:
-                        raise ValueError(f"{thing.name}: its features are not finite; --on-bad skip leaves it out")
+                        bad.append((thing.name, "its features are not finite"))
+            if bad and not self.settings.skip:
+                raise _refused(bad)
         width = len(rows[0]) if rows else 0
         flat = pa.array(np.concatenate(rows) if rows else np.empty(0, np.float32), pa.float32())
         offsets = pa.array(np.arange(len(rows) + 1) * width, pa.int32())
         table = pa.table({"item_id": pa.array(ids, pa.string()), "vector": pa.ListArray.from_arrays(offsets, flat)})
         with self.folder.writing(name_of(at)) as path:
             pq.write_table(table.replace_schema_metadata({"bad": json.dumps(bad)}), path)
+
+
+def _refused(bad: list[tuple[str, str]]) -> ValueError:
+    name, why = bad[0]
+    return ValueError(f"{name}: {why}; --on-bad skip leaves such items without features")
 
 
 def name_of(at: int) -> str:
@@ -109,7 +112,7 @@ def extract(things: list[Thing], out: Path, settings: Settings, say: Callable[[s
     folder = Folder(out.with_name(f"{out.name}.parts"))
     described = {
         "of": sources.fingerprint(things),
-        "request": digest([settings.kind, settings.part, settings.skip, _weights(settings)]),
+        "request": digest([settings.kind, settings.part, _weights(settings)]),
     }
     if folder.exists("parts.json"):
         if folder.read_json("parts.json") != described:
@@ -133,13 +136,15 @@ def extract(things: list[Thing], out: Path, settings: Settings, say: Callable[[s
         maker = Maker(settings, str(folder), settings.device)
         for at in missing:
             maker.make(at, cut[at])
-    return _joined(folder, len(cut), out, say)
+    return _joined(folder, [name_of(at) for at in range(len(cut))], out, settings.skip, say)
 
 
-def _joined(folder: Folder, count: int, out: Path, say: Callable[[str], None]) -> int:
+def _joined(folder: Folder, parts: list[str], out: Path, skip: bool, say: Callable[[str], None]) -> int:
     """Write all parts as one file; how many things were bad, of which the first are named."""
-    tables = [pq.read_table(Path(folder.path) / name_of(at)) for at in range(count)]
+    tables = [pq.read_table(Path(folder.path) / name) for name in parts]
     bad = [one for table in tables for one in json.loads((table.schema.metadata or {})[b"bad"])]
+    if bad and not skip:  # of parts that a call with --on-bad skip left
+        raise _refused(bad)
     whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     if not whole.num_rows:
         raise ValueError(f"{out}: no features, for all {len(bad)} were bad; the first is {bad[0][0]}: {bad[0][1]}")

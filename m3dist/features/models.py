@@ -56,7 +56,7 @@ def check(kind: str, name: str) -> None:
     for package in _PACKAGES[kind]:
         try:
             importlib.import_module(package)
-        except (ImportError, OSError) as error:
+        except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision of another torch
             raise ValueError(
                 f'{package} cannot be imported ({_line(error)}); features of {kind} need it: pip install "m3dist[features]"'
             ) from None

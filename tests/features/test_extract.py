@@ -22,7 +22,7 @@ def needs(*packages: str) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except (ImportError, OSError) as error:
+        except (ImportError, RuntimeError, OSError) as error:
             pytest.skip(f"{package} cannot be imported ({error}); pip install '.[features]'")
 
 
@@ -47,46 +47,61 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return given
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder for --model, apart from what a call writes: its files are part of what parts belong to."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return folder
+
+
 def texts(folder: Path, values: list[str]) -> Path:
     path = folder / "texts.csv"
     path.write_text("item_id,text\n" + "".join(f"{n},{x}\n" for n, x in enumerate(values)))
     return path
 
 
-def test_features_become_a_modality(tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_become_a_modality(
+    tmp_path: Path, model: Path, counted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     source = texts(tmp_path, ["banana", "", "pear", "a"])
-    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(6) for i in range(4)))
-    arguments = ("features", "text", source, tmp_path / "text.parquet", "--model", tmp_path, "--part", 2)
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(40) for i in range(4)))
+    arguments = ("features", "text", source, tmp_path / "text.parquet", "--model", model, "--part", 2)
     assert call(*arguments) == 2
-    assert capsys.readouterr().err == "error: item 1: an empty text; --on-bad skip leaves such items without features\n"
-    assert call(*arguments, "--on-bad", "skip") == 2  # parts of another request
-    assert "delete it, or change OUT" in capsys.readouterr().err
-    arguments = (*arguments[:3], tmp_path / "other.parquet", *arguments[4:], "--on-bad", "skip")
-    assert call(*arguments) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "skipped: item 1: an empty text"
-    feature = f"text={tmp_path / 'other.parquet'}"
+    assert "error: item 1: an empty text; --on-bad skip leaves such items without features" in capsys.readouterr().err
+    assert call(*arguments, "--on-bad", "skip") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped: item 1: an empty text",
+        f"3 of 4 items have features of 3 columns: {tmp_path / 'text.parquet'}",
+    ]
+    feature = f"text={tmp_path / 'text.parquet'}"
     prepared = tmp_path / "data"
-    assert (
-        call("prepare", "tables", tmp_path / "pairs.csv", prepared, "--split", "random", "--feature", feature) == 0
-    ), capsys.readouterr().err
+    split = ("--split", "random", "--at-least-one")
+    assert call("prepare", "tables", tmp_path / "pairs.csv", prepared, *split, "--feature", feature) == 0
     dataset = Dataset.open(prepared)
     assert dataset.features("text")[[0, 2, 3]].tolist() == [[6, 3, 1], [4, 1, 1], [1, 1, 1]]
     assert dataset.present("text").tolist() == [True, False, True, True]
 
 
-def test_a_killed_call_goes_on(tmp_path: Path, counted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_call_goes_on(
+    tmp_path: Path, model: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = texts(tmp_path, ["one", "two", "three", "stop", "five"])
     out = tmp_path / "text.parquet"
-    arguments = ("features", "text", source, out, "--model", tmp_path, "--part", 2, "--batch", 1)
+    arguments = ("features", "text", source, out, "--model", model, "--part", 2, "--batch", 1)
     assert call(*arguments) == 130
     assert counted == ["one", "two", "three"]
     assert not out.exists()
-    load = models.open_model("text", "", torch.device("cpu"))
-    models.open_model = lambda *_: Model(lambda thing: counted.append(thing.what) or thing.what, load._encode)
+
+    def load(thing: Thing) -> str:
+        counted.append(thing.what)
+        return thing.what
+
+    monkeypatch.setattr(models, "open_model", lambda *_: Model(load, lambda texts: torch.ones(len(texts), 3)))
     assert call(*arguments) == 0
     assert counted[3:] == ["three", "stop", "five"]
     assert pq.read_table(out)["item_id"].to_pylist() == ["0", "1", "2", "3", "4"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.parquet", "texts.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.parquet", "texts.csv"]
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
