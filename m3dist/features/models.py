@@ -58,7 +58,8 @@ def check(kind: str, name: str) -> None:
             importlib.import_module(package)
         except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision of another torch
             raise ValueError(
-                f'{package} cannot be imported ({_line(error)}); features of {kind} need it: pip install "m3dist[features]"'
+                f"{package} cannot be imported ({_line(error)}); features of {kind} need it: "
+                'pip install "m3dist[features]"'
             ) from None
     if kind == "audio":
         if name not in ("mel", "mfcc"):
