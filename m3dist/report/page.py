@@ -48,6 +48,8 @@ def write(roots: list[str], out: str, request: Request | None = None) -> int:
         raise ValueError(f"report: a run is named twice among {', '.join(roots)}; name each once")
     if target.is_local and not Path(target.path).parent.is_dir():
         raise ValueError(f"--out {out}: {Path(target.path).parent} is no folder")
+    if target.is_local and Path(target.path).is_dir():
+        raise ValueError(f"--out {out}: cannot be written, for it is a folder; expected a file, such as report.html")
     text = _html(roots, request or Request())
     try:
         with target.writing() as path:

@@ -49,6 +49,14 @@ class Read(html.parser.HTMLParser):
         self.text += data
 
 
+@pytest.fixture
+def one_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's plots of masks alone, for drawing is what takes its time."""
+    from m3dist.report import drawn
+
+    monkeypatch.setattr(drawn, "PLOTS", {"masks": drawn.PLOTS["masks"]})
+
+
 @pytest.fixture(scope="module")
 def titled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on items whose ids and titles are HTML, and a folder of pictures."""
@@ -93,27 +101,31 @@ def test_several_runs_side_by_side(finished_run: Path, tmp_path: Path, capsys: p
     assert list(tmp_path.glob(".*partial")) == []
 
 
-def test_what_strangers_wrote_is_text(titled: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
+@pytest.fixture(scope="module")
+def shown(titled: Path) -> Path:
+    """The report on it."""
+    out = titled / "report.html"
     assert call("report", titled / "run", "--out", out, "--pictures", titled / "pictures", "--k", 30) == 0
-    page = Read(out)
+    return out
+
+
+def test_what_strangers_wrote_is_text(shown: Path) -> None:
+    page = Read(shown)
     assert not {"script", "b"} & set(page.tags)
     assert EVIL in page.text
     assert "<img src=http://x.example/3>" in page.text
     assert all(link.startswith("data:image/") for link in page.links)
     assert [link for link in page.links if link.startswith("data:image/jpeg;base64,")]
     assert "item 0.png: no picture could be read" in page.text
-    assert "default-src 'none'" in out.read_text()
+    assert "default-src 'none'" in shown.read_text()
 
 
-def test_cold_items_have_intervals(titled: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    assert call("report", titled / "run", "--out", out, "--users", 0) == 0
+def test_cold_items_have_intervals(titled: Path, shown: Path) -> None:
     stated = json.loads((titled / "run" / "result.json").read_text())["test"]["ndcg@10/cold"]
-    assert re.search(rf"ndcg@10/cold\s+{stated:.4f} \[0\.\d{{4}}, [01]\.\d{{4}}\]", Read(out).text)
+    assert re.search(rf"ndcg@10/cold\s+{stated:.4f} \[0\.\d{{4}}, [01]\.\d{{4}}\]", Read(shown).text)
 
 
-def test_names_are_no_formulas(finished_run: Path, tmp_path: Path) -> None:
+def test_names_are_no_formulas(finished_run: Path, tmp_path: Path, one_plot: None) -> None:
     """Nor do they end the report: a stranger's tables may hold anything."""
     run = shutil.copytree(finished_run, tmp_path / "run")
     table = pq.read_table(run / "masks.parquet")
@@ -135,7 +147,7 @@ def test_names_are_no_formulas(finished_run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_run_is_one_line(
-    break_it, said: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    break_it, said: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_plot: None
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     break_it(run)
