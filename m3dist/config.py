@@ -189,6 +189,10 @@ def _explain(problem: Any, model: type[Section]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = known_keys(model)
+        if where in known:  # with dots, as on a command line
+            *sections, last = where.split(".")
+            nested = f"{': {'.join(sections)}: {{{last}: ...{'}' * len(sections)}"
+            return f"{where}: sections of a file are nested; write {nested}"
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             where.rsplit(".", 1)[-1], [key.rsplit(".", 1)[-1] for key in known], n=1
         )

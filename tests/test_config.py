@@ -77,6 +77,13 @@ def test_deepspeed_values_that_m3dist_sets_are_refused(value: str, says: str) ->
         configs.load(None, ["strategy=deepspeed", value])
 
 
+def test_a_key_with_dots_in_a_file_says_how_it_is_written() -> None:
+    with pytest.raises(configs.ConfigError) as error:
+        configs.validate({"merge.epochs": 2, "mergr": {}})
+    assert "merge.epochs: sections of a file are nested; write merge: {epochs: ...}" in str(error.value)
+    assert "mergr: unknown key; did you mean merge?" in str(error.value)
+
+
 def test_groups_need_shared_negatives() -> None:
     with pytest.raises(configs.ConfigError, match="backbone: groups share negatives"):
         configs.load(None, ["backbone.groups=2", "backbone.sampling=per_positive"])

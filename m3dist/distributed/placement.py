@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 
 import ray
 
 from m3dist.config import Config
 from m3dist.distributed import nodes
+from m3dist.training.tracking import RunFailed
 
+_PATIENCE = 10  # seconds for the head of a cluster to answer; Ray itself tries for many minutes
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already."""
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already.
+
+    Raises RunFailed where nothing answers at that address.
+    """
     if not ray.is_initialized():
+        _look(os.environ.get("RAY_ADDRESS", ""))
         logging.getLogger("ray").setLevel(logging.WARNING)
         before = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
         _silence()
+
+
+def _look(address: str) -> None:
+    """Raises RunFailed where nothing answers at HOST:PORT or ray://HOST:PORT; other addresses are Ray's to read."""
+    found = re.fullmatch(r"(?:ray://)?(\[.+\]|[^:/]+):(\d+)", address)
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise RunFailed(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS"
+        ) from None
 
 
 def _silence() -> None:

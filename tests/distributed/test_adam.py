@@ -62,7 +62,7 @@ def test_training_imports_no_compiler(tmp_path, planted_root) -> None:
 import sys
 from m3dist import pipeline
 from m3dist.config import load
-small = ["merge.epochs=1", "race.steps=1", "align.epochs=1", "invariance.rounds=1", "merge.fusion=attention"]
+small = ["merge.epochs=1", "race.steps=1", "align.epochs=1", "invariance.rounds=1"]
 pipeline.run(load(None, ["data={planted_root}", "out={tmp_path}/run", *small]), quiet=True)
 print([name for name in ("torch._dynamo", "sympy", "ray", "deepspeed") if name in sys.modules])
 """

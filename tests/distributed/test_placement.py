@@ -1,0 +1,60 @@
+"""Joining a cluster: one that does not answer is told at once, before Ray tries for minutes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from m3dist.distributed import placement
+from m3dist.training.tracking import RunFailed
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """What Ray is asked for by processes that have not joined yet."""
+    asked: list[dict] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **values: asked.append(values))
+    return asked
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of a server that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
+def test_an_address_is_joined_where_something_answers(
+    address: str, port: int, joined: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port))
+    placement.connect()
+    assert len(joined) == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:99999", "no.invalid:1"]
+)
+def test_nothing_at_an_address_is_told_at_once(
+    address: str, joined: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", address.format(closed))
+    with pytest.raises(RunFailed, match=r"no Ray cluster answers there .*; start it, or unset RAY_ADDRESS"):
+        placement.connect()
+    assert joined == []
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_what_else_ray_can_read_is_left_to_it(
+    address: str, joined: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    placement.connect()
+    assert len(joined) == 1
