@@ -104,6 +104,22 @@ def test_a_killed_call_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.parquet", "texts.csv"]
 
 
+def test_parts_that_skipped_a_thing_are_refused_with_it(
+    tmp_path: Path, model: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = texts(tmp_path, ["", "stop"])
+    arguments = ("features", "text", source, tmp_path / "text.parquet", "--model", model, "--part", 1)
+    assert call(*arguments, "--on-bad", "skip") == 130
+    monkeypatch.setattr(
+        models, "open_model", lambda *_: Model(lambda thing: thing.what, lambda x: torch.ones(len(x), 3))
+    )
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    assert "error: item 0: an empty text; --on-bad skip" in capsys.readouterr().err
+    assert call(*arguments, "--on-bad", "skip") == 0
+    assert pq.read_table(tmp_path / "text.parquet")["item_id"].to_pylist() == ["1"]
+
+
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     (tmp_path / "model").mkdir()
