@@ -17,6 +17,7 @@ from m3dist.training.tracking import RunFailed
 
 _PATIENCE = 10  # seconds for the head of a cluster to answer; Ray itself tries for many minutes
 
+
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already.
 
