@@ -127,6 +127,12 @@ def _written() -> list[click.Parameter]:
             type=click.Choice(["keep", "missing", "error"]),
             default="keep",
         ),
+        _option(
+            "--engine",
+            "ray: files are read and split by tasks of a Ray cluster, for sources that outgrow one machine.",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+        ),
         click.Option(["--dry-run"], is_flag=True, help="Show how the first rows are read, and write nothing."),
     ]
 
@@ -173,7 +179,7 @@ def command() -> None:
     """
 
 
-def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> None:
+def _prepare(name: str, src: Path, dst: Path, dry_run: bool, engine: str, **given: Any) -> None:
     from m3dist.cli import prepare_report as report
     from m3dist.data.importers import common
     from m3dist.data.importers.options import Options
@@ -189,6 +195,11 @@ def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> No
         given[key] = {modality: _beside(path, src) for modality, path in given.get(key, {}).items()}
     if given.get("items"):
         given["items"] = _beside(given["items"], src)
+    if engine == "ray" and not dry_run:
+        from m3dist.distributed import prepare
+
+        report.report(dst, prepare.prepare(name, src, dst, Options.of(**given, **written)))
+        return
     source = importers.importer(name).read(src, Options.of(preview=report.PREVIEW if dry_run else None, **given))
     if dry_run:
         report.preview(source)
