@@ -10,7 +10,7 @@ lint:
 	mypy m3dist
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 # What is installed as a bill of materials (CycloneDX), and its known vulnerabilities; the tools have an environment of
 # their own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import nox
 
@@ -15,8 +16,8 @@ nox.options.sessions = ["lint", "docs", "package", "tests"]
 def lint(session: nox.Session) -> None:
     """Style and types."""
     session.install(".[test]")
-    session.run("ruff", "check", "m3dist", "tests", "benchmarks", "docs", "noxfile.py")
-    session.run("ruff", "format", "--check", "m3dist", "tests", "benchmarks", "docs", "noxfile.py")
+    session.run("ruff", "check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
+    session.run("ruff", "format", "--check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
     session.run("mypy", "m3dist")
 
 
@@ -24,7 +25,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is there; arguments behind -- go to pytest."""
     session.install(".[test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -32,6 +33,15 @@ def docs(session: nox.Session) -> None:
     """The documentation as a site in site/, warnings as errors; m3dist itself is read, not imported."""
     session.install(*nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"])
     session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Execute the scripts of examples/ in Jupyter, and write them with what they print as notebooks beside them."""
+    session.install(".[notebooks,search,export]")
+    session.chdir("examples")
+    for name in session.posargs or sorted(path.name for path in pathlib.Path().glob("[0-9]*.py")):
+        session.run("jupytext", "--to", "ipynb", "--execute", name)
 
 
 @nox.session

@@ -147,6 +147,11 @@ class Config(Section):
         return self
 
     @property
+    def fuses_losses(self) -> bool:
+        """Whether members may be of both losses that are raced."""
+        return self.merge.losses == "auto" and self.backbone.loss == "auto"
+
+    @property
     def stage_names(self) -> tuple[str, ...]:
         """The stages that a run trains, in order."""
         return self.stages or tuple(stage.name for stage in registry.model(self.model).planned(self))

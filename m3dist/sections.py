@@ -212,6 +212,9 @@ class Merge(Fit):
 
     init: Literal["align", "fresh"] = "fresh"  # id embeddings
     masks: Literal["auto", "learned", "one", "shuffled"] = "auto"  # auto: learned or one, by validation data
+    losses: Literal["auto", "one"] = (
+        "auto"  # auto: members of both raced losses, where these are close; one: the winner
+    )
     fusion: str = "entropy"  # or equal, loss, attention, or one that another package adds
 
     @pydantic.field_validator("fusion")

@@ -13,11 +13,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from m3dist import credentials
+from m3dist.cli.pages import page
 from m3dist.terminal import printable
 
 COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
@@ -26,6 +28,7 @@ COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "evaluate": "evaluate",
     "recommend": "recommend",
     "export": "export",
+    "report": "report",
     "reproduce": "reproduce",
     "submit": "submit",
     "jobs": "jobs",
@@ -45,10 +48,19 @@ class _Lazy(click.Group):
         return importlib.import_module(f"m3dist.cli.{COMMANDS[name]}").command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Lazy,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(package_name="m3dist")
-def cli() -> None:
-    """Train M3-InvRL for multimedia recommendation."""
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Train M3-InvRL for multimedia recommendation. Without a command: what to do next."""
+    if context.invoked_subcommand is None:
+        from m3dist.cli import next_steps
+
+        click.echo(next_steps.shown(Path.cwd()))
 
 
 _CODES = {"RunFailed": 3, "ClusterFailed": 3}  # by name: reading their modules costs a second that --help should not
@@ -67,15 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
 def ended(work: Callable[[], Any]) -> int:
     """The exit code of `work`: what it returns, where that is a number, or that of an error, which is told.
 
-    ValueErrors are the user's, and OSErrors the machine's: one line without a traceback. Errors that are not known
-    here are programming errors and keep their traceback.
+    ValueErrors are the user's, and OSErrors the machine's: one line without a traceback, which ends with the page that
+    helps. Errors that are not known here are programming errors and keep their traceback.
     """
     try:
         code = work()
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        click.echo(printable(shown.getvalue()), nl=False, err=True)
+        click.echo(f"{printable(shown.getvalue().rstrip())} (help: {page(error)})", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted; the same command goes on from here", err=True)
@@ -86,8 +98,7 @@ def ended(work: Callable[[], Any]) -> int:
     except FloatingPointError as error:
         return _told(error, 4)
     except MemoryError as error:
-        what = " ".join(str(error).split()) or "no more could be had"
-        return _told(ValueError(f"more memory is needed than there is ({what}); ask for less, or use more memory"), 2)
+        return _told(error, 2)
     except (ValueError, OSError) as error:
         return _told(error, 2)
     except Exception as error:
@@ -98,13 +109,16 @@ def ended(work: Callable[[], Any]) -> int:
 
 
 def _told(error: Exception, code: int) -> int:
-    click.echo(f"error: {printable(one_line(error))}", err=True)
+    click.echo(f"error: {printable(one_line(error))} (help: {page(error)})", err=True)
     return code
 
 
 def one_line(error: Exception) -> str:
     """What went wrong and what helps, in one line, for the errors that a machine causes."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        what = " ".join(str(error).split()) or "no more could be had"
+        return f"more memory is needed than there is ({what}); ask for less, or use more memory"
     if not isinstance(error, OSError):
         return str(error)
     if "AF_UNIX path" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -141,11 +142,13 @@ class _Formats(click.Group):
     """One command per importer, made when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["auto", *importers.IMPORTERS, "synthetic"]
+        return ["auto", *importers.IMPORTERS, "synthetic", "download"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "synthetic":
             return _synthetic_command()
+        if name == "download":
+            return importlib.import_module("m3dist.cli.download").command
         if name == "auto":
             takes = frozenset(_options())
             return _command(name, "Recognise the layout of SRC, say what was taken for what, and import it.", takes)

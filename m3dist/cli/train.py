@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -9,13 +12,19 @@ from rich.table import Table
 from m3dist import config as configs
 from m3dist.terminal import cells, printable
 
+if TYPE_CHECKING:
+    from m3dist.data.dataset import Dataset
+
 
 @click.command(name="train")
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
 @click.option("--resume", metavar="RUN", help="Go on with the run in this folder, from where it was cut off.")
 @click.option("--print-config", is_flag=True, help="Show the resolved config and stop.")
 @click.option("--dry-run", is_flag=True, help="Check the config and the data, predict memory, and stop.")
-def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, dry_run: bool) -> None:
+@click.option(
+    "--explain", is_flag=True, help="Say what each stage will do with the data, its cost and memory, and stop."
+)
+def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, dry_run: bool, explain: bool) -> None:
     """Train the stages of CONFIG.yaml; without one, the planted data that comes with m3dist.
 
     --resume takes values that change no result, such as workers, strategy and max_failures.
@@ -33,14 +42,41 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
         click.echo(configs.to_yaml(config), nl=False)
         return
     from m3dist import pipeline
-    from m3dist.training import memory
 
-    if dry_run:
-        for name, size in memory.predict(config, pipeline.open_data(config)).items():
-            click.echo(f"{name:<13}{size / 2**20:10.1f} MiB")
+    if dry_run or explain:
+        data = pipeline.open_data(config)
+        if explain:
+            _explain(config, data)
+        _memory(config, data)
         return
     result = pipeline.run(config)
     _show(config, result)
+
+
+def _memory(config: configs.Config, data: Dataset) -> None:
+    from m3dist.training import memory
+
+    for name, size in memory.predict(config, data).items():
+        click.echo(f"{name:<13}{size / 2**20:10.1f} MiB")
+
+
+def _explain(config: configs.Config, data: Dataset) -> None:
+    from m3dist.explain import explained
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    widths = ", ".join(f"{name} ({width} columns)" for name, width in data.modalities.items()) or "none"
+    size = f"{data.n_users:,} users, {data.n_items:,} items, {data.size('train'):,} training interactions"
+    for line in (f"{config.model} on {config.data}, into {config.out}", f"{size}; features: {widths}"):
+        console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
+    table = Table("stage", "what it does", "how much", "interactions through steps", show_lines=True)
+    for row in explained(config, data):
+        seen = f"{row.visits:,}" if row.visits else "-"
+        table.add_row(*cells(row.name + (" (done)" if row.done else ""), row.about, row.work, seen))
+    console.print(table)
+    click.echo(
+        "Time grows with the last column: a thread of a CPU takes some 100,000 of them in a second, a GPU some "
+        "millions (docs/benchmarks.md, docs/gpu.md).\nFinished stages are skipped. Memory of each worker, at the most:"
+    )
 
 
 def _show(config: configs.Config, result: dict) -> None:

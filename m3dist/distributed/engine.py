@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from m3dist.config import Config
 from m3dist.data.parts import share
 from m3dist.distributed import devices
+from m3dist.distributed.adam import Adam
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,7 @@ class Dense:
         self.engine, self.module = engine, module
         self.wrapped: Any = wrapped
         self.given = [float(group["lr"]) for group in groups]
-        device, graphs = engine.device, engine.device.type == "cuda"
-        on_device = [group | {"lr": torch.full((), group["lr"], device=device)} for group in groups]
-        self.optimizer = torch.optim.Adam(on_device, fused=True, capturable=graphs) if groups else None
+        self.optimizer = Adam(groups) if groups else None
         self.why_not = ""  # why a step cannot be captured in a CUDA graph
         self.fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
 
@@ -203,7 +202,6 @@ class Dense:
     def step(self) -> None:
         if self.optimizer is not None:
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
 
     def scale(self, left: Tensor, left_here: float) -> None:
         """Set every group's learning rate to what it was given times what is left of it, on the device and here."""

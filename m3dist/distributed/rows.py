@@ -19,12 +19,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam
 
+from m3dist.distributed import adam
 from m3dist.distributed.engine import Engine
 from m3dist.seeding import torch_rng
 
-BETAS = (0.9, 0.999)
 _LONG = 1 << 14  # ids of a step from which a GPU sums them by parts: it sums the ids of a slot one after another
 _PART = 128  # ids of a part at most
 _BLOCK = 1 << 16  # rows that are drawn from a seed of their own
@@ -194,10 +193,7 @@ def adam_rows(moved: Sequence[Moved], lr: Tensor) -> None:
             weights.append(x.weight_MRd)
             firsts.append(table._first.index_select(1, x.ids_R))
             seconds.append(table._second.index_select(1, x.ids_R))
-    adam(
-        weights, grads, firsts, seconds, [], [x.table.steps for x in moved], fused=True, amsgrad=False,
-        beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
-    )  # fmt: skip
+    adam.move(weights, grads, (firsts, seconds), [x.table.steps for x in moved], lr)
     for x, weight, first, second in zip(moved, weights, firsts, seconds, strict=True):
         if not x.table.dense:
             _put(x.table._weight, x.ids_R, weight)

@@ -5,14 +5,15 @@ mean over the history, and over negatives, all that training draws from or so ma
 are convex in scores, so a fixed number of gradient steps whose lengths follow the curvature (Barzilai and Borwein,
 Two-Point Step Size Gradient Methods, IMA Journal of Numerical Analysis 1988) ends at the same row every time.
 
-Shapes: M members; n histories, u of a block; T items that a user is drawn to; N negatives; I items; k width of rows.
+Shapes: M members; n histories, u of a block; T items that a user is drawn to; N negatives; C columns of a block's
+scores, the negatives first; I items; k width of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,7 +29,8 @@ from m3dist.models.ultragcn import Weights, user_factor
 
 STEPS = {"softmax": 6, "ultragcn": 20}  # of every user; from then on rows hardly move
 _NEGATIVES = 4096  # at most
-_IN_CACHE, _ON_GPU = 1 << 19, 1 << 24  # numbers of a block's largest tensor
+_IN_CACHE, _ON_GPU = 1 << 20, 1 << 24  # numbers of a block's largest tensor
+_SPARE = 2  # so many columns of scores a negative, at most, for histories' items to be read among them
 
 # of rows [u, k]: the gradient, and a number by which one row is better than another, [u, 1]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -42,6 +44,50 @@ class Drawn:
     item_uT: Tensor
     weight_uT: Tensor
     factor_u: Tensor
+
+
+class Rows(Protocol):
+    """One member's rows of a block: what its users are drawn to, and negatives."""
+
+    def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
+        """With what users are drawn to, [u, T], and with negatives, [u, N], which may be overwritten."""
+
+    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
+        """The sum of negatives times `push_uN` less that of what users are drawn to times `pull_uT`, [u, k]; may
+        overwrite `push_uN`."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Rows that are gathered for every user."""
+
+    own_uTk: Tensor
+    far_Nk: Tensor
+
+    def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.bmm(self.own_uTk, user_uk.unsqueeze(2)).squeeze(2), user_uk @ self.far_Nk.T
+
+    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
+        return (push_uN @ self.far_Nk).sub_(torch.bmm(pull_uT.unsqueeze(1), self.own_uTk).squeeze(1))
+
+
+@dataclass(frozen=True)
+class Among:
+    """Rows of a small catalogue, all of which users are scored against: one product each way gives all that is needed,
+    and nothing is gathered. negatives: how many columns are."""
+
+    row_Ck: Tensor
+    at_uT: Tensor
+    negatives: int
+
+    def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
+        score_uC = user_uk @ self.row_Ck.T
+        return score_uC.gather(1, self.at_uT), score_uC[:, : self.negatives]
+
+    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
+        spare = len(self.row_Ck) - self.negatives
+        all_uC = F.pad(push_uN, (0, spare)) if spare else push_uN
+        return all_uC.scatter_add_(1, self.at_uT, -pull_uT) @ self.row_Ck
 
 
 class FoldIn:
@@ -61,15 +107,30 @@ class FoldIn:
         size = trained if pool is None else len(pool)
         at = torch.arange(min(size, _NEGATIVES), device=means.device) * size // min(size, _NEGATIVES)
         self.negative_N = at if pool is None else pool[at].long()
+        # items, negatives first, [C], and the place of every item among them, [I]
+        self.columns: tuple[Tensor, Tensor] | None = None
+        if len(items[0]) <= _SPARE * len(self.negative_N):
+            rest_I = torch.ones(len(items[0]), dtype=torch.bool, device=means.device)
+            rest_I[self.negative_N] = False
+            column_C = torch.cat([self.negative_N, rest_I.nonzero().squeeze(1)])
+            self.columns = column_C, torch.argsort(column_C)
 
     @torch.no_grad()
     def rows(self, histories: Seen) -> Tensor:
         """[M, n, k], of every history."""
         out = self.means.unsqueeze(1).repeat(1, len(histories.here) - 1, 1)
+        scored = [item_Ik[self.columns[0]] for item_Ik in self.items] if self.columns else []
         for user_u, drawn in self._blocks(histories):
             for m, item_Ik in enumerate(self.items):
-                out[m, user_u] = self._member(item_Ik, drawn)
+                if self.columns:
+                    rows: Rows = Among(scored[m], self.columns[1][drawn.item_uT], len(self.negative_N))
+                else:
+                    rows = self._apart(item_Ik, drawn)
+                out[m, user_u] = self._member(item_Ik, rows, drawn)
         return out
+
+    def _apart(self, item_Ik: Tensor, drawn: Drawn) -> Apart:
+        return Apart(item_Ik[drawn.item_uT], item_Ik[self.negative_N])
 
     def padded(self, history_uT: Tensor) -> Tensor:
         """Rows [M, u, k] of histories side by side, int64 [u, T], -1 where there is no item.
@@ -91,31 +152,33 @@ class FoldIn:
             item_uT = torch.cat([item_uT, near_IK[item_uT].flatten(1)], dim=1)
             weight_uT = torch.cat([weight_uT, near_weight_uTK.flatten(1)], dim=1)
         drawn = Drawn(item_uT, weight_uT.float(), a_u)
-        rows_Muk = torch.stack([self._member(item_Ik, drawn) for item_Ik in self.items])
+        rows_Muk = torch.stack([self._member(x, self._apart(x, drawn), drawn) for x in self.items])
         return torch.where((count_u > 0).view(1, -1, 1), rows_Muk, self.means.unsqueeze(1))
 
     def _positive(self, a: Any, c: Any) -> Any:
         """Eq. 11's weight of positives, from a_u and c_i of eq. 9, arrays or tensors of shapes that fit."""
         return self.weights.w[0] + self.weights.kappa * self.weights.w[1] * a * c
 
-    def _member(self, item_Ik: Tensor, drawn: Drawn) -> Tensor:
+    def _member(self, item_Ik: Tensor, rows: Rows, drawn: Drawn) -> Tensor:
         """One member's rows of a block, [u, k]."""
-        own_uTk, far_Nk = item_Ik[drawn.item_uT], item_Ik[self.negative_N]
-        mean_uk = torch.bmm(drawn.weight_uT.unsqueeze(1), own_uTk).squeeze(1)
+        N, users = len(self.negative_N), len(drawn.factor_u)
         if self.config.loss == "softmax":
             tau = max(self.config.tau, COLDEST)
-            gradient = _softmax(own_uTk, far_Nk, drawn, (tau, self.config.negatives))
+            gradient = _softmax(rows, drawn.weight_uT, (tau, self.config.negatives / N))
+            mean_uk = rows.back(-drawn.weight_uT, item_Ik.new_zeros(users, N))
             first_u1 = torch.full_like(mean_uk[:, :1], tau**2)
             return _descend(gradient, F.normalize(mean_uk, dim=1), first_u1, self.config.loss)
         c_N = self.c_I[self.negative_N]
         weight_uN = self.weights.w[2] + self.weights.kappa * self.weights.w[3] * drawn.factor_u.unsqueeze(1) * c_N
-        weight_uN *= self.config.negative_weight / len(c_N)
+        weight_uN *= self.config.negative_weight / N
         l2_k = torch.full((item_Ik.shape[1],), self.config.l2, device=item_Ik.device)
         l2_k[self.config.dim :] = self.config.content_l2
-        gradient = _ultragcn(own_uTk, far_Nk, (drawn.weight_uT, weight_uN), l2_k)
-        own_u = (drawn.weight_uT * own_uTk.square().sum(2)).sum(1)
-        steepest_u = (own_u + weight_uN @ far_Nk.square().sum(1)) / 4 + 2 * l2_k.max()
-        return _descend(gradient, torch.zeros_like(mean_uk), 1 / steepest_u.unsqueeze(1), self.config.loss)
+        gradient = _ultragcn(rows, (drawn.weight_uT, weight_uN), l2_k)
+        square_I = item_Ik.square().sum(1)
+        own_u = (drawn.weight_uT * square_I[drawn.item_uT]).sum(1)
+        steepest_u = (own_u + weight_uN @ square_I[self.negative_N]) / 4 + 2 * l2_k.max()
+        start_uk = item_Ik.new_zeros(users, item_Ik.shape[1])
+        return _descend(gradient, start_uk, 1 / steepest_u.unsqueeze(1), self.config.loss)
 
     def _blocks(self, histories: Seen) -> Iterator[tuple[Tensor, Drawn]]:
         """Users who have a history and what draws them, those with alike many items together."""
@@ -127,7 +190,8 @@ class FoldIn:
         start, most = 0, _IN_CACHE if self.means.device.type == "cpu" else _ON_GPU
         while start < len(order):
             T = int(size[order[start]])
-            some = order[start : start + max(1, most // max(len(self.negative_N), T * k))]
+            widest = max(len(self.columns[0]), T) if self.columns else max(len(self.negative_N), T * k)
+            some = order[start : start + max(1, most // widest)]
             start += len(some)
             item_uT, weight_uT = (torch.from_numpy(x).to(self.means.device) for x in _padded(drawn[some], T))
             user_u = torch.from_numpy(some).to(self.means.device)
@@ -155,6 +219,26 @@ class FoldIn:
         return (given + means @ graph).tocsr()
 
 
+class Both:
+    """Of members of both losses (`method.second`): rows of the first, and those of the second times scale_M1 beside.
+
+    first, second: of the same members, with items as many.
+    """
+
+    def __init__(self, first: FoldIn, second: FoldIn, scale_M1: Tensor):
+        self.first, self.second, self.scale_M11 = first, second, scale_M1.unsqueeze(1)
+        self.items = [torch.cat(pair, dim=1) for pair in zip(first.items, second.items, strict=True)]
+        self.means = torch.cat([first.means, second.means * scale_M1], dim=1)
+
+    def rows(self, histories: Seen) -> Tensor:
+        """See `FoldIn.rows`."""
+        return torch.cat([self.first.rows(histories), self.second.rows(histories) * self.scale_M11], dim=2)
+
+    def padded(self, history_uT: Tensor) -> Tensor:
+        """See `FoldIn.padded`."""
+        return torch.cat([self.first.padded(history_uT), self.second.padded(history_uT) * self.scale_M11], dim=2)
+
+
 def _padded(drawn: sp.csr_matrix, T: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns and values of every row, [u, T] each, with zeros behind."""
     size = np.diff(drawn.indptr)
@@ -165,34 +249,36 @@ def _padded(drawn: sp.csr_matrix, T: int) -> tuple[np.ndarray, np.ndarray]:
     return item, value
 
 
-def _ultragcn(own_uTk: Tensor, far_Nk: Tensor, weights: tuple[Tensor, Tensor], l2_k: Tensor) -> Gradient:
+def _ultragcn(rows: Rows, weights: tuple[Tensor, Tensor], l2_k: Tensor) -> Gradient:
     """Of the sum of weighted -log sigmoid(u . v) of positives, -log(1 - sigmoid(u . v)) of negatives, and L2."""
     weight_uT, weight_uN = weights
 
     def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
-        slope_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).neg_().sigmoid_().mul_(weight_uT)
-        slope_uN = (user_uk @ far_Nk.T).sigmoid_().mul_(weight_uN)
-        pull_uk = torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)
-        found_uk = (slope_uN @ far_Nk).sub_(pull_uk).addcmul_(user_uk, l2_k, value=2)
+        own_uT, far_uN = rows.products(user_uk)
+        slope_uT = own_uT.neg_().sigmoid_().mul_(weight_uT)
+        slope_uN = far_uN.sigmoid_().mul_(weight_uN)
+        found_uk = rows.back(slope_uT, slope_uN).addcmul_(user_uk, l2_k, value=2)
         return found_uk, found_uk.norm(dim=1, keepdim=True)
 
     return gradient
 
 
-def _softmax(own_uTk: Tensor, far_Nk: Tensor, drawn: Drawn, shape: tuple[float, int]) -> Gradient:
-    """Of every positive's softmax among negatives, for users of length 1; shape: tau, and how many training draws."""
-    tau, count = shape
-    scale = count / len(far_Nk)
+def _softmax(rows: Rows, weight_uT: Tensor, shape: tuple[float, float]) -> Gradient:
+    """Of every positive's softmax among negatives, for users of length 1.
+
+    shape: tau, and how many negatives training draws for each of these.
+    """
+    tau, scale = shape
 
     def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
-        each_uN = (user_uk @ far_Nk.T).div_(tau).exp_()
+        own_uT, each_uN = rows.products(user_uk / tau)
+        each_uN.exp_()
         total_u1 = each_uN.sum(1, keepdim=True)
-        own_uT = torch.bmm(own_uTk, user_uk.unsqueeze(2)).squeeze(2).div_(tau)
         gap_uT = (total_u1 * scale).log() - own_uT
-        value_u1 = F.softplus(gap_uT).mul_(drawn.weight_uT).sum(1, keepdim=True)
-        slope_uT = torch.sigmoid(gap_uT).mul_(drawn.weight_uT)
-        push_uk = (each_uN @ far_Nk).mul_(slope_uT.sum(1, keepdim=True) / total_u1)
-        found_uk = push_uk.sub_(torch.bmm(slope_uT.unsqueeze(1), own_uTk).squeeze(1)).div_(tau)
+        value_u1 = F.softplus(gap_uT).mul_(weight_uT).sum(1, keepdim=True)
+        slope_uT = torch.sigmoid(gap_uT).mul_(weight_uT)
+        push_uN = each_uN.mul_(slope_uT.sum(1, keepdim=True) / total_u1)
+        found_uk = rows.back(slope_uT, push_uN).div_(tau)
         return found_uk.addcmul_(user_uk, torch.linalg.vecdot(found_uk, user_uk).unsqueeze(1), value=-1), value_u1
 
     return gradient

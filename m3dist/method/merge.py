@@ -7,12 +7,14 @@ Shapes: M members, u users of a block, I items, n validation pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from m3dist.method import fused, warm
+from m3dist.config import ResolvedBackbone
+from m3dist.method import fused, second, warm
 from m3dist.method.align import encoded
 from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
 from m3dist.method.fused import Fused, Members
@@ -97,29 +99,39 @@ class MergeTask:
         """With equal weights: a fusion learns once, of the members that are kept."""
         return self.evaluator.evaluate(Fused.of(self.ranked(self.matrices()), "equal", {}), "val")[0]
 
-    def output(self, further: dict[str, Tensor], meta: dict[str, Any]) -> Output:
-        """What ranking reads: further are the items' matrices and what a fusion learned."""
+    def output(self, members: Members, learned: dict[str, Tensor], meta: dict[str, Any]) -> Output:
+        """What ranking reads: the members, with rows of a second loss or without, and what a fusion learned."""
         dense = {name.removeprefix("backbones."): x for name, x in self.dense.state().items()}
         tensors = {f"{m}.model.{name}": x for at, x in dense.items() for m, _, name in [at.partition(".")]}
-        tables = self.members.tables("{}.")
+        tensors |= {f"{m}.matrix": x for m, x in enumerate(members.item)} | learned
+        tables = {f"{m}.item": x for m, x in enumerate(self.members.item.weight)}
+        tables |= {f"{m}.user": x for m, x in enumerate(members.user)}
         if self.data.sharded:
-            return Output(tensors | further, meta, tables)
-        return Output(tensors | tables | further, meta)
+            return Output(tensors, meta, tables)
+        return Output(tensors | tables, meta)
 
 
-def train(context: Context, contents: list[Tensor | None], init: dict[str, Tensor] | None = None) -> Output:
-    """Train the members together on the same batches: their tensors, and validation metrics of the fusion."""
+Made = tuple[list[Tensor | None], dict[str, Tensor] | None]  # contents and init of a `MergeTask`
+
+
+def fitted(context: Context, made: Made) -> tuple[MergeTask, dict[str, float]]:
+    """The members, trained together on the same batches, and the metrics of the epoch that is kept."""
     if context.before is not None:
         context = context.under(warm.shortened(context.config, context.dataset.size("train")))
-    task = MergeTask(context, contents, init)
+    task = MergeTask(context, *made)
     if context.before is not None:
         warm.carry(context, task)
-    best = fit(task, context.plan, context.tracker, context.checkpoints)
-    matrices, strategy = task.matrices(), context.config.merge.fusion
-    members = task.ranked(matrices)
-    learned = fused.learn(context, members, strategy)
+    return task, fit(task, context.plan, context.tracker, context.checkpoints)
+
+
+def train(context: Context, made: Made) -> Output:
+    """Train the members and fuse them: their tensors, and validation metrics of the fusion."""
+    task, best = fitted(context, made)
+    members, learned, joined = second.joined(context, task.ranked(task.matrices()))
+    strategy = context.config.merge.fusion
+    learned |= fused.learn(context, members, strategy)
     final, users = context.evaluator.evaluate(Fused.of(members, strategy, learned), "val", keep=True)
-    meta: dict[str, Any] = {"validation": final, "epoch": best.get("epoch"), "fusion_weight": [1.0]}
+    meta: dict[str, Any] = {"validation": final, "epoch": best.get("epoch"), "fusion_weight": [1.0], **joined}
     if members.count > 1:
         names = [f"fusion weight {m}" for m in range(members.count)]
         for name in names:
@@ -127,22 +139,61 @@ def train(context: Context, contents: list[Tensor | None], init: dict[str, Tenso
         meta["fusion_weight"] = [final[name] for name in names]
         meta["fusion_weight_spread"] = [float(users[name].std()) for name in names]  # over users
         meta["judged"] = fused.judge(context, members, learned, strategy)
-    return task.output({**matrices, **learned}, meta)
+    return task.output(members, learned, meta)
 
 
 def naive(context: Context) -> Output:
     """UltraGCN on all features side by side, or on ids alone. InvRL's pretraining is the same."""
-    return train(context, [context.data.all_features])
+    return train(context, _plain(context))
 
 
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
-    return train(context, features(context, context.masks), _start(context, "pretrain", "0"))
+    return train(context, _masked(context))
 
 
 def per_modality(context: Context) -> Output:
     """M3-InvRL: a member per modality."""
-    return train(context, modalities(context, context.masks), _start(context, "align", "member"))
+    return train(context, _modalities(context))
+
+
+def naive_second(context: Context) -> Output:
+    """The member of `naive` under the loss that came second in the race."""
+    return _second(context, _plain)
+
+
+def masked_second(context: Context) -> Output:
+    """The member of `masked` under the loss that came second in the race."""
+    return _second(context, _masked)
+
+
+def per_modality_second(context: Context) -> Output:
+    """The members of `per_modality` under the loss that came second in the race."""
+    return _second(context, _modalities)
+
+
+def _second(context: Context, made: Callable[[Context], Made]) -> Output:
+    """Members that `second.joined` puts beside the others; nothing where that loss was too far behind."""
+    backbone = second.backbone(context)
+    if backbone is None:
+        return Output({}, {})
+    under = context.under(context.config.model_copy(update={"backbone": backbone}))
+    contents, _ = made(under)  # rows of the first loss are no start for this one's
+    task, best = fitted(under, (contents, None))
+    meta = {"validation": {k: v for k, v in best.items() if k != "epoch"}, "epoch": best.get("epoch")}
+    return task.output(task.ranked(task.matrices()), {}, meta)
+
+
+def _plain(context: Context) -> Made:
+    return [context.data.all_features], None
+
+
+def _masked(context: Context) -> Made:
+    return features(context, context.masks), _start(context, "pretrain", "0")
+
+
+def _modalities(context: Context) -> Made:
+    return modalities(context, context.masks), _start(context, "align", "member")
 
 
 def features(context: Context, masks: str) -> list[Tensor | None]:
@@ -173,8 +224,18 @@ def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> l
 
     tensors: of the final stage; x: features as in `contents`.
     """
-    backbone, out = context.config.backbone.resolved, []
-    for m, content in enumerate(contents(context, x)):
+    given = contents(context, x)
+    rows, other = _new_rows(context.config.backbone.resolved, tensors, given), second.backbone(context)
+    if other is None or second.SCALE not in tensors:
+        return rows
+    beside = _new_rows(other, context.read(second.STAGE), given)
+    return [torch.cat(pair, dim=1) for pair in zip(rows, beside, strict=True)]
+
+
+def _new_rows(backbone: ResolvedBackbone, tensors: dict[str, Tensor], contents: list[Tensor | None]) -> list[Tensor]:
+    """The same under one loss."""
+    out = []
+    for m, content in enumerate(contents):
         assert content is not None
         state = {k.removeprefix(f"{m}.model."): v for k, v in tensors.items() if k.startswith(f"{m}.model.")}
         adds = backbone.content == "add"

@@ -27,7 +27,8 @@ CONTENT = (1e-3, 1e-2)  # L2 on projections: how loudly content speaks
 ROWS = (3e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics depend more than under the softmax
 DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
-_LONGER = 3  # times the short fit
+_BESIDE = 0.2  # a loss whose metric is further behind adds nothing to members of the other
+LONGER = 3  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
@@ -70,7 +71,8 @@ def _named(backbone: ResolvedBackbone) -> str:
 
 
 def run(context: Context) -> Output:
-    """Race the candidates: no tensors; in the meta the winner, `backbone`, and every candidate's metric, `tried`."""
+    """Race the candidates: no tensors; in the meta the winner, `backbone`, every candidate's metric, `tried`, and the
+    best of the other loss, `second`, unless it is far behind."""
     tried: dict[str, float] = {}
 
     def metric(backbone: ResolvedBackbone, times: int = 1) -> float:
@@ -89,10 +91,15 @@ def run(context: Context) -> Output:
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value
     best = softmax if best_softmax >= reached else other
-    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, _LONGER))
+    short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, LONGER))
     if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
-        best = max((softmax, other), key=lambda backbone: metric(backbone, _LONGER))
-    return _said(context, "race", _named(best), tried, {"backbone": best.model_dump(mode="json")})
+        best = max((softmax, other), key=lambda backbone: metric(backbone, LONGER))
+    second, behind = (other, reached) if best == softmax else (softmax, best_softmax)
+    beside = behind >= (1 - _BESIDE) * max(best_softmax, reached)
+    return _said(
+        context, "race", _named(best), tried,
+        {"backbone": best.model_dump(mode="json"), "second": second.model_dump(mode="json") if beside else None},
+    )  # fmt: skip
 
 
 def of_modalities(context: Context) -> Output:

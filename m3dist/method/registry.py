@@ -25,6 +25,7 @@ class StageSpec:
     """One stage of a model.
 
     run: a function of a `training.context.Context` that returns a `training.context.Output`. section: of the config.
+    about: what it does, for `m3dist train --explain`.
     inputs: stages of the same model whose artifacts it reads, where the run has them. reads: further config keys that
     change its output.
     lengths: fields of its section that make the stage longer. validates: whether it logs validation metrics of what it
@@ -46,6 +47,7 @@ class StageSpec:
     only: tuple[str, Any] | None = None
     takes_over: str | None = None
     warm_start: bool = False
+    about: str = ""
 
     def function(self, config: Any) -> str:
         """What computes the stage in a run of this config."""
@@ -95,23 +97,44 @@ _SHORT = ("merge.epochs", "merge.batch_size", "merge.lr", "merge.decay")  # what
 _GRAPH = StageSpec(
     "graph", "m3dist.method.graph:run", "graph", reads=("backbone.neighbours",), lengths=(), validates=False,
     actors="always", seeded=False, only=("backbone.reads_graph", True),
+    about="finds the items nearest to each item, by the users who took both; UltraGCN's loss reads them",
 )  # fmt: skip
 _RACE = StageSpec(
     "race", "m3dist.method.race:run", "race", ("graph",), (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False,
     only=("backbone.loss", "auto"), takes_over="m3dist.method.warm:loss",
+    about="fits every candidate loss for a short time on all features; validation data choose",
 )  # fmt: skip
-_NAIVE = StageSpec("merge", "m3dist.method.merge:naive", "merge", ("graph", "race"), _BACKBONE, warm_start=True)
-_BASELINE = StageSpec("baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]))
+_NAIVE = StageSpec(
+    "merge", "m3dist.method.merge:naive", "merge", ("graph", "race", "second"), _BACKBONE, warm_start=True,
+    about="trains one recommender on all features side by side",
+)  # fmt: skip
+_BASELINE = StageSpec(
+    "baseline", "m3dist.method.recommender:run", "baseline", reads=("model", *_BACKBONE[2:]),
+    about="trains the recommender on all features",
+)  # fmt: skip
+
+
+def _second(of: str, *inputs: str) -> StageSpec:
+    """The stage before `merge` that trains its members under the loss which came second in the race."""
+    return StageSpec(
+        "second", f"m3dist.method.merge:{of}_second", "merge", ("graph", "race", *inputs), _BACKBONE,
+        only=("fuses_losses", True), warm_start=True,
+        about="trains what stage 3 trains under the loss that came second, unless it is far behind",
+    )  # fmt: skip
+
+
 _ROUNDS = StageSpec(
     "invariance", "m3dist.method.invariance:aligned", "invariance", ("race", "align"), _BACKBONE,
     lengths=("environment_steps", "mask_steps"), validates=False, actors=True,
     takes_over="m3dist.method.warm:masks",
+    about="looks for parts of the interactions in which features predict differently; masks keep what predicts alike",
 )  # fmt: skip
 
 _SELECTION = StageSpec(
     "selection", "m3dist.method.race:of_modalities", "race", ("graph", "race", "align", "invariance"),
     (*_SHORT, *_BACKBONE), lengths=("steps",), validates=False, only=("merge.masks", "auto"),
     takes_over="m3dist.method.warm:selection",
+    about="fits stage 3 for a short time with masks and without; validation data choose",
 )  # fmt: skip
 
 MODELS = {
@@ -129,16 +152,19 @@ MODELS = {
                     ("graph", "race"),
                     _BACKBONE,
                     takes_over="m3dist.method.warm:representations",
+                    about="learns what the modalities share and what each has alone, beside one recommender",
                 ),
                 _ROUNDS,
                 _SELECTION,
+                _second("per_modality", "align", "invariance", "selection"),
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:per_modality",
                     "merge",
-                    ("graph", "race", "align", "invariance", "selection"),
+                    ("graph", "race", "align", "invariance", "selection", "second"),
                     _BACKBONE,
                     warm_start=True,
+                    about="trains a recommender per modality, and learns how much each counts for a user",
                 ),
             ),
             "m3dist.method.fused:scorer",
@@ -146,26 +172,28 @@ MODELS = {
             masks="m3dist.evaluation.masks:of_representations",
             needs_features=True,
         ),
-        ModelSpec("ultragcn", (_GRAPH, _RACE, _NAIVE), "m3dist.method.fused:scorer"),
+        ModelSpec("ultragcn", (_GRAPH, _RACE, _second("naive"), _NAIVE), "m3dist.method.fused:scorer"),
         ModelSpec(
             "invrl",
             (
                 _GRAPH,
                 _RACE,
-                replace(_NAIVE, name="pretrain", only=("warm_from", None), warm_start=False),
+                replace(_NAIVE, name="pretrain", inputs=("graph", "race"), only=("warm_from", None), warm_start=False),
                 replace(_ROUNDS, run="m3dist.method.invariance:concatenated", inputs=("race", "pretrain")),
                 replace(
                     _SELECTION,
                     run="m3dist.method.race:of_features",
                     inputs=("graph", "race", "pretrain", "invariance"),
                 ),
+                _second("masked", "pretrain", "invariance", "selection"),
                 StageSpec(
                     "merge",
                     "m3dist.method.merge:masked",
                     "merge",
-                    ("graph", "race", "pretrain", "invariance", "selection"),
+                    ("graph", "race", "pretrain", "invariance", "selection", "second"),
                     _BACKBONE,
                     warm_start=True,
+                    about="trains one recommender on the features that the mask keeps",
                 ),
             ),
             "m3dist.method.fused:scorer",

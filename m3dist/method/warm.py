@@ -74,7 +74,8 @@ def loss(context: Context) -> Output:
     given = {key: x for key, x in context.config.backbone.model_dump().items() if x is not None and key != "loss"}
     chosen = ResolvedBackbone.model_validate({**was.model_dump(), **given})
     context.tracker.say(f"race: {chosen.loss}, as in the run before")
-    return Output({}, {"backbone": chosen.model_dump(mode="json"), "tried": {}})
+    second = _before(context).meta("race").get("second") if "second" in _before(context).inputs else None
+    return Output({}, {"backbone": chosen.model_dump(mode="json"), "second": second, "tried": {}})
 
 
 def representations(context: Context) -> Output:
@@ -108,12 +109,13 @@ def shortened(config: Config, interactions: int) -> Config:
 def carry(context: Context, task: MergeTask) -> None:
     """Give stage 3 the projections and rows of the run before; every worker calls it alike."""
     before, data, tables = _before(context), context.data, task.tables
-    trained = before.read(before.stage.name)  # type: ignore[union-attr]
+    trained = before.read("second" if context.stage.name == "second" else before.stage.name)  # type: ignore[union-attr]
     state = {f"backbones.{name.replace('model.', '', 1)}": x for name, x in trained.items() if ".model." in name}
     task.dense.load({name: x.to(data.device) for name, x in state.items()})
     place_U, place_I = (_places(context.dataset, before.dataset, kind) for kind in (0, 1))
     members = range(len(task.contents))
-    user_MUk, item_MId = (torch.stack([trained[f"{m}.{kind}"] for m in members]) for kind in ("user", "item"))
+    k = tables["user"].weight.shape[2]  # what stands beside is of the second loss
+    user_MUk, item_MId = (torch.stack([trained[f"{m}.{kind}"][:, :k] for m in members]) for kind in ("user", "item"))
     if any(x is not None for x in task.contents):
         tables["item"].weight.zero_()  # an item that is new starts by its content alone
     _put(tables["item"], item_MId, place_I)
@@ -125,7 +127,7 @@ def carry(context: Context, task: MergeTask) -> None:
         place_U = np.where(new_U, np.cumsum(new_U) - 1, -1)
         _put(tables["user"], _folded(context, task, mean_Mk, place_U), place_U)
     context.tracker.say(
-        f"merge: {known_U:,} users and {known_I:,} items as they were, {new_U.sum():,} users by their "
+        f"{context.plan.stage}: {known_U:,} users and {known_I:,} items as they were, {new_U.sum():,} users by their "
         f"histories, {len(place_I) - known_I:,} items by their content"
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from m3dist.method.foldin import FoldIn
+    from m3dist.method.foldin import Both, FoldIn
     from m3dist.method.fused import Fused
 
 _MASKED = -1e30  # finite, so that a product with a weight is
@@ -21,7 +21,7 @@ _MASKED = -1e30  # finite, so that a product with a weight is
 class Histories(nn.Module):
     """Scores [u, I] of users with histories, int64 [u, T] with -1 where there is no item; -inf for their own items."""
 
-    def __init__(self, fold_in: FoldIn, fused: Fused):
+    def __init__(self, fold_in: FoldIn | Both, fused: Fused):
         super().__init__()
         self.fold_in, self.fused = fold_in, fused
 
@@ -39,7 +39,7 @@ class Histories(nn.Module):
         return fused_uI.masked_fill(own_uI, float("-inf"))
 
 
-def write(path: Path, fold_in: FoldIn, fused: Fused) -> None:
+def write(path: Path, fold_in: FoldIn | Both, fused: Fused) -> None:
     """Write the graph: (history [u, T], k [1]) to (item [u, k], score [u, k]); items are places in the catalogue."""
     import onnx
     from onnx import TensorProto, helper

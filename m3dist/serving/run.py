@@ -5,9 +5,10 @@ Shapes: M members, n users with histories, I items.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import pyarrow.compute as pc
 import torch
 
 from m3dist import pipeline
+from m3dist.config import ResolvedBackbone
 from m3dist.data.dataset import SPLITS
 from m3dist.data.importers.newitems import NewItems, read_new_items
 from m3dist.distributed import devices
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
-from m3dist.evaluation.ranking import Seen, block_size
-from m3dist.method.foldin import FoldIn
+from m3dist.evaluation.ranking import Mask, Seen, Users, block_size
+from m3dist.method import second
+from m3dist.method.foldin import Both, FoldIn
 from m3dist.method.fused import Fused
 from m3dist.method.merge import new_rows
 from m3dist.plan import stage_keys
@@ -42,14 +45,37 @@ from m3dist.storage.folders import Folder
 class Run:
     """`root` is a folder or its URI; device: where it ranks, by default on a GPU where there is one.
 
-    Raises ValueError when it is no finished run, or its data set changed since.
+    Raises ValueError when it is no finished run, its data set changed since, or its tensors do not fit these.
     """
 
     def __init__(self, root: str | Path, device: str | torch.device = "auto"):
         self.finished = found = Finished.of(root)
         self.root, self.config, self.result, self.dataset = found.root, found.config, found.result, found.dataset
         self.tensors = found.load(pipeline.final_stage(self.config))[0]
+        self._try_out()
         self.context = found.context(Engine(device=devices.found(device)))
+
+    def _try_out(self) -> None:
+        """Rank the first and the last user on the CPU, where a place outside of a table is an error that is told."""
+        n_users, n_items = self.dataset.n_users, self.dataset.n_items
+        users = Users.of(np.array([0, n_users - 1]), "cpu")
+        with self._fitting():
+            score = pipeline.scorer(self.config, self.tensors)(users.there_u, Mask([], users, n_items))[0]
+            if score.shape != (2, n_items):
+                raise IndexError(f"{score.shape[1]} items rank, of {n_items}")
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Raises ValueError in place of the errors by which tensors of other shapes, or other tensors, show."""
+        try:
+            yield
+        except (LookupError, RuntimeError, TypeError, AttributeError) as error:
+            stage = pipeline.final_stage(self.config)
+            path, why = self.finished.store.path(stage, self.finished.key[stage]), str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path}/tensors.safetensors: does not fit this run's config and data ({why}); train it again with "
+                f"out={self.root}"
+            ) from None
 
     @property
     def evaluator(self) -> Evaluator:
@@ -105,7 +131,8 @@ class Run:
         more = copy.copy(self)
         more.__dict__.pop("fold_in", None)
         more.catalogue = self.catalogue.extended(given.ids, x)
-        members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
+        with self._fitting():
+            members = self.score.members.with_items(new_rows(self.context, self.tensors, x))
         more.score = Fused(members, self.score.fusion)
         return more
 
@@ -233,18 +260,38 @@ class Run:
             pairs.append(np.stack([place_U[who], what])[:, place_U[who] >= 0])
         row, item = np.unique(np.concatenate(pairs, axis=1), axis=1).astype(np.int64)
         seen = Seen.of((row, item), len(given), self.context.engine.device)
-        members = self.score.members.of(list(self.fold_in.rows(seen)))
+        with self._fitting():
+            members = self.score.members.of(list(self.fold_in.rows(seen)))
         group = Group(self._ids(list(histories)), np.arange(len(given)), [seen], Fused(members, self.score.fusion))
         return group, known_n[known_n >= 0]
 
     @functools.cached_property
-    def fold_in(self) -> FoldIn:
+    def fold_in(self) -> FoldIn | Both:
         """How new users' rows are found."""
-        members, data, backbone = self.score.members, self.context.data, self.context.config.backbone.resolved
+        context, members = self.context, self.score.members
+        means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
+        first, other, scale_M = (
+            context.config.backbone.resolved,
+            second.backbone(context),
+            self.tensors.get(second.SCALE),
+        )
+        if other is None or scale_M is None:
+            return self._fold_in(first, members.item, means)
+        K = context.read(second.STAGE)["0.matrix"].shape[1]
+        items = [second.split(item_Ik, K) for item_Ik in members.item]
+        mean_Mk, mean_MK = second.split(means, K)
+        scale_M1 = scale_M.unsqueeze(1).to(means.device)
+        return Both(
+            self._fold_in(first, [item for item, _ in items], mean_Mk),
+            self._fold_in(other, [item for _, item in items], mean_MK / scale_M1), scale_M1,
+        )  # fmt: skip
+
+    def _fold_in(self, backbone: ResolvedBackbone, items: list[torch.Tensor], means: torch.Tensor) -> FoldIn:
+        """Of members under one loss, by their rows of items and the means of those of users."""
+        data = self.context.data
         content = any(name.endswith("model.project.weight") for name in self.tensors)
         pool = data.seen_items if content and backbone.pool == "seen" else None
-        means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
-        return FoldIn(backbone, data.weights(backbone), members.item, means, pool)
+        return FoldIn(backbone, data.weights(backbone), items, means, pool)
 
     def _ids(self, given: list[Any]) -> pa.Array:
         """Ids of users with histories: of the data set's type where all are, else text."""

@@ -18,6 +18,8 @@ from m3dist.distributed.engine import Engine
 from m3dist.storage.folders import Folder
 from m3dist.storage.shards import Shards
 
+DIGEST = "tensors"  # of meta.json: the digest of the tensors that were written with it
+
 
 @dataclass(frozen=True)
 class Output:
@@ -50,27 +52,31 @@ class Store:
             Shards(folder, engine.world).write(engine.rank, output.rows)
         each = engine.collect({name: len(x) for name, x in output.rows.items()})
         if engine.rank_zero:
-            folder.write_tensors("tensors.safetensors", output.tensors)
+            digest = folder.write_tensors("tensors.safetensors", output.tensors)
             sharded = {
                 name: {"rows": [count[name] for count in each], "width": x.shape[1]} for name, x in output.rows.items()
             }
-            folder.write_json("meta.json", {**output.meta, **({"sharded": sharded} if sharded else {})})
+            further = {DIGEST: digest, **({"sharded": sharded} if sharded else {})}
+            folder.write_json("meta.json", {**output.meta, **further})
 
     def load(self, stage: str, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors, whole, on the CPU. Raises ValueError when the artifact is damaged."""
         folder = self.path(stage, key)
         try:
-            tensors, meta = folder.read_tensors("tensors.safetensors"), folder.read_json("meta.json")
+            meta = folder.read_json("meta.json")
+            tensors = folder.read_tensors("tensors.safetensors", meta.pop(DIGEST, None))
             for name, table in meta.pop("sharded", {}).items():
                 tensors[name] = torch.empty(sum(table["rows"]), table["width"])
                 Shards(folder, len(table["rows"])).read(name, tensors[name], 0, table["rows"])
             return tensors, meta
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: damaged artifact ({error}); delete the folder and train again") from None
 
     def meta(self, stage: str, key: str) -> dict[str, Any]:
         """Raises FileNotFoundError when there is no such artifact, and ValueError when it is damaged."""
         try:
-            return self.path(stage, key).read_json("meta.json")
+            meta = self.path(stage, key).read_json("meta.json")
         except ValueError as error:
             raise ValueError(f"{error}; delete the folder {self.path(stage, key)} and train again") from None
+        meta.pop(DIGEST, None)
+        return meta

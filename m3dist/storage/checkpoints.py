@@ -17,6 +17,7 @@ from torch import Tensor
 
 from m3dist import config as configs
 from m3dist.distributed.engine import Engine
+from m3dist.storage.artifacts import DIGEST
 from m3dist.storage.folders import Folder
 from m3dist.storage.shards import Shards
 
@@ -31,7 +32,7 @@ class Saved:
     def tensors(self, name: str = "state") -> dict[str, Tensor]:
         """Raises ValueError when the file is damaged."""
         try:
-            return self.folder.read_tensors(f"{name}.safetensors")
+            return self.folder.read_tensors(f"{name}.safetensors", self.meta.get(DIGEST))
         except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged(error) from None
 
@@ -43,7 +44,7 @@ class Saved:
         try:
             counts = self.meta["rows"][name]
             Shards(self.folder, len(counts)).read(name, out_rd, low, counts)
-        except (OSError, ValueError, SafetensorError, KeyError) as error:
+        except (OSError, ValueError, SafetensorError, LookupError, RuntimeError) as error:
             raise self._damaged(error) from None
 
     def _damaged(self, why: object) -> ValueError:
@@ -113,9 +114,9 @@ class Checkpoints:
             Shards(folder, shards).write(rank, rows.tables)
         each = engine.collect({name: len(x) for name, x in rows.tables.items()})[:shards]
         if self.engine.rank_zero:
-            folder.write_tensors("state.safetensors", tensors)
+            digest = folder.write_tensors("state.safetensors", tensors)
             counts = {name: [count[name] for count in each] for name in rows.tables}
-            folder.write_json("meta.json", {**meta, "rows": counts, "needs": [*needs]})
+            folder.write_json("meta.json", {**meta, "rows": counts, "needs": [*needs], DIGEST: digest})
             if name[0].isdigit():
                 self._prune()
         self.engine.barrier()

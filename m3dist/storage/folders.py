@@ -13,14 +13,15 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs
-from torch import Tensor
 
 from m3dist import checksums, credentials
 from m3dist.data.place import Place
-from m3dist.storage import safe
+
+if TYPE_CHECKING:  # what only looks at files, as Ray's controller and checks of storage do, needs no torch
+    from torch import Tensor
 
 _LARGEST = 256 << 20  # bytes of a text file of a run
 
@@ -98,8 +99,13 @@ class Folder:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self}/{name}: damaged ({error})") from None
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Under `name`, as safetensors with checksums. Tensors may share memory, which the file does not."""
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:
+        """Under `name`, as safetensors with checksums. Tensors may share memory, which the file does not.
+
+        Returns a digest of them, by which `read_tensors` knows the file again.
+        """
+        from m3dist.storage import safe
+
         whole: dict[str, Tensor] = {}
         seen: set[int] = set()
         for key, x in tensors.items():
@@ -108,11 +114,16 @@ class Folder:
             whole[key] = x.clone() if start in seen or x.untyped_storage().nbytes() > x.nbytes else x
             seen.add(start)
         with self.writing(name) as path:
-            safe.write(path, whole)
+            return safe.write(path, whole)
 
-    def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """On the CPU. Raises OSError, ValueError or safetensors' error when it is missing or damaged."""
+    def read_tensors(self, name: str, digest: str | None = None) -> dict[str, Tensor]:
+        """On the CPU. Raises OSError, ValueError or safetensors' error when it is missing, damaged, or not the file of
+        this digest."""
+        from m3dist.storage import safe
+
         with self.local(name) as path, safe.Reader(path) as file:
+            if digest is not None and file.digest != digest:
+                raise ValueError(f"{name} is not the file that was written beside meta.json")
             return {key: file.tensor(key) for key in file.names}
 
     @contextlib.contextmanager

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
+from filelock import SoftFileLockProtocolError, Timeout
 
 from m3dist.storage import leases
 from m3dist.storage.folders import Folder
@@ -86,7 +86,16 @@ def _lease(folder: Folder, mine: Owner) -> Iterator[None]:
     until = time.monotonic() + leases.EXPIRY + 2 * leases.HEARTBEAT
     while True:
         with contextlib.suppress(Timeout):
-            lock.acquire_write(leases.LOOK)
+            try:
+                lock.acquire_write(leases.LOOK)
+            except (
+                RuntimeError,
+                SoftFileLockProtocolError,
+            ) as error:  # filelock's, of a lock that is not as it left it
+                why = " ".join(str(error).split())
+                raise ValueError(
+                    f"{root}: damaged or changed ({why}); delete it, if no run works in {folder}"
+                ) from None
             break
         now = _record(folder)
         if (seen and now and seen != now) or time.monotonic() > until:

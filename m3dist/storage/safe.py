@@ -20,16 +20,17 @@ from m3dist import checksums
 _BLOCK = 8 << 20  # bytes of a block, at least a row
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Tensors on the CPU, contiguous, each with memory of its own."""
-    sums = {name: _sums(name, x) for name, x in tensors.items()}
-    save_file(tensors, path, {checksums.KEY: json.dumps(sums)})
+def write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Tensors on the CPU, contiguous, each with memory of its own. Returns what `Reader.digest` will be."""
+    stated = json.dumps({name: _sums(name, x) for name, x in tensors.items()})
+    save_file(tensors, path, {checksums.KEY: stated})
+    return _digest(stated)
 
 
 class Reader:
     """A file, open for reading; a context manager. Raises OSError or safetensors' error when it is none.
 
-    names: of its tensors.
+    names: of its tensors. digest: of all that it holds, names, shapes and values; "" where it has no checksums.
     """
 
     def __init__(self, path: Path):
@@ -40,6 +41,7 @@ class Reader:
         self.names: list[str] = list(self._open.keys())
         stated = (self._open.metadata() or {}).get(checksums.KEY)
         self._sums = None if stated is None else json.loads(stated)
+        self.digest = "" if stated is None else _digest(stated)
         return self
 
     def __exit__(
@@ -76,6 +78,10 @@ class Reader:
         with contextlib.suppress(KeyError, TypeError):
             return list(self._sums[name])
         raise ValueError(f"{name} has no checksum")
+
+
+def _digest(stated: str) -> str:
+    return f"{checksums.of(stated.encode()):08x}"
 
 
 def _height(x: Tensor) -> int:

@@ -39,6 +39,14 @@ def compare(a_Sn: np.ndarray, b_Sn: np.ndarray) -> Comparison:
     return Comparison(float(d.mean()), low, high, float(stats.ttest_rel(a_Sn.mean(0), b_Sn.mean(0)).pvalue))
 
 
+def mean(a_Sn: np.ndarray) -> tuple[float, float, float]:
+    """Mean over users with its 95 % bootstrap interval."""
+    a = a_Sn.mean(0)
+    if len(a) < 2 or np.all(a == a[0]):
+        return float(a.mean()), float(a.mean()), float(a.mean())
+    return float(a.mean()), *_interval((a,), np.mean)
+
+
 def drop(inside_Sn: np.ndarray, shifted_Sn: np.ndarray) -> tuple[float, float, float]:
     """Relative drop 1 - mean(shifted) / mean(inside) over the same users, with its 95 % bootstrap interval."""
     a, b = inside_Sn.mean(0), shifted_Sn.mean(0)

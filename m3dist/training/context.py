@@ -13,6 +13,7 @@ from m3dist.config import Config, ResolvedBackbone
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.evaluation.evaluator import Evaluator
+from m3dist.method import registry
 from m3dist.method.registry import StageSpec
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.training.data import DeviceData
@@ -34,6 +35,7 @@ class Context:
 
     stage: StageSpec | None = None
     checkpoints: Checkpoints | None = None
+    inputs: tuple[str, ...] = ()  # earlier stages of the run that this one reads
     before: Context | None = None  # the finished run that this one starts from, at its last stage
 
     def __init__(
@@ -74,6 +76,8 @@ class Context:
         _ = self.evaluator
         here = copy.copy(self)
         here.stage, here.checkpoints = stage, checkpoints
+        planned = registry.model(self.config.model).planned(self.config)
+        here.inputs = tuple(other.name for other in planned if other.name in stage.inputs)
         if "race" in stage.inputs and self.config.backbone.loss == "auto":
             chosen = ResolvedBackbone.model_validate(self.meta("race")["backbone"])
             return here.under(self.config.model_copy(update={"backbone": chosen}))

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from m3dist.storage.folders import Folder
 from m3dist.terminal import printable
 from m3dist.training.callbacks import Stopped
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunFailed(Exception):
@@ -104,6 +106,8 @@ class Tracker:
             if self._folder.exists("metrics.jsonl"):
                 (self._here / "metrics.jsonl").write_text(self._folder.read_text("metrics.jsonl"))
         self._lines = (self._here / "metrics.jsonl").open("a")
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports, which only who writes needs
+
         self._board = SummaryWriter(str(self._here / "tb"))
 
     def __enter__(self) -> Tracker:

@@ -52,4 +52,4 @@ def test_a_search_and_a_run(planted_root: Path, tmp_path: Path, capsys: pytest.C
     assert call("tune", str(search), "--dry-run") == 0
     said = capsys.readouterr()
     assert not set(said.out + said.err) & set("\x1b\x07\u202e")
-    assert r"/s[red]\x1b]0;" in said.out
+    assert r"/s[red]\x1b]0;" in said.out.replace("\n", "")  # the folder may be longer than a line

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse
 import torch
+from hostile_footers import expanding, footers
 from hostile_makers import Payload, feature, flipped, invrl, matrix, npy, saved, table, tensor, zipped
 from hostile_repeats import repeats
 
@@ -343,6 +344,6 @@ def hdf5(path: Path, kind: str) -> None:
 
 
 PARTS = {
-    part.__name__: part
-    for part in (runners, spoiled_matrices, bombs, slow_bombs, repeats, texts, damaged, arrays, odd_files)
+    part.__name__: part for part in (runners, spoiled_matrices, bombs, slow_bombs, repeats, texts, damaged, arrays)
 }
+PARTS |= {part.__name__: part for part in (odd_files, footers, expanding)}

@@ -239,6 +239,21 @@ def test_the_version_is_one() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == m3dist.__version__
 
 
+NAMES_WITH_NUMBERS = r"NDCG@10|MovieLens \w+|H100|M3-InvRL"
+
+
+def test_figures_of_the_readme_stand_in_the_docs() -> None:
+    """Every number of the column "measured" is one of a page that its row links to."""
+    rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [")]
+    seen = 0
+    for what, measured, _ in rows:
+        text = " ".join((ROOT / page).read_text() for page in re.findall(r"\]\((docs/[\w/-]+\.md)", what + measured))
+        for number in re.findall(r"\d[\d.,^]*\d|\d", re.sub(NAMES_WITH_NUMBERS, "", re.sub(r"\(.*?\)", "", measured))):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text), f"{number} of {what.strip()[:30]}"
+            seen += 1
+    assert seen > 12
+
+
 def _run(page: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run all Python of a page, as one module of that name in a folder of its own."""
     monkeypatch.chdir(folder)

@@ -102,6 +102,16 @@ def test_a_row_is_the_same_again_and_in_other_company(loss: str) -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ultragcn"])
+def test_many_new_items_move_no_row(loss: str) -> None:
+    """Rows of histories without them are the same, though the catalogue is too large to be scored whole."""
+    backbone, weights, items = world(loss)
+    more = [torch.cat([x, torch.full((5 * I, D), 3.0)]) for x in items]
+    means = torch.full((2, D), 0.5)
+    one, other = (FoldIn(backbone, weights, x, means, None).rows(histories(HISTORIES)) for x in (items, more))
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "ultragcn"])
 def test_negatives_are_those_of_the_pool(loss: str) -> None:
     backbone, weights, items = world(loss)
     pool, means = torch.arange(0, I, 2), torch.zeros(2, D)

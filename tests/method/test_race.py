@@ -119,6 +119,8 @@ def test_losses_that_are_close_have_a_longer_fit(
     monkeypatch.setattr(race, "fit", fit)
     meta = race.run(Context(Dataset(planted_root), load(None, values))).meta
     assert meta["backbone"]["loss"] == winner
+    far = max(short) == 0.3 and longer is None
+    assert (meta["second"] or {}).get("loss") == (None if far else {"softmax", "ultragcn"}.difference([winner]).pop())
     assert asked == [("softmax", 10), ("ultragcn", 10), *([("softmax", 30), ("ultragcn", 30)] if longer else [])]
     assert len(meta["tried"]) == len(asked)
 
@@ -161,7 +163,7 @@ def test_later_stages_train_with_the_winner(
     values: tuple[str, ...] = ("backbone.loss=auto", f"backbone.tau={tau}", "backbone.projection_l2=0.01")
     values += (f"backbone.negative_weight={negative_weight}", "race.steps=160")
     values += ("backbone.id_dropout=0", "backbone.l2=0.03")
-    values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto")
+    values = (*values, "merge.epochs=40", "evaluation.metric=ndcg@5", "merge.masks=auto", "merge.losses=one")
     config = small(tmp_path, *values)
     run = pipeline.run(config)
     assert list(run["stages"]) == ["graph", "race", "align", "invariance", "selection", "merge"]
@@ -194,7 +196,7 @@ def test_a_fixed_loss_has_no_race(tmp_path: Path) -> None:
     assert list(run["stages"]) == ["graph", "merge"]
     assert "race" not in run["keys"]
     again = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=1")
-    assert list(again["stages"]) == ["graph", "race", "merge"]
+    assert list(again["stages"]) == ["graph", "race", "second", "merge"]
     assert again["keys"]["merge"] != run["keys"]["merge"]
     longer = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2", "merge.patience=1")
     assert longer["skipped"] == ["graph"]  # the race's section, and what comes after it
@@ -214,11 +216,11 @@ def test_stages_that_read_the_race_see_its_winner(planted_root: Path) -> None:
     for stage in spec.planned(config):
         backbone = context.at(stage).config.backbone
         assert backbone == (config.backbone if stage.name in ("graph", "race") else winner)
-    assert asked == ["race"] * 4
+    assert asked == ["race"] * 5
     fixed = load(None, ["backbone.loss=ultragcn"])
     there = Context(Dataset(planted_root), fixed, load=read).at(spec.stage("align"))
     assert there.config.backbone == fixed.backbone
-    assert len(asked) == 4
+    assert len(asked) == 5
     with pytest.raises(ValueError, match="is decided by the stage `race`"):
         _ = config.backbone.resolved
 

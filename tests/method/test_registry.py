@@ -154,11 +154,12 @@ def planned(*values: str) -> list[str]:
 
 
 def test_a_stage_is_there_only_where_its_key_has_the_value() -> None:
-    assert planned() == ["graph", "race", "align", "invariance", "selection", "merge"]
+    assert planned() == ["graph", "race", "align", "invariance", "selection", "second", "merge"]
+    assert planned("merge.losses=one") == ["graph", "race", "align", "invariance", "selection", "merge"]
     assert planned("backbone.loss=softmax") == ["align", "invariance", "selection", "merge"]
-    assert planned("merge.masks=learned") == ["graph", "race", "align", "invariance", "merge"]
-    assert planned("model=invrl", "merge.masks=one") == ["graph", "race", "pretrain", "invariance", "merge"]
-    assert planned("model=ultragcn") == ["graph", "race", "merge"]
+    assert planned("merge.masks=learned") == ["graph", "race", "align", "invariance", "second", "merge"]
+    assert planned("model=invrl", "merge.masks=one") == ["graph", "race", "pretrain", "invariance", "second", "merge"]
+    assert planned("model=ultragcn") == ["graph", "race", "second", "merge"]
     assert planned("model=ultragcn", "backbone.loss=ultragcn") == ["graph", "merge"]
     assert planned("model=ultragcn", "backbone.loss=ultragcn", "backbone.nu=0") == ["merge"]
     assert planned("model=vbpr") == ["baseline"]

@@ -109,7 +109,7 @@ def test_masks_and_choices_are_taken_over(tmp_path: Path, later: Path) -> None:
     for r in range(4):
         assert torch.equal(run.read("invariance")[f"mask.{r}"], before.read("invariance")[f"mask.{r}"])
     assert len(run.read("align")["representation.0"]) == I
-    assert set(result["stages"]) == {"graph", "race", "align", "invariance", "selection", "merge"}
+    assert set(result["stages"]) == {"graph", "race", "align", "invariance", "selection", "second", "merge"}
     third = trained(tmp_path / "third", f"data={later}", *auto, f"warm_from={tmp_path / 'next'}")
     assert third["test"].keys() == result["test"].keys()
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_helpers import call
+from torch import Tensor
 
 from m3dist import checksums
+from m3dist.storage.artifacts import Output, Store
 
 
 def changed(pattern: str, **values: Any) -> Callable[[Path], None]:
@@ -34,6 +37,26 @@ def endless(name: str) -> Callable[[Path], None]:
     return change
 
 
+def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """Other tensors in the last stage's artifact, written as m3dist does, so that every checksum fits."""
+
+    def work(run: Path) -> None:
+        (folder,) = run.glob("artifacts/merge-*")
+        store, (stage, key) = Store(folder.parent), folder.name.split("-")
+        held, meta = store.load(stage, key)
+        change(held)
+        store.save(stage, key, Output(held, meta))
+
+    return work
+
+
+def swapped(run: Path) -> None:
+    """One stage's tensors in the place of another's."""
+    (one,), (other,) = run.glob("artifacts/align-*"), run.glob("artifacts/merge-*")
+    shutil.copy(one / "tensors.safetensors", other)
+
+
+UNFIT = "tensors.safetensors: does not fit this run's config and data ("
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "config without end": (endless("config.yaml"), "config.yaml: is larger than 4 MiB"),
     "result without end": (endless("result.json"), "result.json: is larger than 256 MiB"),
@@ -41,6 +64,18 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "users of text": (changed("data-*/dataset.json", users="many"), "users: 'many' is no number of them"),
     "items": (changed("data-*/dataset.json", items=-5), "items: '-5' is no number of them"),
     "a path": (changed("data-*/dataset.json", modalities={"../../x": 3}), "modalities: a name may hold letters"),
+    "a swapped file": (swapped, "tensors.safetensors is not the file that was written beside meta.json"),
+    "no tensors": (tensors(dict.clear), UNFIT),
+    "a lost table": (tensors(lambda held: held.pop("0.matrix")), UNFIT),
+    "fewer users": (tensors(lambda held: held.update({"0.user": held["0.user"][:-1]})), UNFIT),
+    "fewer items": (tensors(lambda held: held.update({"1.matrix": held["1.matrix"][:-1]})), UNFIT),
+    "one item in all": (
+        tensors(lambda held: held.update({name: x[:1] for name, x in held.items() if name.endswith(".matrix")})),
+        UNFIT,
+    ),
+    "other widths": (tensors(lambda held: held.update({"0.user": held["0.user"][:, :-1]})), UNFIT),
+    "whole numbers": (tensors(lambda held: held.update({"0.user": held["0.user"].long()})), UNFIT),
+    "a number": (tensors(lambda held: held.update({"0.user": torch.tensor(1.0)})), UNFIT),
     "keys": (changed("result.json", keys=5), "result.json: damaged or changed (it names no stages)"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -112,6 +113,31 @@ def test_a_run_that_loses_its_folder_ends(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(ValueError, match=r"on elsewhere, started .* took it over"):
         pipeline.run(config, [Taker()], quiet=True)
+
+
+def _elsewhere(lock: Path) -> None:
+    shutil.rmtree(lock)
+    lock.symlink_to(lock.parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lock: shutil.rmtree(lock) or lock.write_text("x"),
+        _elsewhere,
+        lambda lock: max((lock / "gen").glob("0*")).write_bytes(b"x"),
+    ],
+    ids=["a file", "a link", "a damaged record"],
+)
+def test_what_stands_in_the_place_of_the_lease_is_told(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    with alone(Folder(tmp_path)):
+        pass
+    change(tmp_path / "leases" / "run.rw")
+    with (
+        pytest.raises(ValueError, match=r"leases: damaged or changed \(.*\); delete it, if no run works in"),
+        alone(Folder(tmp_path)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "reproduce"])

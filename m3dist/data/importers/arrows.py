@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from m3dist.data.importers.table import Batch, Table, unambiguous
 
 ROWS = 1 << 20  # of a batch
 _BATCH = 32 << 20  # bytes of a batch, or one row
-_RATIO = 10  # bytes that a byte of an Arrow file may stand for in one of its own batches
+_DELTAS = 1 << 14  # rows of a batch with text of which only the ends are stored
+_RATIO = 10  # bytes that a byte of a file may stand for in one of its batches
 _DAMAGED = (pa.ArrowException, OSError, ValueError, NotImplementedError, MemoryError, OverflowError)
 
 
@@ -30,9 +32,12 @@ class ArrowTable(Table):
         self.reading = "Parquet" if self._parquet else "Arrow"
         try:
             if self._parquet:
-                self._meta = pq.read_metadata(path)
-                files.need_backing(path, max(_chunks(self._meta), default=0), "a column of it")
-                schema = pq.read_schema(path)
+                with _bounded(path):
+                    self._meta = pq.read_metadata(path)
+                    schema = pq.read_schema(path)
+                files.need_backing(
+                    path, max((c.total_uncompressed_size for c in self._chunks()), default=0), "a column"
+                )
             else:
                 schema = self._open(path).schema
             names = tuple(schema.names)
@@ -68,21 +73,37 @@ class ArrowTable(Table):
 
     def _record_batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         if self._parquet:
-            # text as it stands in the file, each once: a small file may stand for much of it
-            text = [field.name for field in self._schema if _is_text(field.type)]
-            file = pq.ParquetFile(self.path, read_dictionary=[name for name in text if name in names])
-            yield from file.iter_batches(batch_size=self._rows(names), columns=names)
+            yield from self._next_ones(self._parquet_batches(names))
             return
         reader = self._open(self.path)
         batches = iter(reader if self._stream else map(reader.get_batch, range(reader.num_record_batches)))
-        while True:
-            with files.bounded(self.path, _RATIO):  # it may be compressed
-                batch = next(batches, None)
-            if batch is None:
-                return
+        for batch in self._next_ones(batches):
             batch.validate(full=True)  # before a slice of it is taken: an Arrow file is memory as it stands
             for at in range(0, batch.num_rows, ROWS):
                 yield batch.slice(at, ROWS).select(names)
+
+    def _next_ones(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Every batch, each read within bounds: it may be compressed, and what is said of its size may be wrong."""
+        while True:
+            with _bounded(self.path):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _parquet_batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        # text as it stands in the file, each once: a small file may stand for much of it
+        text = {field.name for field in self._schema if _is_text(field.type)} & {*names}
+        deltas = {_top(c) for c in self._chunks() if "DELTA_BYTE_ARRAY" in c.encodings}  # can only be read as it is
+        with pq.ParquetFile(self.path, read_dictionary=sorted(text - deltas), pre_buffer=False) as file:
+            rows = self._rows(names) if deltas.isdisjoint(names) else min(_DELTAS, self._rows(names))
+            yield from file.iter_batches(batch_size=rows, columns=names, use_threads=False)
+
+    def _chunks(self) -> Iterator[pq.ColumnChunkMetaData]:
+        """Every column of every row group."""
+        for at in range(self._meta.num_row_groups):
+            group = self._meta.row_group(at)
+            yield from map(group.column, range(group.num_columns))
 
     def _open(self, path: Path) -> pa.ipc.RecordBatchStreamReader | pa.ipc.RecordBatchFileReader:
         source, options = pa.memory_map(str(path)), pa.ipc.IpcReadOptions(use_threads=False)
@@ -91,25 +112,36 @@ class ArrowTable(Table):
         return open_(source, options=options, memory_pool=pool)
 
     def _rows(self, names: list[str]) -> int:
-        """Rows of a batch of these columns of a Parquet file, by how many values a row of it has."""
-        values = 0
+        """Rows of a batch of these columns of a Parquet file, by how many values and bytes a row of it has."""
+        values = size = 0
         for at in range(self._meta.num_row_groups):
             group = self._meta.row_group(at)
-            held = [group.column(c) for c in range(group.num_columns)]
-            here = sum(c.num_values for c in held if c.path_in_schema.partition(".")[0] in names)
-            values = max(values, here // max(1, group.num_rows))
+            held = [c for c in map(group.column, range(group.num_columns)) if _top(c) in names]
+            count = max(1, group.num_rows)
+            values = max(values, sum(c.num_values for c in held) // count)
+            size = max(size, sum(c.total_uncompressed_size for c in held) // count)
         files.need_backing(self.path, 8 * values, "a row of it")
-        return max(1, min(ROWS, _BATCH // max(8, 8 * values)))
+        return max(1, min(ROWS, _BATCH // max(8, 8 * values, size)))
 
     def _place(self, start: int):  # type: ignore[no-untyped-def]
         return lambda at: f"{self.name}, row {start + at}"
 
 
-def _chunks(meta: pq.FileMetaData) -> Iterator[int]:
-    """Bytes of every column of every row group, before compression."""
-    for at in range(meta.num_row_groups):
-        group = meta.row_group(at)
-        yield from (group.column(c).total_uncompressed_size for c in range(group.num_columns))
+@contextlib.contextmanager
+def _bounded(path: Path) -> Iterator[None]:
+    """`files.bounded`, with Arrow's memory taken from the system, where the bounds hold."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        with files.bounded(path, _RATIO):
+            yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def _top(chunk: pq.ColumnChunkMetaData) -> str:
+    """The column of the table that a chunk belongs to."""
+    return chunk.path_in_schema.partition(".")[0]
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m3dist.distributed.adam import Adam
 from m3dist.method.fusions.base import Fusion, Held
 from m3dist.method.fusions.entropy import entropy
 from m3dist.seeding import derive
@@ -53,9 +54,8 @@ class Attention(Fusion):
             torch.manual_seed(derive(held.seed, "gate"))
             gate = Gate(held.models).to(confidence_hF.device)
         gate.mean, gate.std = confidence_hF.mean(0), confidence_hF.std(0).clamp(min=1e-6)
-        optimizer = torch.optim.Adam(gate.parameters(), lr=_LR)
+        optimizer = Adam([{"params": gate.parameters(), "lr": _LR}])
         for _ in range(_STEPS):
-            optimizer.zero_grad()
             margin_n = (gate(confidence_hF)[at_n] * (positive_nM - negative_nM)).sum(1)
             F.softplus(-margin_n).mean().backward()
             optimizer.step()

@@ -1,0 +1,47 @@
+"""What `m3dist` alone shows: the next commands, by what is in the current folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m3dist.terminal import printable
+
+_FIRST = (
+    ("m3dist train", "train on planted data, to see what a run is; no data needed"),
+    ("m3dist prepare auto SRC data/mine --split random", "import your own data"),
+    ("m3dist prepare download", "or a public data set: shows which"),
+    ("m3dist init work", "an example config, searches and cluster files to edit"),
+)
+_ALWAYS = (
+    ("m3dist -h", "all commands; m3dist COMMAND -h explains one"),
+    ("docs/start.md", "first steps"),
+)
+
+
+def shown(folder: Path) -> str:
+    """Commands and what each is for, one a line, and what was found there."""
+    sets, runs = _newest(folder, "dataset.json"), _newest(folder, "result.json")
+    lines: list[tuple[str, str]] = []
+    if sets:
+        out = f"runs/{sets.name}"
+        lines += [
+            (f"m3dist train data={sets} out={out} --explain", "what each stage will do with these data, and its cost"),
+            (f"m3dist train data={sets} out={out}", "train on them"),
+        ]
+    if runs:
+        lines += [
+            (f"m3dist recommend {runs} --out top.parquet", "ranked lists of all users"),
+            (f"m3dist evaluate {runs}", "its metrics again"),
+            (f"m3dist export {runs} vectors/", "vectors for an index of yours"),
+        ]
+    found = [f"data set {sets}"] * bool(sets) + [f"finished run {runs}"] * bool(runs)
+    head = f"m3dist trains recommenders. Here: {', '.join(found) or 'no data set and no run yet'}. Next:"
+    lines += [*(_FIRST if not sets else _FIRST[-1:]), *_ALWAYS]
+    width = max(len(command) for command, _ in lines) + 2
+    return printable("\n".join([head, "", *(f"  {command:<{width}}{what}" for command, what in lines)]))
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    """The folder, at most two below this one, in which a file of that name was written last."""
+    files = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{name}")]
+    return max(files, key=lambda path: path.stat().st_mtime).parent.relative_to(folder) if files else None

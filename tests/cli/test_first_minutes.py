@@ -1,0 +1,153 @@
+"""What helps somebody who is new: `m3dist` alone, `--explain`, completion, and the page that an error names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from cli_helpers import call
+from small_runs import small, trained
+
+from m3dist import pipeline
+from m3dist.cli import pages
+from m3dist.cli.main import COMMANDS, cli
+from m3dist.data.writer import Writer
+from m3dist.explain import explained
+from m3dist.method import registry
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(said: str) -> list[list[str]]:
+    """The commands that a text indents."""
+    lines = [line.strip().partition("  ")[0] for line in said.splitlines() if line.startswith("  m3dist ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_m3dist_alone_says_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call() == 0
+    said = capsys.readouterr().out
+    assert "no data set and no run yet" in said
+    assert commands(said)[0] == ["train"]
+
+    (tmp_path / "data/films").mkdir(parents=True)
+    (tmp_path / "data/films/dataset.json").write_text("{}")
+    assert call() == 0
+    assert ["train", "data=data/films", "out=runs/films", "--explain"] in commands(capsys.readouterr().out)
+
+    (tmp_path / "runs/films").mkdir(parents=True)
+    (tmp_path / "runs/films/result.json").write_text("{}")
+    assert call() == 0
+    shown = commands(capsys.readouterr().out)
+    assert ["recommend", "runs/films", "--out", "top.parquet"] in shown
+    for words in shown:  # which are commands
+        if not words[0].startswith("-") and words[0] != "prepare":
+            command = cli.get_command(click.Context(cli), words[0])
+            assert command is not None
+            command.make_context("m3dist", words[1:])
+
+
+def test_explain_says_what_a_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small(tmp_path, "merge.masks=auto", "backbone.loss=auto", "race.steps=4", "race.share=0.1")
+    rows = {row.name: row for row in explained(config, pipeline.open_data(config))}
+    assert not any(row.done for row in rows.values())
+    assert all(row.about for row in rows.values())
+    result = pipeline.run(config, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    n = pipeline.open_data(config).size("train")
+    for stage, members in (("align", 1), ("merge", 3)):
+        epochs = sum(line["stage"] == stage for line in lines)
+        assert rows[stage].visits == members * epochs * n
+        assert f"{epochs} epochs" in rows[stage].work
+    tried = result["stages"]["race"]["tried"]
+    assert rows["race"].work.startswith(f"{sum('longer' not in name for name in tried)} fits")
+    assert rows["selection"].work.startswith(f"{len(result['stages']['selection']['tried'])} fits")
+    assert [*rows] == [*result["keys"]]
+    assert all(row.done for row in explained(config, pipeline.open_data(config)))
+
+
+def test_explain_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "--explain", f"out={tmp_path}", "synthetic.users=60", "synthetic.items=90") == 0
+    said = capsys.readouterr().out
+    for stage in registry.MODELS["m3-invrl"].stages:
+        assert stage.name in said
+    assert "total" in said
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_what_is_taken_over_is_said(tmp_path: Path) -> None:
+    trained(tmp_path / "first", "model=ultragcn")
+    config = small(tmp_path / "next", "model=ultragcn", f"warm_from={tmp_path / 'first'}", "merge.epochs=20")
+    rows = {row.name: row for row in explained(config, pipeline.open_data(config))}
+    assert rows["merge"].work.startswith("2 epochs")
+
+
+def test_every_model_and_stage_is_explained(tmp_path: Path) -> None:
+    for model in registry.names():
+        config = small(tmp_path / model, f"model={model}", "backbone.loss=auto", "merge.masks=auto")
+        assert all(row.about for row in explained(config, pipeline.open_data(config))), model
+
+
+def test_ids_alone_are_explained(tmp_path: Path) -> None:
+    import numpy as np
+
+    with Writer(tmp_path / "ids") as out:
+        pair = np.zeros(1, np.int32)
+        out.interactions(2, 3, {"train": (pair, pair), "val": (pair, pair + 1), "test": (pair, pair + 2)})
+        out.finish()
+    config = small(tmp_path / "run", "model=ultragcn", f"data={tmp_path / 'ids'}", "backbone.loss=auto")
+    race = next(row for row in explained(config, pipeline.open_data(config)) if row.name == "race")
+    assert race.work.startswith("4 fits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "page"),
+    [
+        (("train", "data=/nowhere"), "docs/data.md"),
+        (("train", "sed=1"), "docs/start.md"),
+        (("train", "--bogus"), "docs/start.md"),
+        (("prepare", "tables", "/nowhere", "x"), "docs/data.md"),
+        (("prepare", "tables"), "docs/data.md"),
+        (("tune", "/nowhere.yaml"), "docs/search.md"),
+        (("submit", "--"), "docs/cluster.md"),
+        (("reproduce", "table9"), "docs/study.md"),
+        (("bogus",), "docs/start.md"),
+        (("train", "out=s3://key:secret@bucket/x"), "docs/security.md"),
+    ],
+)
+def test_an_error_names_the_page_that_helps(
+    arguments: tuple[str, ...], page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments) == 2
+    assert capsys.readouterr().err.endswith(f" (help: {page})\n")
+
+
+def test_pages_are_there_and_every_command_has_one() -> None:
+    named = {*pages.PAGES.values(), pages.OTHERS}
+    assert not [name for name in named if not (ROOT / pages.FOLDER / name).is_file()]
+    assert {f"cli.{module}" for module in COMMANDS.values()} <= set(pages.PAGES)
+    for module in pages.PAGES:
+        path = ROOT / "m3dist" / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str, at: int) -> list[str]:
+        environment = {"_M3DIST_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        call = [sys.executable, "-c", "from m3dist.cli.main import cli; cli(prog_name='m3dist')"]
+        done = subprocess.run(
+            call, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert completed("m3dist t", 1) == ["train", "tune"]
+    assert "--explain" in completed("m3dist train --", 2)
