@@ -19,9 +19,12 @@ interaction, on a file system that all nodes mount; it goes when the data set is
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,7 @@ from m3dist.training.tracking import RunFailed
 
 ROWS = 1 << 22  # interactions of a range of users
 _TRIES = 3  # more, of a task that died
+_AHEAD = 4  # tasks that are handed to Ray, per CPU of the cluster
 
 
 def prepare(name: str, src: Path, dst: str | Path, options: Options) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def prepare(name: str, src: Path, dst: str | Path, options: Options) -> dict[str
     options.written.check()
     if plan.file_order and plan.test_from:
         raise DataError("--engine ray does not take --test-from with --file-order; leave --engine ray out")
-    layout = find_layout(src, options)
+    layout = find_layout(src.absolute(), options)  # tasks have another current folder
     connect()
     work = Place(dst)
     work.open()
@@ -77,19 +81,27 @@ def prepare(name: str, src: Path, dst: str | Path, options: Options) -> dict[str
         work.close()
 
 
-def _each(work: Callable[..., Any], tasks: Sequence[tuple]) -> list[Any]:
-    """work(*task) of every task by Ray, in order. Raises what the first task that failed raised."""
+def _each(work: Callable[..., Any], tasks: Sequence[tuple]) -> Generator[Any, None, None]:
+    """work(*task) of every task by Ray, in order, some ahead. Raises what the first task that failed raised."""
     remote = ray.remote(work).options(num_cpus=1, max_retries=_TRIES, scheduling_strategy="SPREAD")  # type: ignore[arg-type]
-    running = [remote.remote(*task) for task in tasks]
+    waiting, running = iter(tasks), deque[Any]()
+    ahead = _AHEAD * int(ray.cluster_resources().get("CPU", 1))
+    running.extend(remote.remote(*task) for task in itertools.islice(waiting, ahead))
     try:
-        return [ray.get(task) for task in running]
+        while running:
+            yield ray.get(running.popleft())
+            running.extend(remote.remote(*task) for task in itertools.islice(waiting, 1))
     except ray.exceptions.RayTaskError as error:  # whose text is a trace of the task's process
         raise error.cause from error
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+    except ray.exceptions.RayError as error:
         raise RunFailed(f"a task of {inspect.getmodule(work).__name__} kept dying: {error}".splitlines()[0]) from None  # type: ignore[union-attr]
+    except KeyboardInterrupt:
+        running.clear()
+        raise
     finally:
-        for task in running:
-            ray.cancel(task, force=False)
+        for task in running:  # they write into a folder that is about to go
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(task)
 
 
 @dataclass
@@ -148,19 +160,15 @@ def _scan(layout: Layout, run: Pass, work: Path) -> _Scanned:
     known = ray.put((None if items.codes.open else items.codes.ids, items.codes.unknown))
     results: list[Scanned] = []
     while len(results) < len(units):
-        # the first file says what times are, so it is read before the others
-        stop = 1 if run.options.plan.needs_times and not run.learnt.times.mode else len(units)
-        here = slice(len(results), stop)
+        # the first file with rows says what times are, so it is read before the others
+        alone = run.options.plan.needs_times and not run.learnt.times.mode
+        here = slice(len(results), len(results) + 1 if alone else len(units))
         kinds = Learnt(run.learnt.users, run.learnt.items, run.learnt.times, run.learnt.quotings)
-        for unit, result in zip(
-            units[here],
-            _each(
-                scan.scan, [(u, run.options, kinds, known, f) for u, f in zip(units[here], folders[here], strict=True)]
-            ),
-            strict=True,
-        ):
-            _learn(run, unit, result)
-            results.append(result)
+        tasks = [(u, run.options, kinds, known, f) for u, f in zip(units[here], folders[here], strict=True)]
+        with contextlib.closing(_each(scan.scan, tasks)) as done:
+            for unit, result in zip(units[here], done, strict=True):
+                _learn(run, unit, result)
+                results.append(result)
     for split, path in layout.interactions.items():
         table, mine = open_table(path, run.options.text, run.learnt.quotings), [u.split == split for u in units]
         run.readings[table.name] = f"{table.reading}; {units[mine.index(True)].roles.said()}"
@@ -213,7 +221,8 @@ def _shuffle(
     first = np.concatenate([[0], np.cumsum([result.kept for result in scanned.results])])
     held = ray.put((dense_user, dense[1] if scanned.items.codes.open else None))
     edges = np.array(bounds)
-    _each(scan.shuffle, [(f, held, edges, int(row), times) for f, row in zip(scanned.folders, first[:-1], strict=True)])
+    tasks = [(f, held, edges, int(row), times) for f, row in zip(scanned.folders, first[:-1], strict=True)]
+    deque(_each(scan.shuffle, tasks), maxlen=0)
     folders = tuple(scanned.folders)
     return [
         Range(n, (low, high), n_items, folders, times, work / f"range-{n}")
@@ -226,8 +235,11 @@ def _core(given: list[Range], plan: sp.Plan) -> Keep:
     keep = Keep(np.ones(given[-1].users[1], dtype=bool), np.ones(given[0].n_items, dtype=bool))
     while True:
         held = ray.put(keep)
-        found = _each(ranges.degrees, [(part, held) for part in given])
-        degree_U, degree_I = np.concatenate([u for u, _ in found]), np.sum([i for _, i in found], axis=0)
+        degrees, degree_I = [], np.zeros(given[0].n_items, dtype=np.int64)
+        for mine_U, mine_I in _each(ranges.degrees, [(part, held) for part in given]):
+            degrees.append(mine_U)
+            degree_I += mine_I
+        degree_U = np.concatenate(degrees)
         few_U, few_I = keep.users & (degree_U < plan.min_user), keep.items & (degree_I < plan.min_item)
         if not few_U.any() and not few_I.any():
             return keep
@@ -240,12 +252,13 @@ def _divide(given: list[Range], keep: Keep | None, layout: Layout, run: Pass) ->
     """Split all ranges; their keys, and what a person should know."""
     plan = run.options.plan
     source = layout.interactions[UNSPLIT].name if plan.split else ""
-    held_I = None
+    held_I, shared = None, ray.put(keep)
     if plan.cold:
-        found = np.logical_or.reduce(_each(ranges.seen, [(part, keep) for part in given]))
+        found = functools.reduce(np.logical_or, _each(ranges.seen, [(part, shared) for part in given]))
         held_I = sp.held_out_items(np.flatnonzero(found), plan, source)
         held_I = np.concatenate([held_I, np.zeros(len(found) - len(held_I), np.int8)])
-    divided = _each(ranges.divide, [(part, plan, keep, held_I) for part in given])
+    everyone = ray.put(held_I)
+    divided = list(_each(ranges.divide, [(part, plan, shared, everyone) for part in given]))
     blocks = {split: _Blocks(given, split) for split in SPLITS}
     if not plan.split:
         return Stored(blocks, sum((part.counted for part in divided), Counted())), sp.Split({}, 0, [])
@@ -284,7 +297,7 @@ def _cut(given: list[Range], n: int, plan: sp.Plan, cuts: sp.Cuts) -> dict[str, 
         if number < n:
             for mine, one in zip(late, _bound(given, number, before), strict=True):
                 mine.append(one)
-    counts = _each(ranges.cut, [(part, cuts, mine) for part, mine in zip(given, late, strict=True)])
+    counts = list(_each(ranges.cut, [(part, cuts, mine) for part, mine in zip(given, late, strict=True)]))
     return {split: sum(part[split] for part in counts) for split in SPLITS}
 
 
@@ -292,7 +305,7 @@ def _bound(given: list[Range], number: int, before: float | None) -> list[Late]:
     """Where all but the `number` earliest times begin, for every range: found digit by digit from counts."""
     value, less = 0, 0
     for length in range(ranges.DIGITS):
-        counts = _each(ranges.digits, [(part, (value, length), before) for part in given])
+        counts = list(_each(ranges.digits, [(part, (value, length), before) for part in given]))
         ends = less + np.cumsum(np.sum(counts, axis=0))
         digit = int(np.searchsorted(ends, number, side="right"))
         less = int(ends[digit - 1]) if digit else less

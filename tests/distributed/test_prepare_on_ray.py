@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from cli_helpers import call
 
-from m3dist.cli.main import cli
 from m3dist.data.dataset import DataError
 from m3dist.data.importers import common, tables
 from m3dist.data.importers.options import Options
@@ -96,6 +95,16 @@ def test_a_later_file_says_what_ids_and_times_are(tmp_path: Path) -> None:
     assert any("late" in note for note in meta["provenance"]["notes"])
 
 
+def test_the_first_files_may_be_empty_and_paths_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = folder(tmp_path / "src", columns(True), "csv")
+    header = (src / "part-0.csv").read_text().splitlines()[0]
+    for n in range(2):
+        (src / f"part--{n}.csv").write_text(f"{header}\n")
+    monkeypatch.chdir(tmp_path)
+    meta = same(Path("src"), tmp_path, split="leave-last-out")
+    assert meta["interactions"]["train"] > 100
+
+
 def test_train_val_and_test_with_overlaps_and_features(tmp_path: Path) -> None:
     for n, split in enumerate(("train", "val", "test")):
         given = columns(False, seed=n)
@@ -111,16 +120,19 @@ def test_train_val_and_test_with_overlaps_and_features(tmp_path: Path) -> None:
     assert str(wrong.value) == str(expected.value)
 
 
-def test_bad_rows_are_counted_or_refused_as_ever(tmp_path: Path) -> None:
+def test_bad_rows_are_counted_or_refused_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     src = folder(tmp_path / "src", columns(True), "csv")
     with (src / "part-1.csv").open("a") as out:
         out.write("u1,,3,1500000000\nu1,b2\n")
     same(src, tmp_path, split="random", on_bad_row="drop")
-    ran = CliRunner().invoke(
-        cli, ["prepare", "tables", str(src), str(tmp_path / "no"), "--split", "random", "--engine", "ray"]
-    )
-    assert ran.exit_code == 2
-    assert "part-1.csv, line" in ran.output
+    said = []
+    for engine in ("local", "ray"):
+        given = ("tables", src, tmp_path / "no", "--split", "random", "--engine", engine)
+        assert call("prepare", *given) == 2
+        said.append(capsys.readouterr().err)
+    assert "part-1.csv, line" in said[0]
+    assert said[1] == said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local", "ray", "src"]
 
 
 def test_what_it_does_not_read_is_refused(tmp_path: Path) -> None:
