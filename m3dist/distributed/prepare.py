@@ -13,8 +13,9 @@ Data's blocks have none, and its sort would carry every id as it is written.
 5. this process writes the ranges' sorted keys behind each other.
 
 A task holds one file's distinct ids and a block of rows, or one range (ROWS interactions, or a user who has more).
-This process holds all distinct ids, and 8 bytes a user and an item. Beside the destination the tasks keep 24 bytes an
-interaction, on a file system that all nodes mount; it goes when the data set is written.
+This process holds all distinct ids, and about 30 bytes a user and an item. Beside the destination the tasks keep 24
+bytes an interaction, up to 48 with times and a k-core, on a file system that all nodes mount; they go when the data set
+is written.
 """
 
 from __future__ import annotations
@@ -222,7 +223,10 @@ def _shuffle(
     held = ray.put((dense_user, dense[1] if scanned.items.codes.open else None))
     edges = np.array(bounds)
     tasks = [(f, held, edges, int(row), times) for f, row in zip(scanned.folders, first[:-1], strict=True)]
-    deque(_each(scan.shuffle, tasks), maxlen=0)
+    for _ in _each(scan.shuffle, tasks):
+        pass
+    for folder in scanned.folders:
+        scan.forget(folder)
     folders = tuple(scanned.folders)
     return [
         Range(n, (low, high), n_items, folders, times, work / f"range-{n}")

@@ -40,9 +40,11 @@ class Keep:
     users: np.ndarray
     items: np.ndarray
 
-    def renumbered(self) -> tuple[np.ndarray, np.ndarray]:
-        """The dense ids of those who stay."""
-        return np.cumsum(self.users, dtype=np.int32) - np.int32(1), np.cumsum(self.items, dtype=np.int32) - np.int32(1)
+    def renumbered(self, user: np.ndarray, item: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """The dense ids among those who stay of users in low..high-1 and of items, all of whom stay."""
+        new_U = np.cumsum(self.users[low:high], dtype=np.int32) + np.int32(np.count_nonzero(self.users[:low]) - 1)
+        new_I = np.cumsum(self.items, dtype=np.int32) - np.int32(1)
+        return new_U[user - low], new_I[item]
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ def _kept(given: Range, name: str, keep: Keep | None) -> tuple[np.ndarray, np.nd
     if keep is None:
         return user, item, time
     at = keep.users[user] & keep.items[item]
-    new_U, new_I = keep.renumbered()
-    return new_U[user[at]], new_I[item[at]], time[at]
+    return *keep.renumbered(user[at], item[at], *given.users), time[at]
 
 
 def divide(given: Range, plan: sp.Plan, keep: Keep | None, held_I: np.ndarray | None) -> Divided:

@@ -168,6 +168,12 @@ def shuffle(
         np.save(folder / f"{name}.at.npy", np.array(at, dtype=np.int64).reshape(-1, len(bounds)))
 
 
+def forget(folder: Path) -> None:
+    """Delete what only `shuffle` reads."""
+    for path in (folder / "time", *(folder / f"{name}.{what}" for name in NAMES for what in ("user", "item"))):
+        path.unlink(missing_ok=True)
+
+
 def _map(folder: Path, what: str, dense: np.ndarray | None) -> np.ndarray | None:
     if dense is None:
         return None
