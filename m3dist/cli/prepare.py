@@ -182,11 +182,12 @@ def command() -> None:
     """
 
 
-def _prepare(name: str, src: Path, dst: Path, dry_run: bool, engine: str, **given: Any) -> None:
+def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> None:
     from m3dist.cli import prepare_report as report
     from m3dist.data.importers import common
     from m3dist.data.importers.options import Options
 
+    engine = given.pop("engine")
     if name == "auto":
         name, why = importers.recognise(src)
         report.say(f"{src.name} is read as {name}: {why}")
