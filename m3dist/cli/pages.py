@@ -29,6 +29,7 @@ PAGES = {  # a module of m3dist, or a package for all its modules
     "evaluation": "method.md",
     "distributed": "workers.md",
     "distributed.devices": "gpu.md",
+    "distributed.prepare": "data.md",
     "cluster": "cluster.md",
     "search": "search.md",
     "serving": "serving.md",

@@ -128,6 +128,12 @@ def _written() -> list[click.Parameter]:
             type=click.Choice(["keep", "missing", "error"]),
             default="keep",
         ),
+        _option(
+            "--engine",
+            "ray: files are read and split by tasks of a Ray cluster, for sources that outgrow one machine.",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+        ),
         click.Option(["--dry-run"], is_flag=True, help="Show how the first rows are read, and write nothing."),
     ]
 
@@ -181,6 +187,7 @@ def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> No
     from m3dist.data.importers import common
     from m3dist.data.importers.options import Options
 
+    engine = given.pop("engine")
     if name == "auto":
         name, why = importers.recognise(src)
         report.say(f"{src.name} is read as {name}: {why}")
@@ -192,6 +199,11 @@ def _prepare(name: str, src: Path, dst: Path, dry_run: bool, **given: Any) -> No
         given[key] = {modality: _beside(path, src) for modality, path in given.get(key, {}).items()}
     if given.get("items"):
         given["items"] = _beside(given["items"], src)
+    if engine == "ray" and not dry_run:
+        from m3dist.distributed import prepare
+
+        report.report(dst, prepare.prepare(name, src, dst, Options.of(**given, **written)))
+        return
     source = importers.importer(name).read(src, Options.of(preview=report.PREVIEW if dry_run else None, **given))
     if dry_run:
         report.preview(source)

@@ -80,9 +80,9 @@ def plan(arguments: Sequence[str]) -> Job:
     if job.verb in ("submit", "jobs", "doctor", "init"):
         raise ValueError(f"{job.verb}: runs on this machine, not in a job")
     given = _given(job.arguments)
-    written = [given.get(name) for name, path in _PATHS.get(job.verb, {}).items() if path.shared == "parent"]
+    stay = [given.get(name) for name in _PATHS.get(job.verb, {}) if _shared(job, given, name)]
     for argument in job.arguments[1:]:
-        if "=" not in argument and argument not in written and Path(argument).is_file():
+        if "=" not in argument and argument not in stay and Path(argument).is_file():
             _travel(Path(argument).resolve(), job.files)
     _places(job, given)
     if job.verb == "train":
@@ -194,8 +194,15 @@ def _places(job: Job, given: dict[str, Any]) -> None:
             continue
         _reachable(name, folder, path.uri)
         job.paths[name] = folder
-        if path.shared:
-            job.places[name] = folder if path.shared == "itself" else _parent(folder)
+        if shared := _shared(job, given, name):
+            job.places[name] = folder if shared == "itself" else _parent(folder)
+
+
+def _shared(job: Job, given: dict[str, Any], name: str) -> str:
+    """What every node must reach of a path, see _Path; of a source that tasks on all nodes read, itself."""
+    if (job.verb, name, given.get("engine")) == ("prepare", "src", "ray"):
+        return "itself"
+    return _PATHS[job.verb][name].shared
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

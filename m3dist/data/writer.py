@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,12 @@ import pyarrow.parquet as pq
 from m3dist import checksums
 from m3dist.data.blocks import ColumnStatistics, finite, flags, npy_header, row_blocks
 from m3dist.data.dataset import SCHEMA_VERSION, SPLITS, DataError
+from m3dist.data.keys import Origin, Stored, need_rows, recut, settle
 from m3dist.data.place import Place
 
 _INTERACTIONS = pa.schema(
     [("user", pa.int32()), ("item", pa.int32()), ("split", pa.dictionary(pa.int8(), pa.string()))]
 )
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where interactions came from, for messages: the file of each split, original ids by dense id."""
-
-    files: Mapping[str, str] = field(default_factory=dict)
-    user_ids: Any = None
-    item_ids: Any = None
 
 
 class Writer:
@@ -163,65 +154,55 @@ class Writer:
         for what, n in (("user", n_users), ("item", n_items)):
             if not 0 < n < 1 << 31:
                 raise DataError(f"{n} {what}s: expected 1 to {(1 << 31) - 1}; {what} ids must be dense, 0..n-1")
-        label = {split: origin.files.get(split) or f"split {split!r}" for split in SPLITS}
-        keys: dict[str, np.ndarray] = {}
-        duplicates = {}
         for split in SPLITS:
             user, item = splits[split]
-            if not len(user):
-                raise DataError(f"{label[split]}: {split} is empty; every split needs interactions")
+            need_rows(split, len(user), origin)
             for what, given, limit in (("user", user, n_users), ("item", item, n_items)):
                 if int(given.min()) < 0 or int(given.max()) >= limit:
                     at = int(np.flatnonzero((given < 0) | (given >= limit))[0])
                     raise DataError(
-                        f"{label[split]}: interaction {at} of {split} has {what} id {int(given[at])}, "
+                        f"{origin.label(split)}: interaction {at} of {split} has {what} id {int(given[at])}, "
                         f"out of range 0..{limit - 1}"
                     )
-            keys[split], duplicates[split] = _unique_keys(user, item, n_items)
-        dropped = dict.fromkeys(SPLITS, 0)
-        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-            both = _in_sorted(keys[b], keys[a])
-            n = int(both.sum())
-            if n and overlap != "drop":
-                u, i = divmod(int(keys[b][both][0]), n_items)
-                raise DataError(
-                    f"{label[a]} and {label[b]}: {a} and {b} overlap in {n} interactions, the first is user "
-                    f"{_original(origin.user_ids, u)!r}, item {_original(origin.item_ids, i)!r}; a pair may stand in "
-                    "one split only (--overlap drop keeps it in train before val before test)"
-                )
-            if n:
-                keys[b] = keys[b][~both]
-                dropped[b] += n
-            if not len(keys[b]):
-                raise DataError(f"{label[b]}: {b} is empty once the pairs that stand in {a} are dropped")
-        self._write_interactions(keys, n_items)
-        counts = {split: len(keys[split]) for split in SPLITS}
-        train_users, train_items = np.zeros(n_users, dtype=bool), np.zeros(n_items, dtype=bool)
-        for user, item in _pairs(keys["train"], n_items):
-            train_users[user] = train_items[item] = True
-        cold = {s: int((~train_items[np.unique(keys[s] % n_items)]).sum()) for s in ("val", "test")}
+        self.stored((n_users, n_items), settle(splits, n_items), overlap, origin)
+
+    def stored(
+        self, shape: tuple[int, int], found: Stored, overlap: str = "error", origin: Origin | None = None
+    ) -> None:
+        """Store interactions that are sorted keys already, in blocks, of which memory holds one.
+
+        shape: numbers of users and items; overlap, origin: see `interactions`.
+        """
+        n_users, n_items = shape
+        dropped = found.counted.check(overlap, n_items, origin or Origin())
+        counts = dict.fromkeys(SPLITS, 0)
+        train_users, seen = np.zeros(n_users, dtype=bool), {split: np.zeros(n_items, dtype=bool) for split in SPLITS}
+        with pq.ParquetWriter(self.tmp / "interactions.parquet", _INTERACTIONS, compression="zstd") as out:
+            for code, split in enumerate(SPLITS):
+                self._hash.update(split.encode())
+                for keys in recut(found.keys[split]):
+                    user, item = (x.astype(np.int32) for x in np.divmod(keys, n_items))
+                    codes = pa.DictionaryArray.from_arrays(
+                        pa.array(np.full(len(user), code, dtype=np.int8)), pa.array(SPLITS)
+                    )
+                    out.write_table(pa.table([user, item, codes], schema=_INTERACTIONS))
+                    self._hash.update(np.ascontiguousarray(keys).data)
+                    counts[split] += len(keys)
+                    seen[split][item] = True
+                    if split == "train":
+                        train_users[user] = True
         self._hash.update(f"{n_users}:{n_items}".encode())
+        cold = {split: int((seen[split] & ~seen["train"]).sum()) for split in ("val", "test")}
         self.report = {
             "users": n_users,
             "items": n_items,
             "interactions": counts,
             "sparsity": 1 - sum(counts.values()) / (n_users * n_items),
-            "cold_items": {"all": int((~train_items).sum()), **cold},
+            "cold_items": {"all": int((~seen["train"]).sum()), **cold},
             "cold_users": int((~train_users).sum()),
-            "duplicates_dropped": duplicates,
+            "duplicates_dropped": found.counted.duplicates,
             "overlaps_dropped": dropped,
         }
-
-    def _write_interactions(self, keys: dict[str, np.ndarray], n_items: int) -> None:
-        with pq.ParquetWriter(self.tmp / "interactions.parquet", _INTERACTIONS, compression="zstd") as out:
-            for code, split in enumerate(SPLITS):
-                for user, item in _pairs(keys[split], n_items):
-                    codes = pa.DictionaryArray.from_arrays(
-                        pa.array(np.full(len(user), code, dtype=np.int8)), pa.array(SPLITS)
-                    )
-                    out.write_table(pa.table([user, item, codes], schema=_INTERACTIONS))
-                self._hash.update(split.encode())
-                self._hash.update(keys[split].data)
 
     def finish(
         self, user_ids: Any = None, item_ids: Any = None, provenance: dict[str, Any] | None = None
@@ -257,42 +238,3 @@ class Writer:
         (self.tmp / "dataset.json").write_text(json.dumps(checksums.stamped(meta), indent=2) + "\n")
         self.place.move()
         return meta
-
-
-def _unique_keys(user: np.ndarray, item: np.ndarray, n_items: int) -> tuple[np.ndarray, int]:
-    """Sorted distinct int64 keys user * n_items + item, and how many duplicates there were."""
-    key = user.astype(np.int64)
-    key *= n_items
-    key += item
-    key.sort()
-    fresh = np.empty(len(key), dtype=bool)
-    fresh[0] = True
-    np.not_equal(key[1:], key[:-1], out=fresh[1:])
-    duplicates = int(len(key) - np.count_nonzero(fresh))
-    return (key[fresh] if duplicates else key), duplicates
-
-
-def _in_sorted(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """bool [n]: which sorted distinct `values` stand in the sorted distinct `table`; work follows the shorter."""
-    if len(values) <= len(table):
-        at = np.minimum(np.searchsorted(table, values), len(table) - 1)
-        return table[at] == values
-    found = np.zeros(len(values), dtype=bool)
-    at = np.minimum(np.searchsorted(values, table), len(values) - 1)
-    found[at[values[at] == table]] = True
-    return found
-
-
-def _pairs(keys: np.ndarray, n_items: int, rows: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """int32 users and items of int64 keys, in blocks."""
-    for start in range(0, len(keys), rows):
-        user, item = np.divmod(keys[start : start + rows], n_items)
-        yield user.astype(np.int32), item.astype(np.int32)
-
-
-def _original(ids: Any, dense: int) -> Any:
-    """The original id of a dense id, as a plain value."""
-    if ids is None:
-        return dense
-    value = ids[dense]
-    return value.as_py() if isinstance(value, pa.Scalar) else getattr(value, "item", lambda: value)()

@@ -124,6 +124,10 @@ def test_a_file_to_write_does_not_travel(project):
         (["recommend", "s3://b/x", "--out=s3://b/y/top.parquet?region=r"], {"out": "s3://b/y?region=r"}),
         (["reproduce", "table3", "--out", "/mnt/y", "--data", "/mnt/d"], {"data": "/mnt/d", "out": "/mnt/y"}),
         (["prepare", "mmrec", "/mnt/raw", "/mnt/data/sports"], {"dst": "/mnt/data"}),
+        (
+            ["prepare", "tables", "/mnt/raw", "/mnt/data/sports", "--engine", "ray"],
+            {"src": "/mnt/raw", "dst": "/mnt/data"},
+        ),
         (["evaluate", "/mnt/x"], {}),
         (["train", "--resume", "/mnt/x", "workers=2"], {"resume": "/mnt/x"}),
     ],

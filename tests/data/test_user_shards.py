@@ -41,8 +41,8 @@ def test_there_are_few_shards_of_few_interactions_and_none_without_users() -> No
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """300 users in row groups of a few hundred rows."""
-    real = writer._pairs
-    monkeypatch.setattr(writer, "_pairs", lambda keys, n_items: real(keys, n_items, 500))
+    real = writer.recut
+    monkeypatch.setattr(writer, "recut", lambda blocks: real(blocks, 500))
     user, item = np.nonzero(np.random.default_rng(2).random((300, 50)) < 0.3)
     split = np.random.default_rng(3).choice(3, len(user), p=(0.8, 0.1, 0.1))
     with Writer(tmp_path / "data") as out:

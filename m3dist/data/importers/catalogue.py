@@ -6,7 +6,7 @@ occur are the items. Features with ids are joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,38 @@ from m3dist.data.importers.opening import open_table
 from m3dist.data.importers.options import Text
 from m3dist.data.importers.rows import BadRows, Rows
 from m3dist.data.importers.table import ITEMS_ID, TITLE
-from m3dist.data.importers.values import id_column
+from m3dist.data.importers.values import IdKind, id_column
+
+
+class ItemCodes:
+    """Codes of item ids: any ids, or those of a table or of rows, whose codes are the dense ids.
+
+    unknown: why an id that has no code is refused; "" where every id gets one.
+    """
+
+    def __init__(self, ids: Ids, kind: IdKind, unknown: str = ""):
+        self.ids, self.kind, self.unknown = ids, kind, unknown
+
+    @property
+    def open(self) -> bool:
+        """Whether every id gets a code."""
+        return isinstance(self.ids, (IntegerIds, StringIds))
+
+    def encode(self, ids: pa.Array, rows: Rows) -> np.ndarray:
+        """int32 codes [b] of the item ids of a batch; rows whose item is not known are refused."""
+        if self.open and not rows.kept.all():  # refused ids must not become items
+            codes = np.full(len(ids), -1, dtype=np.int32)
+            part = ids.filter(pa.array(rows.kept))
+            codes[rows.kept] = self.ids.encode(part.dictionary_decode() if pa.types.is_dictionary(part.type) else part)
+            return codes
+        codes = self.ids.encode(ids)
+        if self.unknown:
+            odd = self.kind.odd
+            why = (
+                f" (ids are text, since {odd} is no integer)" if self.kind.mode == TEXT and not self.kind.given else ""
+            )
+            rows.refuse(codes < 0, "unknown item", lambda at: f"item id {ids[at].as_py()!r} {self.unknown}{why}")
+        return codes
 
 
 class Catalogue:
@@ -38,36 +69,23 @@ class Catalogue:
         self.vectors = [feature for feature in opened if isinstance(feature, feat.Vectors)]
         self.titles: pa.Array | None = None
         self._unknown = ""
-        self.ids = self._ids()
-
-    def encode(self, ids: pa.Array, rows: Rows) -> np.ndarray:
-        """int32 codes [b] of the item ids of a batch; rows whose item is not known are refused."""
-        if isinstance(self.ids, (IntegerIds, StringIds)) and not rows.kept.all():  # refused ids must not become items
-            codes = np.full(len(ids), -1, dtype=np.int32)
-            part = ids.filter(pa.array(rows.kept))
-            codes[rows.kept] = self.ids.encode(part.dictionary_decode() if pa.types.is_dictionary(part.type) else part)
-            return codes
-        codes = self.ids.encode(ids)
-        if self._unknown:
-            kind = self.run.learnt.items
-            why = f" (ids are text, since {kind.odd} is no integer)" if kind.mode == TEXT and not kind.given else ""
-            rows.refuse(codes < 0, "unknown item", lambda at: f"item id {ids[at].as_py()!r} {self._unknown}{why}")
-        return codes
+        ids = self._ids()
+        self.codes = ItemCodes(ids, run.learnt.items, self._unknown)
 
     def read_vectors(self) -> list[feat.Placed]:
         """Features with ids; items that only features know join the catalogue, if nothing else sets it."""
         return [self._placed(source) for source in self.vectors]
 
     def finish(
-        self, placed: list[feat.Placed], item_codes: list[np.ndarray]
+        self, placed: list[feat.Placed], item_codes: Iterable[np.ndarray]
     ) -> tuple[Any, np.ndarray | None, list[feat.Feature]]:
         """Original ids by dense id (a table where there are titles), dense id by code, and the features by dense id.
 
         item_codes: those of all interactions.
         """
-        if isinstance(self.ids, RowIds):
-            self._check_rows(self.ids, any((codes == 0).any() for codes in item_codes))
-        ids, dense = self.ids.finish()
+        if isinstance(self.codes.ids, RowIds):
+            self._check_rows(self.codes.ids, any((codes == 0).any() for codes in item_codes))
+        ids, dense = self.codes.ids.finish()
         n = len(ids)
         by_name = {f.name: f for f in (*self.matrices, *(source.place(dense, n) for source in placed))}
         features = [by_name[name] for name in self.layout.features if name in by_name]
@@ -162,7 +180,7 @@ class Catalogue:
         for where, ids, values, held in source.batches(run.bad):
             rows = Rows(len(ids), where, run.bad)
             found = id_column(ids, run.learnt.items, rows)
-            codes = self.encode(found, rows)
+            codes = self.codes.encode(found, rows)
             seen = np.concatenate([seen, np.zeros(max(0, int(codes.max(initial=-1)) + 1 - len(seen)), dtype=bool)])
             again = np.zeros(len(codes), dtype=bool)
             again[rows.kept] = seen[codes[rows.kept]]

@@ -10,7 +10,8 @@ from m3dist.data.dataset import DataError
 from m3dist.data.importers import files
 from m3dist.data.importers.features import Feature
 from m3dist.data.importers.splits import Splits
-from m3dist.data.writer import Origin, Writer
+from m3dist.data.keys import Origin, Stored
+from m3dist.data.writer import Writer
 
 _LISTED = 10  # files that a note names
 _TEXTS = ("readme", "license", "licence", "provenance", "copying", "notice", "citation", "changelog")
@@ -21,6 +22,7 @@ class Source:
     """Data read from some format, with dense ids.
 
     splits: {"train": (user, item), ...}, int32 [n] each; files: the file that each split came from.
+    stored: in place of splits, sorted keys on disk.
     user_ids, item_ids: original ids by dense id (an array, or a table with an `id` column); None: 0..n-1.
     duplicates: interactions that were dropped as duplicates before they were split.
     readings: by file, what was taken for what; notes: what a person should know, a line each.
@@ -41,6 +43,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None
     used: set[Path] = field(default_factory=set)
+    stored: Stored | None = None
 
     def said(self) -> list[str]:
         """All notes: those of the importer, and one on files that nothing read."""
@@ -64,7 +67,10 @@ def write(source: Source, dst: str | Path, overlap: str = "error", zero_rows: st
                 )
         splits, source.splits = source.splits, {}
         origin = Origin(source.files, source.user_ids, item_names)
-        out.interactions(source.n_users, source.n_items, splits, overlap, origin)
+        if source.stored is not None:
+            out.stored((source.n_users, source.n_items), source.stored, overlap, origin)
+        else:
+            out.interactions(source.n_users, source.n_items, splits, overlap, origin)
         del splits
         for feature in source.features:
             out.features(feature.name, feature.blocks(), feature.present, feature.file, zero_rows)

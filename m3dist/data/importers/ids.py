@@ -16,6 +16,16 @@ import pyarrow.compute as pc
 INTEGERS, UNSIGNED, TEXT = "integers", "unsigned", "text"  # what ids are
 
 
+class Column(Protocol):
+    """A one-dimensional array that grows by batches."""
+
+    def append(self, values: np.ndarray) -> None: ...
+
+    def take(self) -> np.ndarray:
+        """The array; what held it is given up."""
+        ...
+
+
 class Growing:
     """A one-dimensional array that grows by batches without a second copy of itself."""
 

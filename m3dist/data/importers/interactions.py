@@ -5,6 +5,7 @@ Shapes: b rows of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +15,11 @@ import pyarrow.compute as pc
 from m3dist.data.dataset import SPLITS, DataError
 from m3dist.data.importers import files, names
 from m3dist.data.importers import splits as sp
-from m3dist.data.importers.catalogue import Catalogue
-from m3dist.data.importers.ids import Growing, Ids, StringIds
+from m3dist.data.importers.catalogue import ItemCodes
+from m3dist.data.importers.ids import Column, Growing, Ids, StringIds
 from m3dist.data.importers.layout import UNSPLIT
 from m3dist.data.importers.learnt import Pass
-from m3dist.data.importers.rows import Rows, Where
+from m3dist.data.importers.rows import BadRows, Rows, Where
 from m3dist.data.importers.table import ITEM, RATING, SPLIT, TIME, USER, Table
 from m3dist.data.importers.times import time_column
 from m3dist.data.importers.values import id_column, label_column, number_column
@@ -45,16 +46,21 @@ class Roles:
 class Interactions:
     """What the tables hold: codes by split (or "all"), and times of the unsplit ones.
 
-    below: interactions under the rating threshold; time_name: the column of the times.
+    below: interactions under the rating threshold; time_name: the column of the times; column: makes an empty one.
     """
 
     users: Ids
-    parts: dict[str, tuple[Growing, Growing]] = field(
-        default_factory=lambda: {split: (Growing(), Growing()) for split in (*SPLITS, UNSPLIT)}
-    )
-    times: Growing | None = None
+    column: Callable[[str, type], Column] = lambda name, dtype: Growing(dtype)
+    parts: dict[str, tuple[Column, Column]] = field(init=False)
+    times: Column | None = None
     below: int = 0
     time_name: str = ""
+
+    def __post_init__(self) -> None:
+        self.parts = {
+            split: (self.column(f"{split}.user", np.int32), self.column(f"{split}.item", np.int32))
+            for split in (*SPLITS, UNSPLIT)
+        }
 
 
 def roles_of(table: Table, split: str, run: Pass) -> Roles:
@@ -95,12 +101,39 @@ def _label(table: Table, split: str, run: Pass) -> str:
     return label
 
 
-def read_interactions(table: Table, split: str, out: Interactions, items: Catalogue, run: Pass) -> None:
+def read_interactions(table: Table, split: str, out: Interactions, items: ItemCodes, run: Pass) -> None:
     """Append the rows of one table to `out`. Raises DataError, and Reread."""
     roles = roles_of(table, split, run)
     run.readings[table.name] = f"{table.reading}; {roles.said()}"
     out.time_name = roles.time
-    held = sum(path.stat().st_size for path in table.files())
+    count = read_rows(Reading(table, roles, split, held(table)), out, items, run)
+    need_rows(count, table.name, run.bad)
+
+
+def held(table: Table) -> int:
+    """Bytes of a table's files."""
+    return sum(path.stat().st_size for path in table.files())
+
+
+def need_rows(count: int, name: str, bad: BadRows) -> None:
+    """Raises DataError where a table has no rows."""
+    if not count and not bad.counts:
+        raise DataError(f"{name}: no interactions")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A table, or one file of it, its columns, the split it belongs to, and the bytes that all its files have."""
+
+    table: Table
+    roles: Roles
+    split: str
+    held: int
+
+
+def read_rows(given: Reading, out: Interactions, items: ItemCodes, run: Pass) -> int:
+    """Append the rows of one table to `out`; how many it has. Raises DataError, and Reread."""
+    table, roles, held = given.table, given.roles, given.held
     count, text = 0, -_text(out, items)
     for where, batch in table.batches(list(roles.columns().values()), run.bad):
         if run.options.preview:
@@ -112,13 +145,12 @@ def read_interactions(table: Table, split: str, out: Interactions, items: Catalo
         count += len(batch[0])
         files.need_backing(table.path, 8 * count, "its interactions", held)
         columns = dict(zip(roles.columns(), batch, strict=True))
-        _read_batch(_Batch(table, roles, columns, where), split, out, items, run)
+        _read_batch(_Batch(table, roles, columns, where), given.split, out, items, run)
         files.need_backing(table.path, 4 * (text + _text(out, items)), "its ids", held)
-    if not count and not run.bad.counts:
-        raise DataError(f"{table.name}: no interactions")
+    return count
 
 
-def _text(found: Interactions, items: Catalogue) -> int:
+def _text(found: Interactions, items: ItemCodes) -> int:
     """Bytes of the distinct ids so far that are text."""
     return sum(ids.bytes for ids in (found.users, items.ids) if isinstance(ids, StringIds))
 
@@ -131,7 +163,7 @@ class _Batch:
     where: Where
 
 
-def _read_batch(batch: _Batch, split: str, out: Interactions, items: Catalogue, run: Pass) -> None:
+def _read_batch(batch: _Batch, split: str, out: Interactions, items: ItemCodes, run: Pass) -> None:
     columns, where = batch.columns, batch.where
     rows = Rows(len(columns["user"]), where, run.bad)
     _refuse_headers(batch, rows)
@@ -155,7 +187,7 @@ def _read_batch(batch: _Batch, split: str, out: Interactions, items: Catalogue, 
         found = found[rows.kept]
         label, time = (x[rows.kept] if x is not None else None for x in (label, time))
     if time is not None:
-        out.times = out.times or Growing(learnt.times.dtype)
+        out.times = out.times or out.column("time", learnt.times.dtype)
         out.times.append(time)
     if label is None:
         out.parts[split][0].append(users)

@@ -30,7 +30,12 @@ def keep(data: Splits, n_users: int, n_items: int, plan: Plan) -> tuple[np.ndarr
         kept = users[user] & items[item]
         user, item = user[kept], item[kept]
         if not len(user):
-            raise DataError(
-                f"no interaction is left when users need {plan.min_user} and items {plan.min_item} interactions; "
-                "lower --min-user or --min-item"
-            )
+            raise nothing_left(plan)
+
+
+def nothing_left(plan: Plan) -> DataError:
+    """What to say where all are left out."""
+    return DataError(
+        f"no interaction is left when users need {plan.min_user} and items {plan.min_item} interactions; "
+        "lower --min-user or --min-item"
+    )

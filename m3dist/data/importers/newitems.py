@@ -43,7 +43,7 @@ def read_new_items(src: Path, options: Options | None = None) -> NewItems:
         run = Pass(options, learnt, BadRows())
         try:
             items = Catalogue(layout, run)
-            if isinstance(items.ids, RowIds):
+            if isinstance(items.codes.ids, RowIds):
                 raise DataError(
                     f"{src}: {items.matrices[0].file} has rows by position and nothing says whose they are; list the "
                     "ids in the same order in an items table, items.tsv"

@@ -79,13 +79,17 @@ def _folder(path: Path, text: Text, quotings: Quotings) -> Table:
     found = part_files(path)
     if not found:
         raise DataError(f"{path.name}: a folder without files of a table")
-    parts = []
-    for part in found:
-        table = open_table(part, text, quotings)
-        table.name = f"{path.name}/{part.relative_to(path).as_posix()}"
-        named = [folder.split("=", 1) for folder in part.relative_to(path).parts[:-1] if "=" in folder]
-        parts.append(_Partition(table, dict(named)) if named else table)
-    return Parts(path, parts)
+    return Parts(path, [open_part(path, part, text, quotings) for part in found])
+
+
+def open_part(path: Path, part: Path, text: Text, quotings: Quotings) -> Table:
+    """One file of a folder that is one table, or the file that is the table. Raises DataError."""
+    table = open_table(part, text, quotings)
+    if part == path:
+        return table
+    table.name = f"{path.name}/{part.relative_to(path).as_posix()}"
+    named = [folder.split("=", 1) for folder in part.relative_to(path).parts[:-1] if "=" in folder]
+    return _Partition(table, dict(named)) if named else table
 
 
 class _Partition(Table):

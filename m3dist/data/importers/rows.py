@@ -12,17 +12,17 @@ Where = Callable[[int], str]  # position in a batch -> "train.tsv, line 7"
 
 
 class BadRows:
-    """What happens to rows that cannot be used, and what happened: counts by reason, and the first of each."""
+    """What happens to rows that cannot be used, and what happened: counts by reason, and where the first is."""
 
     def __init__(self, drop: bool = False):
         self.drop = drop
         self.counts: dict[str, int] = {}
-        self._first: dict[str, str] = {}
+        self.first: dict[str, str] = {}
 
     def add(self, reason: str, count: int, first: str) -> None:
         """Count rows that were left out."""
         self.counts[reason] = self.counts.get(reason, 0) + count
-        self._first.setdefault(reason, first)
+        self.first.setdefault(reason, first)
 
     def refuse(self, reason: str, first: str, message: str) -> None:
         """Count one row, or raise DataError: `first` says where it stands, `message` what was read and expected."""
@@ -31,9 +31,7 @@ class BadRows:
         self.add(reason, 1, first)
 
     def notes(self) -> list[str]:
-        return [
-            f"left out {n:,} rows: {reason} (the first: {self._first[reason]})" for reason, n in self.counts.items()
-        ]
+        return [f"left out {n:,} rows: {reason} (the first: {self.first[reason]})" for reason, n in self.counts.items()]
 
 
 class Rows:

@@ -119,7 +119,32 @@ def split(data: Interactions, plan: Plan, source: str, cuts: Cuts | None = None)
     elif plan.file_order:
         data.time = np.arange(len(data.user), dtype=np.int64)
     n = len(data.user)
-    held_I = _held_out_items(data.item, plan, source) if plan.cold else None
+    held_I = held_out_items(np.flatnonzero(np.bincount(data.item)), plan, source) if plan.cold else None
+    found = of_users(data, plan, held_I)
+    splits, kept = found.splits, sum(len(user) for user, _ in found.splits.values())
+    if strategy == "temporal":
+        splits = _cut_by_time(splits, found.times, plan, cuts or Cuts())
+    need_all({name: len(user) for name, (user, _) in splits.items()}, plan, source)
+    return Split(splits, n - kept, small_note(found.small))
+
+
+class Found(NamedTuple):
+    """Distinct interactions by split, sorted by user and item; under temporal all but cold ones are in train.
+
+    times: of train under the temporal strategy, else empty; small: users with three who have none in val or in test.
+    """
+
+    splits: Splits
+    times: np.ndarray
+    small: int
+
+
+def of_users(data: Interactions, plan: Plan, held_I: np.ndarray | None) -> Found:
+    """What each user's interactions alone decide. `data` is emptied; its users need not begin at 0.
+
+    held_I: from `held_out_items`.
+    """
+    strategy = plan.split or ""
     parts = {name: (Growing(), Growing()) for name in SPLITS}
     times, small = Growing(data.time.dtype.type if data.time is not None else np.int64), 0
     for user, item, time, row in _user_blocks(data):
@@ -144,15 +169,14 @@ def split(data: Interactions, plan: Plan, source: str, cuts: Cuts | None = None)
             parts[name][1].append(item[where])
     data.user = data.item = np.empty(0, dtype=np.int32)
     data.time = None
-    splits = {name: (user.take(), item.take()) for name, (user, item) in parts.items()}
-    kept = sum(len(user) for user, _ in splits.values())
-    if strategy == "temporal":
-        splits = _cut_by_time(splits, times.take(), plan, cuts or Cuts())
-    _need_all(splits, plan, source)
-    notes = []
-    if small:
-        notes.append(f"{small:,} users with three interactions and more have none in val or in test; {_AT_LEAST_ONE}")
-    return Split(splits, n - kept, notes)
+    return Found({name: (user.take(), item.take()) for name, (user, item) in parts.items()}, times.take(), small)
+
+
+def small_note(small: int) -> list[str]:
+    """What a person should know of users with three interactions who have none in val or in test."""
+    if not small:
+        return []
+    return [f"{small:,} users with three interactions and more have none in val or in test; {_AT_LEAST_ONE}"]
 
 
 def _cut_by_time(splits: Splits, time: np.ndarray, plan: Plan, cuts: Cuts) -> Splits:
@@ -167,9 +191,9 @@ def _cut_by_time(splits: Splits, time: np.ndarray, plan: Plan, cuts: Cuts) -> Sp
     return out
 
 
-def _need_all(splits: Splits, plan: Plan, source: str) -> None:
-    """Refuse an empty split, with what helps."""
-    empty = next((name for name in SPLITS if not len(splits[name][0])), "")
+def need_all(counts: dict[str, int], plan: Plan, source: str) -> None:
+    """Refuse an empty split, with what helps. counts: interactions by split."""
+    empty = next((name for name in SPLITS if not counts[name]), "")
     if not empty:
         return
     if plan.split == "random" and empty != "train":
@@ -184,9 +208,11 @@ def _need_all(splits: Splits, plan: Plan, source: str) -> None:
     raise DataError(f"{source}: {empty} is empty: {why}")
 
 
-def _held_out_items(item: np.ndarray, plan: Plan, source: str) -> np.ndarray:
-    """int8 [I]: 1 for items that are held out in val, 2 in test, 0 for the others. Chosen by the seed and the item."""
-    seen = np.flatnonzero(np.bincount(item))
+def held_out_items(seen: np.ndarray, plan: Plan, source: str) -> np.ndarray:
+    """int8 [I]: 1 for items that are held out in val, 2 in test, 0 for the others. Chosen by the seed and the item.
+
+    seen: the items that occur, sorted.
+    """
     count = round(plan.cold * len(seen))
     if not 2 <= count < len(seen):
         raise DataError(
@@ -208,7 +234,8 @@ def _user_blocks(data: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray, n
     """
     if not len(data.user):
         return
-    ends = np.cumsum(np.bincount(data.user))
+    low = int(data.user.min())
+    ends = np.cumsum(np.bincount(data.user - low if low else data.user))
     start = done = 0
     while start < len(ends):
         # as many users as fit the block, at least one
@@ -216,7 +243,7 @@ def _user_blocks(data: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray, n
         if start == 0 and stop == len(ends):
             chosen: slice | np.ndarray = slice(None)
         else:
-            chosen = np.flatnonzero((data.user >= start) & (data.user < stop))
+            chosen = np.flatnonzero((data.user >= low + start) & (data.user < low + stop))
         user, item = data.user[chosen], data.item[chosen]
         time = data.time[chosen] if data.time is not None else np.zeros(len(user))
         order = np.lexsort((time, item, user)) if data.time is not None else np.lexsort((item, user))

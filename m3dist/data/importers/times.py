@@ -49,6 +49,20 @@ class TimeKind:
     def unit(self) -> str:
         return "ns" if self.mode == DATES else next(iter(self.units), "")
 
+    def add(self, other: TimeKind) -> None:
+        """Take what a later file of the source says. Raises DataError where its numbers have another unit."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.naive, self.zoned = self.naive or other.naive, self.zoned or other.zoned
+        for unit, where in other.units.items():
+            self.units.setdefault(unit, where)
+        self.need_one_unit()
+
+    def need_one_unit(self) -> None:
+        """Raises DataError where epoch numbers have two units."""
+        if len(self.units) > 1:
+            (a, here), (b, there) = list(self.units.items())[:2]
+            raise DataError(f"{there}: a time in {_SAID[b]}, but {here} has one in {_SAID[a]}; bring them to one unit")
+
     def said(self, column: str) -> str:
         """What was taken for what, for people."""
         if self.mode == DATES:
@@ -237,6 +251,4 @@ def _note_units(times: np.ndarray, kind: TimeKind, rows: Rows) -> None:
         found = np.flatnonzero((size >= low) & (size < high) & rows.kept)
         if len(found):
             kind.units[unit] = rows.where(int(found[0]))
-    if len(kind.units) > 1:
-        (a, here), (b, there) = list(kind.units.items())[:2]
-        raise DataError(f"{there}: a time in {_SAID[b]}, but {here} has one in {_SAID[a]}; bring them to one unit")
+    kind.need_one_unit()
