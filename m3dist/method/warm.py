@@ -109,7 +109,8 @@ def shortened(config: Config, interactions: int) -> Config:
 def carry(context: Context, task: MergeTask) -> None:
     """Give stage 3 the projections and rows of the run before; every worker calls it alike."""
     before, data, tables = _before(context), context.data, task.tables
-    trained = before.read("second" if context.stage.name == "second" else before.stage.name)  # type: ignore[union-attr]
+    second = context.stage is not None and context.stage.name == "second"
+    trained = before.read("second" if second else before.stage.name)  # type: ignore[union-attr]
     state = {f"backbones.{name.replace('model.', '', 1)}": x for name, x in trained.items() if ".model." in name}
     task.dense.load({name: x.to(data.device) for name, x in state.items()})
     place_U, place_I = (_places(context.dataset, before.dataset, kind) for kind in (0, 1))
@@ -126,9 +127,10 @@ def carry(context: Context, task: MergeTask) -> None:
         mean_Mk = user_MUk[:, torch.from_numpy(before.dataset.degrees[0] > 0)].mean(1)
         place_U = np.where(new_U, np.cumsum(new_U) - 1, -1)
         _put(tables["user"], _folded(context, task, mean_Mk, place_U), place_U)
+    stage = "second" if second else "merge"
     context.tracker.say(
-        f"{context.plan.stage}: {known_U:,} users and {known_I:,} items as they were, {new_U.sum():,} users by their "
-        f"histories, {len(place_I) - known_I:,} items by their content"
+        f"{stage}: {known_U:,} users and {known_I:,} items as they were, {new_U.sum():,} users by their histories, "
+        f"{len(place_I) - known_I:,} items by their content"
     )
 
 

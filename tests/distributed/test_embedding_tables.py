@@ -108,7 +108,7 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
     (tables,) = (tmp_path / "many" / "artifacts").glob("merge-*")
     assert len([*tables.glob("rows-*")]) == world
     assert written[0].keys() == written[1].keys()
-    assert len(written[0]) == 7
+    assert len(written[0]) == 8
     for stage, tensors in written[0].items():
         assert tensors.keys() == written[1][stage].keys()
         for name, value in tensors.items():

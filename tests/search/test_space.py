@@ -63,7 +63,7 @@ POINT = {"align.lr": 0.01, "invariance.gamma": 0.1, "merge.lr": 0.02}
         ({"space": {"autoscaling": {"choice": [True, False]}}}, "changes nothing that is trained"),
         (
             {"space": {"backbone.loss": {"choice": ["auto", "ultragcn"]}}},
-            "space.backbone.loss: 'auto' trains the stages race, align, invariance, merge, the base align, ",
+            "space.backbone.loss: 'auto' trains the stages race, align, invariance, second, merge, the base align, ",
         ),
         ({"budget": {}}, "at least one of trials, epochs and minutes"),
         ({"searcher": "grid"}, "searcher=grid needs grid or choice"),
