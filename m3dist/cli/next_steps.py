@@ -42,6 +42,8 @@ def shown(folder: Path) -> str:
 
 
 def _newest(folder: Path, name: str) -> Path | None:
-    """The folder, at most two below this one, in which a file of that name was written last."""
+    """The folder, at most two below this one, in which a file of that name was written last; a run's own data are part
+    of the run."""
     files = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{name}")]
+    files = [path for path in files if not (path.parents[1] / "config.yaml").exists()]
     return max(files, key=lambda path: path.stat().st_mtime).parent.relative_to(folder) if files else None

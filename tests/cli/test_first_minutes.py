@@ -44,6 +44,12 @@ def test_m3dist_alone_says_what_to_do_next(
     assert call() == 0
     assert ["train", "data=data/films", "out=runs/films", "--explain"] in commands(capsys.readouterr().out)
 
+    (tmp_path / "default/planted").mkdir(parents=True)  # a run that made its data
+    (tmp_path / "default/config.yaml").write_text("")
+    (tmp_path / "default/planted/dataset.json").write_text("{}")
+    assert call() == 0
+    assert ["train", "data=data/films", "out=runs/films", "--explain"] in commands(capsys.readouterr().out)
+
     (tmp_path / "runs/films").mkdir(parents=True)
     (tmp_path / "runs/films/result.json").write_text("{}")
     assert call() == 0
