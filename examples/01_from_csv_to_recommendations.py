@@ -5,12 +5,12 @@
 # such a shop (see `shop.py`), imports it, trains, and looks at what is recommended.
 
 # %%
-from shop import Shelf, make
+from shop import QUICK, Shelf, make
 from shop import m3dist as command
 
 import m3dist
 
-shop = make("work/shop")
+shop = make("made/shop")
 print(*sorted(path.name for path in shop.iterdir()), sep="\n")
 print((shop / "interactions.csv").read_text()[:120])
 
@@ -19,22 +19,16 @@ print((shop / "interactions.csv").read_text()[:120])
 # 80 % to train on, 10 % to choose by, 10 % to test on.
 
 # %%
-command("prepare", "tables", shop, "work/data", "--split", "random")
+command("prepare", "tables", shop, "made/data", "--split", "random")
 
 # %% [markdown]
-# Training takes every value from its defaults but for those that make it short. A run is a folder; running this cell
-# again skips what is done.
+# Training takes every value from its defaults but for `QUICK`, which makes it short. A run is a folder; running this
+# cell again skips what is done.
 
 # %%
-data = m3dist.Dataset.open("work/data")
-config = m3dist.Config(
-    out="work/run",
-    backbone={"loss": "softmax", "dim": 32},
-    align={"epochs": 3},
-    invariance={"rounds": 1, "environment_steps": 16, "mask_steps": 32},
-    merge={"epochs": 12, "masks": "learned"},
-)
-run = m3dist.train(data, config, quiet=True)
+data = m3dist.Dataset.open("made/data")
+print(QUICK)
+run = m3dist.train(data, m3dist.Config(out="made/run", **QUICK), quiet=True)
 print(f"NDCG@10 on test data: {run.result['test']['ndcg@10']:.3f}")
 
 # %% [markdown]

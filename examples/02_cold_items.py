@@ -11,17 +11,17 @@ from shop import m3dist as command
 
 import m3dist
 
-shop = make("work/shop")
-command("prepare", "tables", shop, "work/cold", "--split", "random", "--cold", 0.2)
+shop = make("made/shop")
+command("prepare", "tables", shop, "made/cold", "--split", "random", "--cold", 0.2)
 
 # %%
 config = m3dist.Config(
-    out="work/run-cold",
+    out="made/run-cold",
     model="ultragcn",
     backbone={"loss": "softmax", "dim": 32, "id_dropout": 0.2},
     merge={"epochs": 12},
 )
-run = m3dist.train(m3dist.Dataset.open("work/cold"), config, quiet=True)
+run = m3dist.train(m3dist.Dataset.open("made/cold"), config, quiet=True)
 cold = run.result["test"]["ndcg@10/cold-only"]
 print(f"NDCG@10 of cold items among themselves: {cold:.3f}")
 

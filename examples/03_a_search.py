@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 from shop import m3dist as command
 from shop import make
 
-shop = make("work/shop", users=120)
-command("prepare", "tables", shop, "work/small", "--split", "random")
+from m3dist import config
+
+shop = make("made/shop", users=120)
+command("prepare", "tables", shop, "made/small", "--split", "random")
 search = """
 base:
-  data: work/small
+  data: made/small
   model: ultragcn
   backbone: {loss: softmax}
   merge: {epochs: 4}
@@ -27,13 +29,14 @@ scheduler: {grace: 1, reduction: 2}
 final_seeds: [0]
 concurrency: 1
 """
-Path("work/search.yaml").write_text(search)
-command("tune", "work/search.yaml", "out=work/search")
+Path("made/search.yaml").write_text(search)
+command("tune", "made/search.yaml", "out=made/search")
 
 # %% [markdown]
 # Every trial is a row, and the best values are a config for `m3dist train`. The test split was read once, at the end.
 
 # %%
-print(Path("work/search/best.yaml").read_text()[:400])
-table = pq.read_table("work/search/search.parquet")
+best = config.load("made/search/best.yaml")
+print(f"backbone.dim={best.backbone.dim} merge.lr={best.merge.lr:.4f}")
+table = pq.read_table("made/search/search.parquet")
 print(table.to_pandas().to_string())

@@ -28,8 +28,8 @@ SMALL = {
 
 def per_user(name: str, seed: int) -> np.ndarray:
     """Test NDCG@10 of every user, in the same order for all methods."""
-    out = f"work/compared/{name.replace(' ', '-')}-{seed}"
-    values = SMALL | METHODS[name] | {"seed": seed, "out": out, "data": "work/planted", "artifacts": "work/stages"}
+    out = f"made/compared/{name.replace(' ', '-')}-{seed}"
+    values = SMALL | METHODS[name] | {"seed": seed, "out": out, "data": "made/planted", "artifacts": "made/stages"}
     m3dist.train(None, m3dist.Config(**values), quiet=True)
     return pq.read_table(f"{out}/test_users.parquet")["ndcg@10"].to_numpy()
 
@@ -39,7 +39,7 @@ def per_user(name: str, seed: int) -> np.ndarray:
 # (`artifacts`).
 
 # %%
-command("prepare", "synthetic", "work/planted", "--users", 300, "--items", 200)
+command("prepare", "synthetic", "made/planted", "--users", 300, "--items", 200)
 found = {name: np.stack([per_user(name, seed) for seed in (0, 1)]) for name in METHODS}
 for name, ndcg_Sn in found.items():
     print(f"{name:<14}{ndcg_Sn.mean():.4f}  by seed {', '.join(f'{x:.4f}' for x in ndcg_Sn.mean(1))}")

@@ -38,12 +38,12 @@ class Tasteful(m3dist.Recommender):
 
 
 # %%
-shop = make("work/shop")
-command("prepare", "tables", shop, "work/data", "--split", "random")
+shop = make("made/shop")
+command("prepare", "tables", shop, "made/data", "--split", "random")
 runs = {}
 for model in ("tasteful", "vbpr"):
-    config = m3dist.Config(out=f"work/{model}", model=model, baseline={"epochs": 10, "dim": 32})
-    runs[model] = m3dist.train("work/data", config, quiet=True)
+    config = m3dist.Config(out=f"made/{model}", model=model, baseline={"epochs": 10, "dim": 32})
+    runs[model] = m3dist.train("made/data", config, quiet=True)
     print(f"{model:<10}NDCG@10 on test data: {runs[model].result['test']['ndcg@10']:.3f}")
 
 # %%

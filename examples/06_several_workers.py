@@ -12,13 +12,13 @@ from shop import make
 
 import m3dist
 
-shop = make("work/shop", users=120)
-command("prepare", "tables", shop, "work/small", "--split", "random")
+shop = make("made/shop", users=120)
+command("prepare", "tables", shop, "made/small", "--split", "random")
 here = Path.cwd()  # workers may have another folder of their own, so paths are whole
-values = {"data": f"{here}/work/small", "model": "ultragcn", "backbone": {"loss": "softmax"}, "merge": {"epochs": 3}}
+values = {"data": f"{here}/made/small", "model": "ultragcn", "backbone": {"loss": "softmax"}, "merge": {"epochs": 3}}
 found = {}
 for workers in (0, 2):
-    run = m3dist.train(None, m3dist.Config(**values, out=f"{here}/work/workers-{workers}", workers=workers), quiet=True)
+    run = m3dist.train(None, m3dist.Config(**values, out=f"{here}/made/workers-{workers}", workers=workers), quiet=True)
     found[workers] = run.result["test"]["ndcg@10"]
     print(f"workers={workers}: NDCG@10 {found[workers]:.6f}")
 

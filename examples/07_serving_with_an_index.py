@@ -8,22 +8,15 @@
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from shop import Shelf, make
+from shop import QUICK, Shelf, make
 from shop import m3dist as command
 
 import m3dist
 
-shop = make("work/shop")
-command("prepare", "tables", shop, "work/data", "--split", "random")
-config = m3dist.Config(
-    out="work/served",
-    backbone={"loss": "softmax", "dim": 32},
-    align={"epochs": 2},
-    invariance={"rounds": 1, "environment_steps": 16, "mask_steps": 32},
-    merge={"epochs": 8, "masks": "learned"},
-)
-run = m3dist.train("work/data", config, quiet=True)
-print(*run.export("work/index", "faiss"), sep="\n")
+shop = make("made/shop")
+command("prepare", "tables", shop, "made/data", "--split", "random")
+run = m3dist.train("made/data", m3dist.Config(out="made/run", **QUICK), quiet=True)
+print(*run.export("made/index", "faiss"), sep="\n")
 
 # %% [markdown]
 # From here on only faiss, numpy and pyarrow:
@@ -31,8 +24,8 @@ print(*run.export("work/index", "faiss"), sep="\n")
 # %%
 import faiss
 
-index = faiss.read_index("work/index/index.faiss")
-items, users = (pq.read_table(f"work/index/{kind}.parquet") for kind in ("items", "users"))
+index = faiss.read_index("made/index/index.faiss")
+items, users = (pq.read_table(f"made/index/{kind}.parquet") for kind in ("items", "users"))
 vector = users.filter(pc.equal(users["id"], "customer-7"))["vector"]
 scores, places = index.search(np.stack(vector.to_numpy()), 10)
 answer = items["id"].take(places[0]).to_pylist()

@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,12 @@ COLOURS = {
 PATTERNS = ("plain", "striped", "dotted", "checked", "framed")
 KINDS = ("mug", "lamp", "cushion", "clock", "vase", "rug")
 SIDE = 48  # pixels of a picture
+QUICK: dict[str, Any] = {  # a run of seconds on this shop
+    "backbone": {"loss": "softmax", "dim": 32},
+    "align": {"epochs": 3},
+    "invariance": {"rounds": 1, "environment_steps": 16, "mask_steps": 32},
+    "merge": {"epochs": 12, "masks": "learned"},
+}
 Item = tuple[str, str, str]  # colour, pattern, kind
 
 

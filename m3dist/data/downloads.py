@@ -28,8 +28,6 @@ _OPEN = (
     "GroupLens: research use; may be redistributed under the same conditions; not to be used commercially without "
     "permission; name the source in what you publish"
 )
-
-
 _READ = (
     "GroupLens: research use; not to be used commercially without permission; its README says whether it may be "
     "redistributed; name the source in what you publish"

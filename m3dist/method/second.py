@@ -38,7 +38,8 @@ def joined(context: Context, members: Members) -> tuple[Members, dict[str, Tenso
 
     How much the second loss counts is decided on the half of the validation users that fusions learn from.
     """
-    if backbone(context) is None:
+    other = backbone(context)
+    if other is None:
         return members, {}, {}
     trained, device = context.read(STAGE), context.data.device
     tables = [
@@ -47,18 +48,17 @@ def joined(context: Context, members: Members) -> tuple[Members, dict[str, Tenso
     ]
     firsts = [_spread(context, user, item) for user, item in zip(members.user, members.item, strict=True)]
     even_M = torch.stack(firsts) / torch.stack([_spread(context, *table) for table in tables]).clamp(min=1e-12)
+    both = _beside(members, tables)
     tried: dict[float, float] = {}
-    best = members
     for share in SHARES:
-        some = _beside(members, tables, even_M * share / (1 - share)) if share else members
-        metric = halves(context, some)[0].metric("equal", {})
-        if metric > max(tried.values(), default=-1.0):
-            best = some
-        tried[share] = metric
-    share = max(tried, key=tried.__getitem__)  # the first of the best, as above
-    context.tracker.say(f"merge: {share:.0%} of {backbone(context).loss} in every score")  # type: ignore[union-attr]
+        _scale(both, tables, even_M * share / (1 - share))
+        tried[share] = halves(context, both if share else members)[0].metric("equal", {})
+    share = max(tried, key=tried.__getitem__)  # the first of the best
+    scale_M = even_M * share / (1 - share)
+    _scale(both, tables, scale_M)
+    context.tracker.say(f"merge: {share:.0%} of {other.loss} in every score")
     meta = {STAGE: {"share": share, "tried": {str(share): value for share, value in tried.items()}}}
-    return best, {SCALE: even_M * share / (1 - share)} if share else {}, meta
+    return (both, {SCALE: scale_M}, meta) if share else (members, {}, meta)
 
 
 def split(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -66,12 +66,18 @@ def split(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return rows[..., : rows.shape[-1] - width], rows[..., rows.shape[-1] - width :]
 
 
-def _beside(members: Members, tables: list[tuple[Tensor, Tensor]], scale_M: Tensor) -> Members:
+def _beside(members: Members, tables: list[tuple[Tensor, Tensor]]) -> Members:
+    """Members with both losses' rows; `_scale` then says, in place, how much the second's count."""
     out: dict[str, Tensor] = {}
     for m, (user_UK, item_IK) in enumerate(tables):
-        out[f"{m}.user"] = torch.cat([members.user[m], user_UK * scale_M[m]], dim=1)
+        out[f"{m}.user"] = torch.cat([members.user[m], user_UK], dim=1)
         out[f"{m}.matrix"] = torch.cat([members.item[m], item_IK], dim=1)
     return Members(out, members.low)
+
+
+def _scale(both: Members, tables: list[tuple[Tensor, Tensor]], scale_M: Tensor) -> None:
+    for user_Uk, (user_UK, _), scale in zip(both.user, tables, scale_M, strict=True):
+        torch.mul(user_UK, scale, out=split(user_Uk, user_UK.shape[1])[1])
 
 
 def _spread(context: Context, user_Uk: Tensor, item_Ik: Tensor) -> Tensor:

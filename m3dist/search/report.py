@@ -173,4 +173,5 @@ def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
     if summary["test"]:
         test = summary["test"][plan.metric]
         say(f"test {plan.metric}: {test['mean']:.4f} +- {test['std']:.4f} over {len(summary['final'])} seeds")
-    say(f"next: m3dist train {Path(plan.out) / 'best.yaml'}")
+    best, here = Path(plan.out) / "best.yaml", Path.cwd()
+    say(f"next: m3dist train {best.relative_to(here) if best.is_relative_to(here) else best}")

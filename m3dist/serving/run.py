@@ -270,21 +270,18 @@ class Run:
         """How new users' rows are found."""
         context, members = self.context, self.score.members
         means = torch.stack([user_Uk.mean(0) for user_Uk in members.user])
-        first, other, scale_M = (
-            context.config.backbone.resolved,
-            second.backbone(context),
-            self.tensors.get(second.SCALE),
-        )
-        if other is None or scale_M is None:
-            return self._fold_in(first, members.item, means)
-        K = context.read(second.STAGE)["0.matrix"].shape[1]
+        backbone, other = context.config.backbone.resolved, second.backbone(context)
+        if other is None or second.SCALE not in self.tensors:
+            return self._fold_in(backbone, members.item, means)
+        trained = context.read(second.STAGE)
+        K = trained["0.matrix"].shape[1]
         items = [second.split(item_Ik, K) for item_Ik in members.item]
-        mean_Mk, mean_MK = second.split(means, K)
-        scale_M1 = scale_M.unsqueeze(1).to(means.device)
+        others = torch.stack([trained[f"{m}.user"].mean(0) for m in range(members.count)]).to(means.device)
         return Both(
-            self._fold_in(first, [item for item, _ in items], mean_Mk),
-            self._fold_in(other, [item for _, item in items], mean_MK / scale_M1), scale_M1,
-        )  # fmt: skip
+            self._fold_in(backbone, [item for item, _ in items], second.split(means, K)[0]),
+            self._fold_in(other, [item for _, item in items], others),
+            self.tensors[second.SCALE].unsqueeze(1).to(means.device),
+        )
 
     def _fold_in(self, backbone: ResolvedBackbone, items: list[torch.Tensor], means: torch.Tensor) -> FoldIn:
         """Of members under one loss, by their rows of items and the means of those of users."""

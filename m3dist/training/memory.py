@@ -26,7 +26,8 @@ def interactions(config: Config, dataset: Dataset, workers: int = 1) -> int:
 
 
 def predict(config: Config, dataset: Dataset) -> dict[str, int]:
-    """Of each worker: tables with Adam's moments and the best copy, features, and one step's scores."""
+    """Of each worker: tables with Adam's moments and the best copy, the second loss's rows and those of both side by
+    side at the end of stage 3, features, and one step's scores."""
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
     spec = registry.model(config.model)
     members = M if spec.members == "modalities" else 1
@@ -38,8 +39,10 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
         batch, negatives = config.baseline.batch_size, config.baseline.negatives
     workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
     owners = max(workers, 1) if config.embeddings == "sharded" else 1
+    row_of_both = (3 * backbone.dim + 2 * beside) * 4 if any(x.name == "second" for x in spec.planned(config)) else 0
     out = {
         "tables": members * table * 4 * 4 // owners,
+        "both losses": members * (dataset.n_users // owners + dataset.n_items) * row_of_both,
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
         "interactions": interactions(config, dataset, 1 if spec.members == "nodes" else max(workers, 1)),
         "step": 4 * batch * negatives * 4,

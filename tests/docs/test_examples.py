@@ -36,7 +36,7 @@ def ran(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 @pytest.mark.slow
 def test_from_csv_to_recommendations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ran("01_from_csv_to_recommendations", tmp_path, monkeypatch)
-    assert m3dist.Dataset("work/data").modalities == {"picture": 192, "title": 19}
+    assert m3dist.Dataset("made/data").modalities == {"picture": 192, "title": 19}
     assert found["run"].result["test"]["ndcg@10"] > 0.1  # a random order has about 0.01
     shown = found["Shelf"](found["shop"], ["item-0"], "one")._repr_html_()
     assert "data:image/png;base64," in shown
@@ -96,7 +96,7 @@ def test_script_and_notebook_are_a_pair(name: str) -> None:
     outputs = [output for cell in code for output in cell["outputs"]]
     assert outputs
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
-    assert "/root" not in json.dumps(notebook)
+    assert not re.search(r"(?<![\w+/.])/(tmp|home|root|var|Users)/", json.dumps(notebook))  # of whoever executed it
     assert name in (EXAMPLES / "README.md").read_text()
 
 

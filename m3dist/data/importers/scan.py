@@ -130,8 +130,7 @@ def _save(folder: Path, what: str, ids: pa.Array, dense: np.ndarray | None) -> N
 
 def number(folder: Path, what: str, ids: Ids) -> np.ndarray:
     """Give a file's distinct users or items codes among those of all files, int32 [V]; kept for `shuffle`."""
-    column = pq.read_table(folder / f"{what}.ids.parquet")["id"].combine_chunks()
-    codes = ids.encode(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    codes = ids.encode(pq.read_table(folder / f"{what}.ids.parquet")["id"].combine_chunks())
     np.save(folder / f"{what}.codes.npy", codes)
     return codes
 
