@@ -65,6 +65,15 @@ class Seen:
         bounds = np.searchsorted(user, np.arange(low, low + n_users + 1, dtype=user.dtype)).astype(np.int64)
         return Seen(torch.from_numpy(bounds).to(device), shared(item).to(device), bounds, low)
 
+    @staticmethod
+    def distinct(
+        pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, int], device: str | torch.device = "cpu"
+    ) -> Seen:
+        """Of int64 (user, item) pairs of so many users and items, each pair once however often it stands there."""
+        user, item = pairs
+        row, column = np.divmod(np.unique(user * shape[1] + item), shape[1])
+        return Seen.of((row, column), shape[0], device)
+
     def only(self, kept_I: np.ndarray) -> Seen:
         """The same users, with the items that `kept_I`, bool [I], marks."""
         item = self.item.cpu().numpy()

@@ -6,7 +6,7 @@ are convex in scores, so a fixed number of gradient steps whose lengths follow t
 Two-Point Step Size Gradient Methods, IMA Journal of Numerical Analysis 1988) ends at the same row every time.
 
 Shapes: M members; n histories, u of a block; T items that a user is drawn to; N negatives; C columns of a block's
-scores, the negatives first; I items; k width of rows.
+scores, the negatives first and behind them what users are not pushed from; I items; k width of rows.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Drawn:
 
 
 class Rows(Protocol):
-    """One member's rows of a block: what its users are drawn to, and negatives."""
+    """One member's rows of a block: what its users are drawn to, and columns, of which the first N are negatives."""
 
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
-        """With what users are drawn to, [u, T], and with negatives, [u, N], which may be overwritten."""
+        """With what users are drawn to, [u, T], and with columns, [u, C], which may be overwritten."""
 
-    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
-        """The sum of negatives times `push_uN` less that of what users are drawn to times `pull_uT`, [u, k]; may
-        overwrite `push_uN`."""
+    def back(self, pull_uT: Tensor, push_uC: Tensor) -> Tensor:
+        """The sum of columns times `push_uC` less that of what users are drawn to times `pull_uT`, [u, k]; may
+        overwrite `push_uC`."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Apart:
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
         return torch.bmm(self.own_uTk, user_uk.unsqueeze(2)).squeeze(2), user_uk @ self.far_Nk.T
 
-    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
-        return (push_uN @ self.far_Nk).sub_(torch.bmm(pull_uT.unsqueeze(1), self.own_uTk).squeeze(1))
+    def back(self, pull_uT: Tensor, push_uC: Tensor) -> Tensor:
+        return (push_uC @ self.far_Nk).sub_(torch.bmm(pull_uT.unsqueeze(1), self.own_uTk).squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,13 @@ class Among:
 
     row_Ck: Tensor
     at_uT: Tensor
-    negatives: int
 
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
         score_uC = user_uk @ self.row_Ck.T
-        return score_uC.gather(1, self.at_uT), score_uC[:, : self.negatives]
+        return score_uC.gather(1, self.at_uT), score_uC
 
-    def back(self, pull_uT: Tensor, push_uN: Tensor) -> Tensor:
-        spare = len(self.row_Ck) - self.negatives
-        all_uC = F.pad(push_uN, (0, spare)) if spare else push_uN
-        return all_uC.scatter_add_(1, self.at_uT, -pull_uT) @ self.row_Ck
+    def back(self, pull_uT: Tensor, push_uC: Tensor) -> Tensor:
+        return push_uC.scatter_add_(1, self.at_uT, -pull_uT) @ self.row_Ck
 
 
 class FoldIn:
@@ -123,7 +120,7 @@ class FoldIn:
         for user_u, drawn in self._blocks(histories):
             for m, item_Ik in enumerate(self.items):
                 if self.columns:
-                    rows: Rows = Among(scored[m], self.columns[1][drawn.item_uT], len(self.negative_N))
+                    rows: Rows = Among(scored[m], self.columns[1][drawn.item_uT])
                 else:
                     rows = self._apart(item_Ik, drawn)
                 out[m, user_u] = self._member(item_Ik, rows, drawn)
@@ -162,21 +159,22 @@ class FoldIn:
     def _member(self, item_Ik: Tensor, rows: Rows, drawn: Drawn) -> Tensor:
         """One member's rows of a block, [u, k]."""
         N, users = len(self.negative_N), len(drawn.factor_u)
+        C = len(self.columns[0]) if isinstance(rows, Among) and self.columns else N
         if self.config.loss == "softmax":
             tau = max(self.config.tau, COLDEST)
-            gradient = _softmax(rows, drawn.weight_uT, (tau, self.config.negatives / N))
-            mean_uk = rows.back(-drawn.weight_uT, item_Ik.new_zeros(users, N))
+            gradient = _softmax(rows, drawn.weight_uT, (tau, self.config.negatives, N))
+            mean_uk = rows.back(-drawn.weight_uT, item_Ik.new_zeros(users, C))
             first_u1 = torch.full_like(mean_uk[:, :1], tau**2)
             return _descend(gradient, F.normalize(mean_uk, dim=1), first_u1, self.config.loss)
         c_N = self.c_I[self.negative_N]
         weight_uN = self.weights.w[2] + self.weights.kappa * self.weights.w[3] * drawn.factor_u.unsqueeze(1) * c_N
-        weight_uN *= self.config.negative_weight / N
+        weight_uC = F.pad(weight_uN * (self.config.negative_weight / N), (0, C - N))
         l2_k = torch.full((item_Ik.shape[1],), self.config.l2, device=item_Ik.device)
         l2_k[self.config.dim :] = self.config.content_l2
-        gradient = _ultragcn(rows, (drawn.weight_uT, weight_uN), l2_k)
+        gradient = _ultragcn(rows, (drawn.weight_uT, weight_uC), l2_k)
         square_I = item_Ik.square().sum(1)
         own_u = (drawn.weight_uT * square_I[drawn.item_uT]).sum(1)
-        steepest_u = (own_u + weight_uN @ square_I[self.negative_N]) / 4 + 2 * l2_k.max()
+        steepest_u = (own_u + weight_uC[:, :N] @ square_I[self.negative_N]) / 4 + 2 * l2_k.max()
         start_uk = item_Ik.new_zeros(users, item_Ik.shape[1])
         return _descend(gradient, start_uk, 1 / steepest_u.unsqueeze(1), self.config.loss)
 
@@ -251,34 +249,34 @@ def _padded(drawn: sp.csr_matrix, T: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ultragcn(rows: Rows, weights: tuple[Tensor, Tensor], l2_k: Tensor) -> Gradient:
     """Of the sum of weighted -log sigmoid(u . v) of positives, -log(1 - sigmoid(u . v)) of negatives, and L2."""
-    weight_uT, weight_uN = weights
+    weight_uT, weight_uC = weights
 
     def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
-        own_uT, far_uN = rows.products(user_uk)
+        own_uT, far_uC = rows.products(user_uk)
         slope_uT = own_uT.neg_().sigmoid_().mul_(weight_uT)
-        slope_uN = far_uN.sigmoid_().mul_(weight_uN)
-        found_uk = rows.back(slope_uT, slope_uN).addcmul_(user_uk, l2_k, value=2)
+        slope_uC = far_uC.sigmoid_().mul_(weight_uC)
+        found_uk = rows.back(slope_uT, slope_uC).addcmul_(user_uk, l2_k, value=2)
         return found_uk, found_uk.norm(dim=1, keepdim=True)
 
     return gradient
 
 
-def _softmax(rows: Rows, weight_uT: Tensor, shape: tuple[float, float]) -> Gradient:
+def _softmax(rows: Rows, weight_uT: Tensor, shape: tuple[float, int, int]) -> Gradient:
     """Of every positive's softmax among negatives, for users of length 1.
 
-    shape: tau, and how many negatives training draws for each of these.
+    shape: tau, how many negatives training draws, and N, those that stand for them here.
     """
-    tau, scale = shape
+    tau, drawn, N = shape
 
     def gradient(user_uk: Tensor) -> tuple[Tensor, Tensor]:
-        own_uT, each_uN = rows.products(user_uk / tau)
-        each_uN.exp_()
-        total_u1 = each_uN.sum(1, keepdim=True)
-        gap_uT = (total_u1 * scale).log() - own_uT
+        own_uT, each_uC = rows.products(user_uk / tau)
+        each_uC.exp_()[:, N:] = 0
+        total_u1 = each_uC.sum(1, keepdim=True)
+        gap_uT = (total_u1 * (drawn / N)).log() - own_uT
         value_u1 = F.softplus(gap_uT).mul_(weight_uT).sum(1, keepdim=True)
         slope_uT = torch.sigmoid(gap_uT).mul_(weight_uT)
-        push_uN = each_uN.mul_(slope_uT.sum(1, keepdim=True) / total_u1)
-        found_uk = rows.back(slope_uT, push_uN).div_(tau)
+        push_uC = each_uC.mul_(slope_uT.sum(1, keepdim=True) / total_u1)
+        found_uk = rows.back(slope_uT, push_uC).div_(tau)
         return found_uk.addcmul_(user_uk, torch.linalg.vecdot(found_uk, user_uk).unsqueeze(1), value=-1), value_u1
 
     return gradient

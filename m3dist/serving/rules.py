@@ -109,8 +109,7 @@ def _by_user(items: Mapping, catalogue: Catalogue, user_ids: pa.Array, named: tu
     who = pc.index_in(typed(list(items), user_ids.type), value_set=user_ids).fill_null(-1).to_numpy()
     user = np.repeat(who, count).astype(np.int64)
     kept = (user >= 0) & (at >= 0)
-    pairs = np.unique(np.stack([user[kept], at[kept]]), axis=1)
-    return Seen.of((pairs[0], pairs[1]), len(user_ids), catalogue.trained_I.device)
+    return Seen.distinct((user[kept], at[kept]), (len(user_ids), len(catalogue)), catalogue.trained_I.device)
 
 
 def diversified(block: Block, content_Iw: Tensor, weight: float, k: int) -> Block:

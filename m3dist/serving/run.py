@@ -258,8 +258,8 @@ class Run:
         for split in SPLITS if (known_n >= 0).any() else ():
             who, what = self.dataset.interactions(split)
             pairs.append(np.stack([place_U[who], what])[:, place_U[who] >= 0])
-        row, item = np.unique(np.concatenate(pairs, axis=1), axis=1).astype(np.int64)
-        seen = Seen.of((row, item), len(given), self.context.engine.device)
+        row, item = np.concatenate(pairs, axis=1).astype(np.int64)
+        seen = Seen.distinct((row, item), (len(given), len(self.catalogue)), self.context.engine.device)
         with self._fitting():
             members = self.score.members.of(list(self.fold_in.rows(seen)))
         group = Group(self._ids(list(histories)), np.arange(len(given)), [seen], Fused(members, self.score.fusion))

@@ -28,6 +28,13 @@ def test_pairs_in_any_order() -> None:
         assert got.item.tolist() == [2, 4, 0, 1, 3]
 
 
+def test_a_pair_that_stands_twice_counts_once() -> None:
+    twice = tuple(np.concatenate([x, x[::-1]]).astype(np.int64) for x in PAIRS)
+    got = Seen.distinct(twice, (5, 6))
+    assert got.bounds.tolist() == got.here.tolist() == [0, 2, 2, 4, 5, 5]
+    assert got.item.tolist() == [2, 4, 0, 1, 3]
+
+
 def test_nobody_has_anything() -> None:
     none = Seen.of((np.array([], dtype=np.int32),) * 2, 3)
     assert none.bounds.tolist() == [0, 0, 0, 0]
