@@ -34,6 +34,7 @@ class Options:
 
 SECTIONS = {
     "steps": "every stage's step: rate, share of the roof, peak memory",
+    "losses": "the steps of stages 1 and 3 under the softmax and under UltraGCN's loss",
     "plain": "the same work by a plain implementation",
     "launches": "launches, waits and copies of every stage's step and of an evaluation block, on a stand-in for a GPU",
     "gpu": "every stage's step captured and not, plain torch at the same batch, all users ranked, a run on --data",
@@ -42,8 +43,8 @@ SECTIONS = {
     "whole": "where the wall-clock of `m3dist train` on --data goes",
 }
 NEED_DATA = ("peers", "whole")
-ON_GPUS = ("steps", "plain", "gpu")
-AT_TIKTOK = ("launches", "gpu")  # at that size alone, where none is named
+ON_GPUS = ("steps", "losses", "plain", "gpu")
+AT_TIKTOK = ("losses", "launches", "gpu")  # at that size alone, where none is named
 
 
 def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Options) -> Iterator[Row]:
@@ -53,6 +54,9 @@ def rows(section: str, sizes: list[str], limits: Roof, folder: Path, options: Op
     if section == "steps":
         for name in sizes:
             yield from steps.measure(subjects(name), name, limits)
+    if section == "losses":
+        for name in sizes:
+            yield from steps.losses(subjects(name), name)
     if section == "plain":
         for name in sizes:
             yield from versus.measure(subjects(name), name)

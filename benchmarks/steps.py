@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks import costs
-from benchmarks.measure import Roof, Row, against_roof, peak_mib, repeated
+from benchmarks.measure import Roof, Row, against_roof, alternate, peak_mib, repeated
 from benchmarks.subjects import Subject, stepping, touched
 from m3dist.evaluation import metrics
 
@@ -23,6 +23,19 @@ def measure(subject: Subject, size: str, limits: Roof) -> Iterator[Row]:
     yield masks(subject, size, limits)
     yield train("merge", subject, size, limits)
     yield ranks(subject, size, limits)
+
+
+def losses(subject: Subject, size: str) -> Iterator[Row]:
+    """A step of each kind under both losses, in turns."""
+    under = {loss: subject.other(f"backbone.loss={loss}") for loss in ("softmax", "ultragcn")}
+    device = subject.data.device.type
+    for kind in ("backbone", "align", "merge"):
+        calls = {loss: repeated(one.step(kind), 3 * TIMES[device]) for loss, one in under.items()}
+        took = alternate(calls, 12, device=device)
+        values = {f"{loss} ms": seconds * 1e3 / (3 * TIMES[device]) for loss, seconds in took.items()}
+        yield Row(
+            "losses", f"{kind} step, {size}", {**values, "softmax / ultragcn": took["softmax"] / took["ultragcn"]}
+        )
 
 
 def cost(kind: str, subject: Subject) -> costs.Cost:
