@@ -157,7 +157,7 @@ class Race(Section):
 class Warm(Section):
     """What a run that starts from another one (`warm_from`) trains: stage 3 alone, with the rows that it takes over."""
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the epochs of stage 3
+    share: Annotated[float, Field(gt=0, le=1)] = 0.15  # of the epochs of stage 3
     lr: PositiveFloat = 0.5  # of the learning rate of stage 3
 
 
