@@ -7,9 +7,12 @@ resume, so parallel work needs no shared generator state.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Key = int | str
 
@@ -25,4 +28,6 @@ def numpy_rng(root: int, *keys: Key) -> np.random.Generator:
 
 
 def torch_rng(root: int, *keys: Key, device: str | torch.device = "cpu") -> torch.Generator:
+    import torch  # here, so that tasks which prepare data do without it
+
     return torch.Generator(device=device).manual_seed(derive(root, *keys))

@@ -171,6 +171,7 @@ class Batch:
 
     negative: [P, N], or [P, b, m] where every positive has its own. size: interactions of the global batch, float32.
     negative_B: of the whole global batch. gather: rows of all workers' batches from this one's, where there are others.
+    filled: of each group, how many positions can have an interaction, which are its first; None where all can.
     """
 
     index_Pb: Tensor  # int32 or int64 positions in this worker's interactions; some interaction where there is none
@@ -183,6 +184,7 @@ class Batch:
     size: Tensor
     negative_B: Tensor
     gather: Gather | None = None
+    filled: tuple[int, ...] | None = None
 
     @functools.cached_property
     def _everyone(self) -> tuple[Tensor, Tensor]:
@@ -234,6 +236,7 @@ class Draws:
         self._nothing = torch.full((), pairs.n_items, dtype=pairs.item.dtype, device=device)
         self._user = pairs.user if n else self._nobody.view(1)
         self._item = pairs.item if n else self._nothing.view(1)
+        self._filled = None if plan.per_positive else tuple((layout.position_Pb < layout.size).sum(1).tolist())
         self._own = None  # positions whose own negatives are this worker's, where these are not all
         if plan.per_positive and not layout.whole:
             self._own = layout.position_Pb.clamp(max=layout.size - 1).to(device)
@@ -290,8 +293,9 @@ class Draws:
             columns = torch.argsort(columns)[: plan.columns]
         size = torch.div(self.pairs.total - 1 - self.step, self.steps, rounding_mode="floor") + 1
         return Batch(
-            index_Pb, valid_Pb, user_Pb, item_Pb, negative, columns, hashes_X, size.float(), all_negatives, self.gather
-        )
+            index_Pb, valid_Pb, user_Pb, item_Pb, negative, columns, hashes_X, size.float(), all_negatives, self.gather,
+            self._filled,
+        )  # fmt: skip
 
     def _interactions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(index, whether there is one, user, item) of the step's interactions."""

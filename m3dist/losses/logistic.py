@@ -52,7 +52,8 @@ class Samples:
     """What the samples of a step weigh, whichever member they train.
 
     share_Pb: a positive's share of the global batch, 1 / B, and 0 where there is none. positive_Pb: weights of the
-    positives. The weight of user u and negative j is base + scale_u weight_j. omega_sX: weights of neighbours.
+    positives. The weight of user u and negative j is base + scale_u weight_j. omega_sX: weights of neighbours. filled:
+    the first so many positions of each group are all that can have a positive; None: all b can.
     """
 
     share_Pb: Tensor
@@ -61,6 +62,7 @@ class Samples:
     scale_Pb: Tensor
     weight_PN: Tensor
     omega_sX: Tensor | None = None
+    filled: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def add_logistic(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coeffici
     out.terms["positive"] = value_MT[:, -1]
     each_Pb = samples.share_Pb * (coefficients.negative_weight / N)
     weights = (each_Pb * samples.base, each_Pb * samples.scale_Pb, samples.weight_PN)
-    out.terms["negative"] = _add_negatives(user_MPbk, item_MLk[:, -P * N :].unflatten(1, (P, N)), weights, out)
+    item_MPNk = item_MLk[:, -P * N :].unflatten(1, (P, N))
+    out.terms["negative"] = _add_negatives(user_MPbk, item_MPNk, weights, samples.filled, out)
 
 
 def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
@@ -132,22 +135,48 @@ def softplus(score: Tensor) -> tuple[Tensor, Tensor]:
     return slope, score.sub_(torch.log(slope))
 
 
-def blocks(shape: tuple[int, int, int, int], device: torch.device) -> Iterator[tuple[slice, slice, list[slice]]]:
+def blocks(
+    shape: tuple[int, int, int, int], device: torch.device, filled: tuple[int, ...] | None = None
+) -> Iterator[tuple[slice, slice, list[slice]]]:
     """Groups, rows and members whose scores [M, P, b, N] are held at once.
 
-    All on a GPU; on a CPU no more than stay in cache, of one member, where a group is split only if it must be.
+    All on a GPU; on a CPU no more than stay in cache, of one member, where a group is split only if it must be, and of
+    `short` groups the filled rows alone.
     """
     M, P, b, N = shape
     if device.type != "cpu":
         yield slice(0, P), slice(0, b), [slice(0, M)]
         return
     groups, rows = max(1, _IN_CACHE // (b * N)), min(b, max(1, _IN_CACHE // N))
-    for group in range(0, P, groups):
-        for row in range(0, b, rows):
-            yield slice(group, group + groups), slice(row, row + rows), [slice(m, m + 1) for m in range(M)]
+    heights = dict(short(filled, b, device))
+    group = 0
+    while group < P:
+        last, height = group + 1, heights.get(group, b)
+        while height == b and last < min(P, group + groups) and last not in heights:
+            last += 1
+        for row in range(0, height, rows):
+            yield slice(group, last), slice(row, min(row + rows, height)), [slice(m, m + 1) for m in range(M)]
+        group = last
 
 
-def _add_negatives(user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, Tensor, Tensor], out: Found) -> Tensor:
+def short(filled: tuple[int, ...] | None, b: int, device: torch.device) -> list[tuple[int, int]]:
+    """(group, rows) of the groups that a worker shares with others, in which most of b positions may have no positive;
+    none on a GPU, which takes all positions at once.
+
+    Groups of a batch differ by one position, which makes none of them short.
+    """
+    if device.type != "cpu":
+        return []
+    return [(group, rows) for group, rows in enumerate(filled or ()) if rows < b - 1]
+
+
+def _add_negatives(
+    user_MPbk: Tensor,
+    item_MPNk: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor],
+    filled: tuple[int, ...] | None,
+    out: Found,
+) -> Tensor:
     """Add the gradients of weighted -log(1 - sigmoid(u . v)) of every user and its group's negatives; the sum [M].
 
     weights: base_Pb, scale_Pb and weight_PN, of which the weight of user u and negative j is base_u + scale_u weight_j
@@ -157,7 +186,7 @@ def _add_negatives(user_MPbk: Tensor, item_MPNk: Tensor, weights: tuple[Tensor, 
     M, P, N, k = item_MPNk.shape
     user_grad, item_grad = out.user_grad_MPbk, out.item_grad_MLk[:, -P * N :].view(M, P, N, k)
     total_M = user_MPbk.new_zeros(M)
-    for at, rows, of in blocks((M, *user_MPbk.shape[1:3], N), user_MPbk.device):
+    for at, rows, of in blocks((M, *user_MPbk.shape[1:3], N), user_MPbk.device, filled):
         weight_pbN = torch.mul(scale_Pb[at, rows, None], weight_PN[at, None]).add_(base_Pb[at, rows, None])
         for members in of:
             user, item = user_MPbk[members, at, rows], item_MPNk[members, at]

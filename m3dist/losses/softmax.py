@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m3dist.losses.logistic import Coefficients, Found, Samples, add_pairs, blocks
+from m3dist.losses.logistic import Coefficients, Found, Samples, add_pairs, blocks, short
 
 _EPSILON = 1e-8  # of squared lengths
 COLDEST = 1 / 80  # the lowest temperature: exp of the largest score is a float32 number
@@ -53,7 +53,7 @@ def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: floa
     a_MXk, far_MJk = user_MXk * user_length_MX1, item_MJk[:, X:] * far_length_MJ1
     score_MX1 = torch.linalg.vecdot(a_MXk, own_MXk).unsqueeze(2).mul_(own_length_MX1)
     weight_Pb = samples.share_Pb * samples.positive_Pb
-    found = _among(a_MXk.view(M, P, b, k), far_MJk.view(M, P, N, k), score_MX1.view(M, P, b), weight_Pb)
+    found = _among(a_MXk.view(M, P, b, k), far_MJk.view(M, P, N, k), score_MX1.view(M, P, b), weight_Pb, samples.filled)
     slope_MX1 = found.slope_MPb.view(M, X, 1) * own_length_MX1
     pull_MXk = found.pull_MPbk.view(M, X, k).addcmul_(own_MXk, slope_MX1, value=-1)  # the gradient of a
     along_MX1 = torch.linalg.vecdot(pull_MXk, a_MXk).unsqueeze(2)
@@ -84,13 +84,18 @@ class _Among:
     push_MPNk: Tensor
 
 
-def _among(a_MPbk: Tensor, far_MPNk: Tensor, score_MPb: Tensor, weight_Pb: Tensor) -> _Among:
+def _among(
+    a_MPbk: Tensor, far_MPNk: Tensor, score_MPb: Tensor, weight_Pb: Tensor, filled: tuple[int, ...] | None
+) -> _Among:
     """Positives of given scores among their groups' negatives. Scores are at most 1 / tau, so exp needs no maximum."""
     M, _, N, _ = far_MPNk.shape
     out = _Among(
         torch.empty_like(score_MPb), torch.empty_like(score_MPb), torch.empty_like(a_MPbk), torch.zeros_like(far_MPNk)
     )
-    for groups, rows, of in blocks((M, *a_MPbk.shape[1:3], N), a_MPbk.device):
+    for group, rows_there in short(filled, a_MPbk.shape[2], a_MPbk.device):
+        for x in (out.value_MPb, out.slope_MPb, out.pull_MPbk):
+            x[:, group, rows_there:] = 0
+    for groups, rows, of in blocks((M, *a_MPbk.shape[1:3], N), a_MPbk.device, filled):
         weight_pb = weight_Pb[groups, rows]
         for members in of:
             at = (members, groups, rows)

@@ -150,7 +150,7 @@ class Backbones:
         base, scale_Pb = weights.negative(batch.user_Pb)
         samples = Samples(
             batch.valid_Pb / batch.size, weights.positive(batch.user_Pb, batch.item_Pb), base, scale_Pb,
-            weights.c_I[batch.negative].flatten(0, -2), omega_sX,
+            weights.c_I[batch.negative].flatten(0, -2), omega_sX, batch.filled,
         )  # fmt: skip
         scored = sum(x.numel() for x in ids)
         ids += [] if more is None else [more]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from m3dist.losses import logistic
 from m3dist.losses.logistic import Coefficients, Constants, Samples, ultragcn
 
 
@@ -22,7 +23,8 @@ def step(M: int, there: torch.Tensor, N: int, s: int, k: int = 3) -> tuple[torch
     user, item = randn(M, P, b, k), randn(M, (s + 1) * X + P * N, k, seed=1)
     positive, scale, weight, omega = (randn(*n, seed=2).abs() for n in ((P, b), (P, b), (P, N), (s, X)))
     share = there.double() / (2 * max(int(there.sum()), 1))
-    return user, item, Samples(share, positive, 0.7, scale, weight, omega if s else None)
+    filled = tuple(int(row.nonzero().max()) + 1 if row.any() else 0 for row in there)
+    return user, item, Samples(share, positive, 0.7, scale, weight, omega if s else None, filled)
 
 
 def dense(user: torch.Tensor, item: torch.Tensor, samples: Samples) -> dict[str, torch.Tensor]:
@@ -46,6 +48,7 @@ def dense(user: torch.Tensor, item: torch.Tensor, samples: Samples) -> dict[str,
 
 ALL = torch.ones(2, 3, dtype=torch.bool)
 SOME = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])  # one group has no positives
+PARTS = torch.arange(400) < torch.tensor([[5], [400], [399], [400], [120]])  # two groups that workers share
 
 
 @pytest.mark.parametrize("M", [1, 3])
@@ -54,7 +57,7 @@ SOME = torch.tensor([[True, True, False], [False, False, False], [True, False, F
     [
         (ALL, 4, 2), (SOME, 4, 1), (SOME, 1, 0), (torch.ones(1, 1, dtype=torch.bool), 1, 1),
         (torch.zeros(1, 2, dtype=torch.bool), 3, 1),
-        (torch.ones(3, 400, dtype=torch.bool), 300, 1),  # scores of several blocks of groups
+        (PARTS, 20, 1), (torch.ones(3, 400, dtype=torch.bool), 300, 1),  # scores of several blocks of groups
         (torch.ones(2, 700, dtype=torch.bool), 500, 1),  # and of several blocks of rows
     ],
 )  # fmt: skip
@@ -71,6 +74,15 @@ def test_value_and_gradients(M: int, there: torch.Tensor, N: int, s: int, monkey
         torch.testing.assert_close(found.terms[name], value.detach(), rtol=1e-9, atol=1e-12)
     for mine, theirs in zip((found.user_grad_MPbk, found.item_grad_MLk), gradients, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("N", [20, 300, 4000])  # several groups at once, one, and a part of one
+def test_positions_that_another_worker_has_are_not_scored(N: int) -> None:
+    times_Pb, filled = torch.zeros(PARTS.shape, dtype=torch.int64), tuple(PARTS.sum(1).tolist())
+    for groups, rows, members in logistic.blocks((2, *PARTS.shape, N), torch.device("cpu"), filled):
+        times_Pb[groups, rows] += len(members)
+    assert (times_Pb[PARTS] == 2).all()
+    assert int(times_Pb[~PARTS].sum()) <= 2  # a group of full height may lack its last
 
 
 def test_extreme_scores_stay_finite() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_logistic import ALL, SOME, floats, step
+from test_logistic import ALL, PARTS, SOME, floats, step
 
 from m3dist.losses.logistic import Coefficients, Samples
 from m3dist.losses.softmax import COLDEST, softmax
@@ -40,6 +40,7 @@ def dense(user: torch.Tensor, item: torch.Tensor, samples: Samples, tau: float) 
         (ALL, 4, 2, 0.25), (ALL, 4, 1, 2.0), (SOME, 4, 1, 0.1), (SOME, 1, 0, 0.25),
         (torch.ones(1, 1, dtype=torch.bool), 1, 1, 0.25),
         (torch.zeros(1, 2, dtype=torch.bool), 3, 1, 0.25),
+        (PARTS, 20, 1, 0.25),
         (torch.ones(3, 400, dtype=torch.bool), 300, 0, 0.25),  # scores of several blocks of groups
         (torch.ones(2, 700, dtype=torch.bool), 500, 0, 0.25),  # and of several blocks of rows
     ],
