@@ -16,8 +16,8 @@ nox.options.sessions = ["lint", "docs", "package", "tests"]
 def lint(session: nox.Session) -> None:
     """Style and types."""
     session.install(".[test]")
-    session.run("ruff", "check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
-    session.run("ruff", "format", "--check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
     session.run("mypy", "m3dist")
 
 
