@@ -1,6 +1,8 @@
 """Features of many things, in parts that a killed run keeps, by this process or by Ray actors.
 
-OUT.parts holds part-00000.parquet and so on until all are there; then OUT is written whole and OUT.parts goes.
+OUT.parts holds part-00000.parquet and so on until all are there; then OUT is written whole and OUT.parts goes. Ray
+Data's map_batches is not used: its blocks have no fixed content that a killed call could find again on disk, and order
+and batches, which a model's rounding depends on, would change with the number of workers.
 """
 
 from __future__ import annotations
