@@ -25,7 +25,7 @@ from m3dist.distributed import devices
 from m3dist.features import models, sources
 from m3dist.features.models import BadThing, Model
 from m3dist.features.sources import Thing
-from m3dist.storage.folders import Folder
+from m3dist.storage.folders import Folder, refuse_other_kinds
 
 _NAMED = 10  # bad things that are named
 
@@ -104,9 +104,10 @@ def _made(maker: Maker, at: int, things: list[Thing]) -> None:
 def extract(things: list[Thing], out: Path, settings: Settings, say: Callable[[str], None]) -> int:
     """Write the features of `things` as a Parquet file that `m3dist prepare` reads: `item_id` and `vector`.
 
-    Returns how many things have none. Raises ValueError on a bad thing unless `skip`, on an unknown model, and where
-    OUT.parts holds parts of another call.
+    Returns how many things have none. Raises ValueError on a bad thing unless `skip`, on an unknown model, where OUT
+    is named as a file of another kind, and where OUT.parts holds parts of another call.
     """
+    refuse_other_kinds(str(out))
     models.check(settings.kind, settings.model)
     out = out.absolute()
     if not out.parent.is_dir() or out.is_dir():
