@@ -5,8 +5,8 @@ DATA ?= data/ml1m
 OLD ?=
 
 lint:
-	ruff check m3dist tests benchmarks
-	ruff format --check m3dist tests benchmarks
+	ruff check
+	ruff format --check
 	mypy m3dist
 
 test:

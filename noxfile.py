@@ -9,15 +9,15 @@ import nox
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "docs", "package", "tests"]
+nox.options.sessions = ["lint", "docs", "package", "features", "tests"]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and types."""
     session.install(".[test]")
-    session.run("ruff", "check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
-    session.run("ruff", "format", "--check", "m3dist", "tests", "benchmarks", "docs", "examples", "noxfile.py")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
     session.run("mypy", "m3dist")
 
 
@@ -26,6 +26,13 @@ def tests(session: nox.Session) -> None:
     """The tests, under every supported Python that is there; arguments behind -- go to pytest."""
     session.install(".[test]")
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def features(session: nox.Session) -> None:
+    """The tests of `m3dist features` with the packages of its models, which the other tests do without."""
+    session.install(".[test,features]")
+    session.run("pytest", "-m", "slow or not slow", *session.posargs, "tests/features")
 
 
 @nox.session

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pydantic
 from omegaconf import OmegaConf
@@ -181,8 +183,42 @@ def validate(raw: dict[str, Any], source: str = "config", model: type[Section] =
     try:
         return model.model_validate(raw)
     except pydantic.ValidationError as error:
-        lines = [_explain(problem, model) for problem in error.errors()]
+        lines = [_explain(problem, model) for problem in _alternatives_joined(error.errors(), model)]
         raise ConfigError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _alternatives_joined(problems: list[Any], model: type[Section]) -> list[Any]:
+    """Problems with one for each value: pydantic states one for each kind that a value may have, and puts the kind's
+    name among the keys. Where a kind fits but for something inside it, that is the problem."""
+    kinds = _of_several_kinds(model)
+    found: dict[tuple, list[Any]] = {}
+    for problem in problems:
+        at = next((n for n in range(len(problem["loc"])) if problem["loc"][:n] in kinds), None)
+        where = problem["loc"] if at is None else problem["loc"][:at] + problem["loc"][at + 1 :]
+        found.setdefault(where[:at], []).append({**problem, "loc": where})
+    out = []
+    for key, same in found.items():
+        if inside := [one for one in same if len(one["loc"]) > len(key)]:
+            out.append(inside[0])
+        else:
+            said = dict.fromkeys(_expected(one) for one in same)
+            out.append({**same[0], "msg": f"Input should be {' or '.join(said)}"} if len(same) > 1 else same[0])
+    return out
+
+
+def _expected(problem: Any) -> str:
+    return problem["msg"].partition(", ")[0].removeprefix("Input should be ")
+
+
+def _of_several_kinds(model: type[Section], prefix: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Where values are that may be of two kinds and more, None apart."""
+    out = set()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            out |= _of_several_kinds(field.annotation, (*prefix, name))
+        elif get_origin(field.annotation) in (Union, UnionType):
+            out |= {(*prefix, name)} if len({*get_args(field.annotation)} - {type(None)}) > 1 else set()
+    return out
 
 
 def _explain(problem: Any, model: type[Section]) -> str:
@@ -198,7 +234,8 @@ def _explain(problem: Any, model: type[Section]) -> str:
         )
         full = next((key for key in known if near and (key == near[0] or key.endswith("." + near[0]))), None)
         return f"{where}: unknown key" + (f"; did you mean {full}?" if full else "")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list in brackets")
+    message = re.sub("a valid dictionary or instance of .*", "a section of keys and values", message)
     given = problem["input"]
     shown = "" if isinstance(given, dict) else f", got {given!r}"
     return f"{where}: {message}{shown}" if where else message

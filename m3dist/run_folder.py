@@ -18,6 +18,7 @@ from m3dist.method import registry
 from m3dist.plan import final_stage, keys, pinned
 from m3dist.storage.artifacts import Store
 from m3dist.storage.folders import Folder
+from m3dist.storage.owner import refuse_data
 from m3dist.training.context import Context
 
 Held = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -131,9 +132,10 @@ def resumed(run: str, overrides: tuple[str, ...]) -> Config:
 
 def check(config: Config) -> None:
     """Raises ValueError before anything is written: the run folder holds a run on other data, whose results would be
-    mixed with these, or the data set is none or not enough.
+    mixed with these, or is a data set, or the data set to train on is none or not enough.
     """
     out = Folder(config.out)
+    refuse_data(out)
     artifact_store(config)
     if out.exists("config.yaml"):
         with out.local("config.yaml") as path:

@@ -134,6 +134,28 @@ def test_lengths_are_numbers_or_auto(key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("merge.epochs=many", "merge.epochs: Input should be a valid integer or 'auto', got 'many'"),
+        ("workers=two", "workers: Input should be a valid integer or a list in brackets, got 'two'"),
+        ("workers=[2,a]", "workers.1: Input should be a valid integer, unable to parse string as an integer, got 'a'"),
+        ("workers=[2]", "workers.1: Field required, got [2]"),
+        ("use_gpu=maybe", "use_gpu: Input should be a valid boolean or 'auto', got 'maybe'"),
+        ("evaluation.k=10", "evaluation.k: Input should be a list in brackets, got 10"),
+        ("merge=3", "merge: Input should be a section of keys and values, got 3"),
+        ("actor_resources.CPU=a", "actor_resources.CPU: Input should be a valid number, unable"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_key(value: str, said: str) -> None:
+    """Also where it may be of two kinds."""
+    with pytest.raises(configs.ConfigError) as error:
+        configs.load(None, [value])
+    head, *lines = str(error.value).splitlines()
+    assert head == "command line:"
+    assert [line.strip()[: len(said)] for line in lines] == [said]
+
+
+@pytest.mark.parametrize(
     ("loss", "want"),
     [
         (

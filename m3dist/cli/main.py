@@ -6,6 +6,7 @@ failed, 4 the training diverged, 130 interrupted; after 3 and 130 the same comma
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import io
@@ -47,6 +48,16 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         return importlib.import_module(f"m3dist.cli.{COMMANDS[name]}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if near := difflib.get_close_matches(args[0], COMMANDS, n=1):
+                error.message += f" Did you mean {near[0]}?"
+            raise
 
 
 @click.group(

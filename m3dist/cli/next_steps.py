@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from m3dist.terminal import printable
@@ -23,7 +24,7 @@ def shown(folder: Path) -> str:
     sets, runs = _newest(folder, "dataset.json"), _newest(folder, "result.json")
     lines: list[tuple[str, str]] = []
     if sets:
-        out = f"runs/{sets.name}"
+        out = f"runs/{sets.name}" + " model=ultragcn" * _has_ids_alone(folder / sets)
         lines += [
             (f"m3dist train data={sets} out={out} --explain", "what each stage will do with these data, and its cost"),
             (f"m3dist train data={sets} out={out}", "train on them"),
@@ -39,6 +40,14 @@ def shown(folder: Path) -> str:
     lines += [*(_FIRST if not sets else _FIRST[-1:]), *_ALWAYS]
     width = max(len(command) for command, _ in lines) + 2
     return printable("\n".join([head, "", *(f"  {command:<{width}}{what}" for command, what in lines)]))
+
+
+def _has_ids_alone(data: Path) -> bool:
+    """Whether a data set states that it has no modality, which M3-InvRL needs."""
+    try:
+        return json.loads((data / "dataset.json").read_text())["modalities"] == {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _newest(folder: Path, name: str) -> Path | None:

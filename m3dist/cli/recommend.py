@@ -43,8 +43,10 @@ def command(run: str, k: int, out: str, users: tuple[str, ...], **given: Any) ->
     from m3dist.serving import parts
     from m3dist.serving.rules import Rules
     from m3dist.serving.run import Run
-    from m3dist.storage.folders import Folder
+    from m3dist.storage.folders import Folder, refuse_other_kinds
 
+    if not given["parts"]:
+        refuse_other_kinds(out)
     target = Folder(out)  # an unknown kind of URI is told before anything is ranked
     file = given["file"]
     wanted = [*users, *(idlists.read_ids(file, given["users_column"]) if file else [])]

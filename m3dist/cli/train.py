@@ -44,6 +44,7 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
     from m3dist import pipeline
 
     if dry_run or explain:
+        pipeline.check(config)
         data = pipeline.open_data(config)
         if explain:
             _explain(config, data)

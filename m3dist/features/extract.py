@@ -1,6 +1,8 @@
 """Features of many things, in parts that a killed run keeps, by this process or by Ray actors.
 
-OUT.parts holds part-00000.parquet and so on until all are there; then OUT is written whole and OUT.parts goes.
+OUT.parts holds part-00000.parquet and so on until all are there; then OUT is written whole and OUT.parts goes. Ray
+Data's map_batches is not used: its blocks have no fixed content that a killed call could find again on disk, and order
+and batches, which a model's rounding depends on, would change with the number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from m3dist.distributed import devices
 from m3dist.features import models, sources
 from m3dist.features.models import BadThing, Model
 from m3dist.features.sources import Thing
-from m3dist.storage.folders import Folder
+from m3dist.storage.folders import Folder, refuse_other_kinds
 
 _NAMED = 10  # bad things that are named
 
@@ -102,9 +104,10 @@ def _made(maker: Maker, at: int, things: list[Thing]) -> None:
 def extract(things: list[Thing], out: Path, settings: Settings, say: Callable[[str], None]) -> int:
     """Write the features of `things` as a Parquet file that `m3dist prepare` reads: `item_id` and `vector`.
 
-    Returns how many things have none. Raises ValueError on a bad thing unless `skip`, on an unknown model, and where
-    OUT.parts holds parts of another call.
+    Returns how many things have none. Raises ValueError on a bad thing unless `skip`, on an unknown model, where OUT
+    is named as a file of another kind, and where OUT.parts holds parts of another call.
     """
+    refuse_other_kinds(str(out))
     models.check(settings.kind, settings.model)
     out = out.absolute()
     if not out.parent.is_dir() or out.is_dir():

@@ -76,8 +76,9 @@ class Reported:
 
     @cached_property
     def metrics(self) -> dict[str, Estimate]:
-        """Of the test: with intervals where every user's value is known."""
-        stated = {name: Estimate(float(x)) for name, x in self.run.result["test"].items()}
+        """Of the test: with intervals where every user's value is known; weights of the fusion by modality."""
+        weights = {f"fusion weight {m}": f"fusion weight of {x}" for m, x in enumerate(self.run.dataset.modalities)}
+        stated = {weights.get(name, name): Estimate(float(x)) for name, x in self.run.result["test"].items()}
         known = {name: Estimate.of(x) for name, x in self.values.items()} | self.cold
         return {name: known.get(name, estimate) for name, estimate in stated.items()}
 

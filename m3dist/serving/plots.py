@@ -67,10 +67,13 @@ class Plots:
         names = [*modalities, "common"] if count == len(modalities) + 1 else [str(r) for r in range(count)]
         axes = _panels(count)
         for r, (axis, title) in enumerate(zip(axes, names, strict=True)):
-            environments = [name for name in rounds[0] if name.startswith(f"{r}/environment ")]
-            sizes = np.array([[one[name] for one in rounds] for name in environments])
-            axis.stackplot(np.arange(1, len(rounds) + 1), sizes, labels=[name.split()[-1] for name in environments])
-            axis.set(title=title, xlabel="round")
+            at = np.arange(1, len(rounds) + 1)
+            below = np.zeros(len(rounds))
+            for name in (name for name in rounds[0] if name.startswith(f"{r}/environment ")):
+                size = np.array([one[name] for one in rounds])
+                axis.bar(at, size, bottom=below, label=name.split()[-1])
+                below += size
+            axis.set(title=title, xlabel="round", xticks=at)
         axes[0].set_ylabel("interactions")
         return axes
 

@@ -26,6 +26,13 @@ if TYPE_CHECKING:  # what only looks at files, as Ray's controller and checks of
 _LARGEST = 256 << 20  # bytes of a text file of a run
 
 
+def refuse_other_kinds(out: str) -> None:
+    """Raises ValueError where the name of a Parquet file to write says that it is a file of another kind."""
+    stem, _, kind = out.rpartition(".")
+    if kind.lower() in ("csv", "tsv", "txt", "json", "jsonl", "xlsx", "npy"):
+        raise ValueError(f"{out}: would be a Parquet file, which pandas.read_parquet reads; name it {stem}.parquet")
+
+
 class Folder:
     """A folder by path or URI; names are relative to it and may hold slashes.
 

@@ -48,8 +48,10 @@ class Owner:
 def alone(folder: Folder) -> Iterator[Owner]:
     """Be the only one who works in a folder while the block runs; the folder of a dead process is taken over.
 
-    Raises ValueError, which names the owner, when another process lives there or takes the folder over meanwhile.
+    Raises ValueError, which names the owner, when another process lives there or takes the folder over meanwhile, and
+    where the folder is a prepared data set.
     """
+    refuse_data(folder)
     mine = Owner()
     with _lease(folder, mine) if folder.is_local else _claim(folder, mine), _renewed(folder, mine):
         try:
@@ -59,6 +61,12 @@ def alone(folder: Folder) -> Iterator[Owner]:
                 raise
         if mine.lost.is_set():
             raise ValueError(_refusal(folder, _record(folder), "took it over, as this process did not answer"))
+
+
+def refuse_data(folder: Folder) -> None:
+    """Raises ValueError where the folder is a prepared data set: with other files in it, none replaces it any more."""
+    if folder.exists("dataset.json"):
+        raise ValueError(f"out={folder}: is a prepared data set; choose another folder for what is trained on it")
 
 
 def _refusal(folder: Folder, record: dict[str, Any], what: str = "works there") -> str:

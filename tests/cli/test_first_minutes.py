@@ -44,6 +44,11 @@ def test_m3dist_alone_says_what_to_do_next(
     assert call() == 0
     assert ["train", "data=data/films", "out=runs/films", "--explain"] in commands(capsys.readouterr().out)
 
+    (tmp_path / "data/films/dataset.json").write_text('{"modalities": {}}')
+    assert call() == 0
+    assert ["train", "data=data/films", "out=runs/films", "model=ultragcn"] in commands(capsys.readouterr().out)
+    (tmp_path / "data/films/dataset.json").write_text("{}")
+
     (tmp_path / "default/planted").mkdir(parents=True)  # a run that made its data
     (tmp_path / "default/config.yaml").write_text("")
     (tmp_path / "default/planted/dataset.json").write_text("{}")
@@ -60,6 +65,32 @@ def test_m3dist_alone_says_what_to_do_next(
             command = cli.get_command(click.Context(cli), words[0])
             assert command is not None
             command.make_context("m3dist", words[1:])
+
+
+@pytest.mark.parametrize(("given", "meant"), [("trian", "train"), ("reccomend", "recommend"), ("zzz", None)])
+def test_a_mistyped_command_is_told(given: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(given) == 2
+    said = capsys.readouterr().err
+    assert "No such command" in said
+    assert ("Did you mean" in said) == bool(meant)
+    assert not meant or f"Did you mean {meant}? (help: docs/start.md)" in said
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--explain"], []])
+def test_what_cannot_be_trained_is_said_before(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a data set's own folder is not trained into: nothing could replace it any more."""
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(12) for i in range(12)))
+    data = tmp_path / "data"
+    assert call("prepare", "tables", tmp_path / "pairs.csv", data, "--split", "random") == 0
+    before = sorted(data.rglob("*"))
+    assert call("train", f"data={data}", f"out={tmp_path / 'run'}", *options) == 2
+    assert "has no item features, which m3-invrl needs; use model=ultragcn" in capsys.readouterr().err
+    assert call("train", f"data={data}", "model=ultragcn", f"out={data}", *options) == 2
+    assert f"out={data}: is a prepared data set; choose another folder" in capsys.readouterr().err
+    assert call("train", f"out={data}", *options) == 2
+    assert sorted(data.rglob("*")) == before
 
 
 def test_explain_says_what_a_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

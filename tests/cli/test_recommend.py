@@ -33,6 +33,17 @@ def test_recommend_to_the_users_of_a_file(
     assert not (tmp_path / "no.parquet").exists()
 
 
+@pytest.mark.parametrize("name", ["top.csv", "top.JSON"])
+def test_a_parquet_file_is_not_named_otherwise(
+    name: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("recommend", finished_run, "--out", tmp_path / name) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / name}: would be a Parquet file" in said
+    assert f"name it {tmp_path / 'top.parquet'}" in said
+    assert not (tmp_path / name).exists()
+
+
 def test_by_a_file_uri(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", finished_run) == 0
     local = capsys.readouterr().out

@@ -219,6 +219,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert all((ROOT / "docs" / page).exists() for page in told)
 
 
+def test_pictures_of_the_docs_are_small_and_shown() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    pictures = sorted((ROOT / "docs").glob("*.png"))
+    assert len(pictures) == 4
+    assert not [one.name for one in pictures if one.stat().st_size > 150_000 or f"{one.name})" not in text]
+
+
 def test_links_out_of_the_site_lead_to_the_repository_or_nowhere() -> None:
     spec = importlib.util.spec_from_file_location("outside", ROOT / "docs/outside.py")
     assert spec is not None

@@ -127,11 +127,13 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     out = tmp_path / "x.parquet"
     twice = tmp_path / "twice.csv"
     twice.write_text("item_id,text\n1,a\n1,b\n")
+    (tmp_path / "once.csv").write_text("item_id,text\n1,a\n")
     for arguments, said in (
         (("images", tmp_path / "none", out), "no such folder"),
         (("images", tmp_path / "pictures", out), "no images"),
         (("text", twice, out), "stands twice"),
         (("text", tmp_path / "none.csv", out), "no such file"),
+        (("text", tmp_path / "once.csv", tmp_path / "x.csv"), "x.csv: would be a Parquet file"),
     ):
         assert call("features", *arguments, "--model", tmp_path / "model") == 2
         told = capsys.readouterr().err

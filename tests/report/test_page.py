@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
+import importlib.util
+import io
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +103,8 @@ def test_several_runs_side_by_side(finished_run: Path, tmp_path: Path, capsys: p
     first, other = (table["ndcg@10"].to_numpy().mean() for table in tables)
     assert re.search(rf"ndcg@10\s+{first:.4f} \[0\.\d{{4}}, 0\.\d{{4}}\]\s*{other:.4f} \[", page.text)
     assert re.search(rf"ndcg@10\s+{other - first:+.4f} \[".replace("+", r"\+", 1), page.text)
+    weight = json.loads((finished_run / "result.json").read_text())["test"]["fusion weight 1"]
+    assert re.search(rf"fusion weight of modality1\s+{weight:.4f}", page.text)
     assert list(tmp_path.glob(".*partial")) == []
 
 
@@ -118,6 +125,72 @@ def test_what_strangers_wrote_is_text(shown: Path) -> None:
     assert [link for link in page.links if link.startswith("data:image/jpeg;base64,")]
     assert "item 0.png: no picture could be read" in page.text
     assert "default-src 'none'" in shown.read_text()
+
+
+def test_every_picture_is_one_and_refers_to_nothing(shown: Path) -> None:
+    from PIL import Image
+
+    kinds = set()
+    for link in Read(shown).links:
+        kind, _, data = link.partition(";base64,")
+        kinds.add(kind)
+        if kind == "data:image/jpeg":
+            Image.open(io.BytesIO(base64.b64decode(data, validate=True))).load()
+            continue
+        drawn = ElementTree.fromstring(base64.b64decode(data, validate=True))
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        inside = [value for one in drawn.iter() for name, value in one.items() if name.endswith("href")]
+        assert all(value.startswith("#") for value in inside)
+    assert kinds == {"data:image/jpeg", "data:image/svg+xml"}
+    assert "url(" not in shown.read_text()
+    assert "@import" not in shown.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """docs/browser.py, where there is a Chromium for it."""
+    path = Path(__file__).parents[2] / "docs/browser.py"
+    spec = importlib.util.spec_from_file_location("browser", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    if module.found() is None:
+        pytest.skip(f"no browser: none of {', '.join(module.NAMES)} is on the PATH; apt-get install chromium")
+    return module
+
+
+def test_a_browser_shows_all_and_asks_for_nothing(browser: Any, shown: Path, tmp_path: Path) -> None:
+    """As it is; and without the line that forbids scripts and the network, so that it is known to need neither."""
+    seen = browser.opened(shown)
+    assert (seen.errors, seen.requests) == ([], [])
+    (tmp_path / "seen.html").write_text(seen.dom)
+    page = Read(tmp_path / "seen.html")
+    for title in ("Runs", "Metrics on the test split", "Sparse users", "Cold items", "Inside", "Recommendations"):
+        assert title in page.text
+    assert page.text.count("User ") == 3
+    text, removed = re.subn(r"<meta http-equiv=[^>]*>", "", shown.read_text())
+    assert removed == 1
+    measure = """<script>onload = () => { const root = document.documentElement; document.title = JSON.stringify({
+        pictures: document.images.length, wide: root.scrollWidth - root.clientWidth,
+        broken: [...document.images].filter(one => !one.naturalWidth || !one.offsetWidth).length}) }</script>"""
+    (tmp_path / "open.html").write_text(text + measure)
+    for width in (1100, 500):  # a desk's and a telephone's
+        seen = browser.opened(tmp_path / "open.html", (width, 900))
+        assert (seen.errors, seen.requests) == ([], [])
+        measured = json.loads(re.findall("<title>(.*?)</title>", seen.dom)[0])
+        assert measured == {"pictures": len(page.links), "wide": 0, "broken": 0}
+
+
+def test_a_browser_would_tell(browser: Any, tmp_path: Path) -> None:
+    """That is, errors of scripts and requests are seen where there are any."""
+    page = tmp_path / "page.html"
+    page.write_text('<p id=a></p><img src="https://x.example/1.png"><script>a.textContent = 1 + 1; none()</script>')
+    seen = browser.opened(page)
+    assert '<p id="a">2</p>' in seen.dom
+    assert [("none is not defined" in line) for line in seen.errors] == [True]
+    assert seen.requests == ["x.example:443"]
 
 
 def test_cold_items_have_intervals(titled: Path, shown: Path) -> None:

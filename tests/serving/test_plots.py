@@ -39,9 +39,12 @@ def test_environments(plot: m3dist.Run) -> None:
     rounds = plot.result["stages"]["invariance"]["rounds"]
     assert len(axes) == 4
     for r, axis in enumerate(axes):
-        top = max(point[1] for layer in axis.collections for path in layer.get_paths() for point in path.vertices)
-        assert len(axis.collections) == 3
-        assert top == sum(rounds[-1][f"{r}/environment {e}"] for e in range(3))
+        assert [bars.get_label() for bars in axis.containers] == ["0", "1", "2"]
+        for e, bars in enumerate(axis.containers):
+            assert [bar.get_height() for bar in bars] == [one[f"{r}/environment {e}"] for one in rounds]
+            assert [round(bar.get_center()[0], 6) for bar in bars] == [1, 2]
+        tops = [bar.get_y() + bar.get_height() for bar in axis.containers[-1]]
+        assert tops == [sum(one[f"{r}/environment {e}"] for e in range(3)) for one in rounds]
 
 
 def test_fusion(plot: m3dist.Run) -> None:

@@ -32,6 +32,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "SETTLE", 0.3)
 
 
+def test_a_data_set_is_no_folder_to_work_in(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is a prepared data set; choose another folder"), alone(Folder(tmp_path)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
 def hold_forever(root: Path, sign: Path) -> None:
     leases.HEARTBEAT, leases.EXPIRY = 0.3, 4.0
     with alone(Folder(root)):
