@@ -20,7 +20,7 @@ from m3dist import config, pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SMALL = TINY + "merge: {epochs: 2, masks: learned}\n"
-PACED = ("merge.epochs=600", "merge.patience=0", "merge.evaluate_every=100", "checkpoint.every_epochs=5")
+PACED = ("merge.epochs=300", "merge.patience=0", "merge.evaluate_every=100", "checkpoint.every_epochs=3")
 
 
 def _killed(pids: list[int]) -> None:
@@ -88,7 +88,7 @@ def test_an_elastic_run_grows_and_shrinks(tmp_path):
         elastic = ("workers=[1,2]", "cluster.resize_seconds=2", f"out={out}", *PACED)
         process, said = _paced(place, "small.yaml", *elastic)
         _says(process, said, "1 worker on ")
-        assert place.script("add", "1", CPUS="1").returncode == 0
+        assert place.script("add", "1", CPUS="1", PYTHONPATH=str(ROOT)).returncode == 0
         _says(process, said, "2 workers now, 1 before, new: ")
         wait(lambda: _workers_logged(out) == {1.0, 2.0}, 200)
         assert place.script("remove", "1").returncode == 0
@@ -125,7 +125,7 @@ def test_a_job_whose_head_is_killed_goes_on_when_given_again(tmp_path):
     place = start(folder, tmp_path, nodes=1, PYTHONPATH=str(ROOT))
     try:
         process, said = _paced(place, *arguments)
-        _says(process, said, "merge 20: loss")
+        _says(process, said, "merge 10: loss")
         _killed(family(int((place.state / "head.pid").read_text())))
         assert process.wait(timeout=300) == 3, "".join(said)
         assert "submit the same command again when it is back" in said[-1]
@@ -136,6 +136,6 @@ def test_a_job_whose_head_is_killed_goes_on_when_given_again(tmp_path):
         process, said = _paced(place, *arguments)
         _says(process, said, "1 worker on ")
         _ends_the_same(process, said, tmp_path)
-        assert not any(line.startswith(("align 0", "merge 10:")) for line in said)  # what was done is not done again
+        assert not any(line.startswith(("align 0", "merge 3:")) for line in said)  # what was done is not done again
     finally:
         place.script("--stop")
