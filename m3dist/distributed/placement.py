@@ -30,7 +30,7 @@ def connect() -> None:
         _look(address)
         logging.getLogger("ray").setLevel(logging.WARNING)
         before = signal.getsignal(signal.SIGTERM)
-        if address:
+        if address not in ("", "local"):
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         else:
             start(logging_level=logging.WARNING)

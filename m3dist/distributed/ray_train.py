@@ -157,8 +157,7 @@ class _Driver:
     def release(self) -> None:
         """End the workers of a controller that died, and give back what they hold.
 
-        Ray Train's own cleaner asks the dashboard for the controller's state and gives up where several Ray clusters
-        run on one machine.
+        Ray Train's own cleaner asks a dashboard for the controller's state, and a Ray that a command starts has none.
         """
         if self.group is not None:
             ray.util.remove_placement_group(self.group)

@@ -151,11 +151,16 @@ def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> N
 
 
 def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
+    """It has not loaded torch, which takes seconds, and on one node nothing waits for a node to be taken back."""
+
     def work(engine: Any, tracker: Any) -> None:
         if not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             for process in psutil.Process(os.getppid()).children(recursive=True):  # of this session's raylet
+                with (tmp_path / "names").open("a") as file:
+                    file.write(" ".join(process.cmdline()) + "\n")
                 if " ".join(process.cmdline()).startswith("ray::TrainController"):
+                    (tmp_path / "maps").write_text(Path(f"/proc/{process.pid}/maps").read_text())
                     process.kill()
             time.sleep(60)  # ended with its controller
         tracker.log("fine", 0, {"loss": 1.0})
@@ -168,6 +173,10 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["workers"]) == (1.0, 1.0)
+    assert "libarrow" in (tmp_path / "maps").read_text()
+    assert "libtorch" not in (tmp_path / "maps").read_text()
+    assert "ray::RayTrainWorker" in (tmp_path / "names").read_text()
+    assert "PreemptionWatcher" not in (tmp_path / "names").read_text()
 
 
 def test_ray_prints_nothing_of_its_own_about_dead_processes() -> None:
