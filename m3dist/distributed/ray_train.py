@@ -68,11 +68,10 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
+    driver = _Driver(relay, tracker, callbacks, watch)
     try:
         for attempt in range(placement.failures(config) + 1):
-            trainer = _trainer(task, config, relay, callbacks is not None)
-            driver = _Driver(relay, tracker, callbacks, watch)
-            end, error = driver.follow(trainer)
+            end, error = driver.follow(_trainer(task, config, relay, callbacks is not None))
             if end is not None:
                 raise _ENDS[end[0]](end[1])
             if error is None:
@@ -121,6 +120,7 @@ class _Driver:
     def __init__(self, relay: Any, tracker: Tracker, callbacks: Heard | None, watch: Watch):
         self.relay, self.tracker, self.callbacks, self.watch = relay, tracker, callbacks, watch
         self.group: Any = None  # the placement group that the workers are in
+        self.handled = 0  # events of the relay, which counts on when a controller is started again
 
     def follow(self, trainer: DataParallelTrainer) -> tuple[tuple[str, str] | None, BaseException | None]:
         """Run the trainer; (how the workers said that the run ended, the error of Ray Train), either may be None."""
@@ -135,12 +135,12 @@ class _Driver:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)  # elsewhere Ray would take over SIGINT
         with Interrupts(self.tracker.interrupted) as interrupts:
             thread.start()
-            handled, told, end = 0, False, None
+            told, end = False, None
             while True:
                 alive = thread.is_alive()
-                events, end = self._pull(handled)
+                events, end = self._pull()
                 for event in events:
-                    handled += 1
+                    self.handled += 1
                     try:
                         self._show(event)
                     except Stopped:
@@ -162,9 +162,9 @@ class _Driver:
         if self.group is not None:
             ray.util.remove_placement_group(self.group)
 
-    def _pull(self, handled: int) -> tuple[list[tuple], tuple[str, str] | None]:
+    def _pull(self) -> tuple[list[tuple], tuple[str, str] | None]:
         try:
-            return ray.get(self.relay.pull.remote(handled))
+            return ray.get(self.relay.pull.remote(self.handled))
         except RayActorError:
             raise RunFailed("the relay on this node died: killed from outside, or out of memory") from None
         except RayError as error:

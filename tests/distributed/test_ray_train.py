@@ -22,7 +22,7 @@ from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.distributed import ray_train as launch
 from m3dist.distributed import watch
-from m3dist.training.callbacks import Callback, Stopped
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.tracking import RunFailed, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
@@ -151,7 +151,15 @@ def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> N
 
 
 def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
-    """It has not loaded torch, which takes seconds, and on one node nothing waits for a node to be taken back."""
+    """It has not loaded torch, which takes seconds, and on one node nothing waits for a node to be taken back.
+
+    Callbacks hear the workers of the second one, too.
+    """
+    heard: list[tuple[str, int]] = []
+
+    class Hears(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            heard.append((stage, epoch))
 
     def work(engine: Any, tracker: Any) -> None:
         if not (tmp_path / "killed").exists():
@@ -168,7 +176,9 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = Tracker(None)
     tracker.say = said.append  # type: ignore[method-assign]
-    launch.run(launch.Task(work, "controller"), small("workers=1", f"out={tmp_path}"), tracker)
+    task = launch.Task(work, "controller")
+    launch.run(task, small("workers=1", f"out={tmp_path}"), tracker, Callbacks([Hears()]))
+    assert heard == [("fine", 0)]
     said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
