@@ -17,6 +17,7 @@ PORT=${PORT:-8265} CPUS=${CPUS:-2} GPUS=${GPUS:-0} MEMORY=${MEMORY:-200000000}
 STATE=${STATE:-${TMPDIR:-/tmp}/m3dist-local-$(id -u)-$PORT}
 export M3DIST_LOCAL_CLUSTER=$STATE             # every process of the cluster carries this mark
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0     # what makes Ray keep 127.0.0.1 and not look for a public address
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$PORT # Ray Train asks a dashboard, which must not be another Ray's
 export RAY_DISABLE_IMPORT_WARNING=1 RAY_USAGE_STATS_ENABLED=${RAY_USAGE_STATS_ENABLED:-0}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # processes that share cores run one thread each
 

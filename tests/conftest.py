@@ -25,8 +25,10 @@ def ray_here() -> Iterator[None]:
     """Ray with two CPUs in a temporary folder of its own; gone, with all its processes, after the session."""
     import ray
 
+    from m3dist.distributed import placement
+
     folder = tempfile.mkdtemp(prefix="m3ray")  # short: Ray's sockets must fit 107 bytes
-    ray.init(address="local", num_cpus=2, _temp_dir=folder, log_to_driver=False, logging_level="ERROR")
+    placement.start(num_cpus=2, _temp_dir=folder, logging_level="ERROR")
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

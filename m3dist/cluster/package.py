@@ -40,10 +40,12 @@ class _Path:
 
 _PATHS = {  # by verb, by the name of click's parameter; train and tune have theirs in a config
     "prepare": {"src": _Path(uri=False), "dst": _Path("parent", uri=False)},
+    "features": {"src": _Path(uri=False), "model": _Path(uri=False), "out": _Path("parent", uri=False)},
     "train": {"resume": _Path("itself")},
     "evaluate": {"run": _Path()},
-    "recommend": {"run": _Path(), "out": _Path("parent")},
+    "recommend": {"run": _Path(), "out": _Path("parent"), "new_items": _Path(uri=False)},
     "export": {"run": _Path(), "dst": _Path("parent")},
+    "report": {"runs": _Path(), "out": _Path("parent"), "pictures": _Path(uri=False)},
     "reproduce": {
         "data": _Path("itself", uri=False),
         "temporal": _Path("itself", uri=False),
@@ -80,11 +82,12 @@ def plan(arguments: Sequence[str]) -> Job:
     if job.verb in ("submit", "jobs", "doctor", "init"):
         raise ValueError(f"{job.verb}: runs on this machine, not in a job")
     given = _given(job.arguments)
-    stay = [given.get(name) for name in _PATHS.get(job.verb, {}) if _shared(job, given, name)]
+    paths = _paths(job.verb, given)
+    stay = [given.get(name) for name, path in paths.items() if path.shared]
     for argument in job.arguments[1:]:
         if "=" not in argument and argument not in stay and Path(argument).is_file():
             _travel(Path(argument).resolve(), job.files)
-    _places(job, given)
+    _places(job, given, paths)
     if job.verb == "train":
         _training(job, given)
     if job.verb == "tune":
@@ -176,33 +179,41 @@ def _yaml(path: Path) -> Any:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _places(job: Job, given: dict[str, Any]) -> None:
-    """Folders named by key=value, or by the arguments and options in _PATHS. Raises ValueError: one is out of reach."""
+def _places(job: Job, given: dict[str, Any], paths: dict[str, _Path]) -> None:
+    """Folders named by key=value, or by arguments and options. Raises ValueError: one is out of reach."""
     for word in job.arguments[1:]:
         name, equals, value = word.partition("=")
         if name in _PLACES and equals and value != "synthetic":
             job.places[name] = value
         elif name in _PLACES and value == "synthetic":
             job.places.pop(name, None)
-    for name, path in _PATHS.get(job.verb, {}).items():
-        folder = given.get(name)
-        if not isinstance(folder, str):  # click has its own marks for what was not given
+    for name, path in paths.items():
+        found = given.get(name)
+        if not isinstance(found, str | tuple | list):  # click has its own marks for what was not given
             if path.default:
                 _reachable(name, path.default, path.uri, default=True)
             continue
-        if Path(folder).resolve() in job.files:
-            continue
-        _reachable(name, folder, path.uri)
-        job.paths[name] = folder
-        if shared := _shared(job, given, name):
-            job.places[name] = folder if shared == "itself" else _parent(folder)
+        for folder in [found] if isinstance(found, str) else found:
+            if Path(folder).resolve() in job.files:
+                continue
+            _reachable(name, folder, path.uri)
+            job.paths[name] = folder
+            if path.shared:
+                job.places[name] = folder if path.shared == "itself" else _parent(folder)
 
 
-def _shared(job: Job, given: dict[str, Any], name: str) -> str:
-    """What every node must reach of a path, see _Path; of a source that tasks on all nodes read, itself."""
-    if (job.verb, name, given.get("engine")) == ("prepare", "src", "ray"):
-        return "itself"
-    return _PATHS[job.verb][name].shared
+def _paths(verb: str, given: dict[str, Any]) -> dict[str, _Path]:
+    """The paths of a command. A source that tasks or actors on all nodes read must be on all of them."""
+    paths = dict(_PATHS.get(verb, {}))
+    if verb == "prepare" and given.get("engine") == "ray":
+        paths["src"] = _Path("itself", uri=False)
+    if verb == "prepare" and "name" in given:  # of a download
+        paths["folder"] = _Path("itself", uri=False, default="data/raw")
+    if verb == "features" and given.get("kind") == "audio":
+        del paths["model"]  # a name
+    if verb == "features" and str(given.get("workers")).isdigit() and int(given["workers"]):
+        paths |= {name: _Path("itself", uri=False) for name in ("src", "model") if name in paths}
+    return paths
 
 
 def _given(arguments: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from m3dist.distributed import nodes
 from m3dist.distributed.relay import Cause, Member
@@ -155,6 +155,8 @@ def failure(error: BaseException, members: dict[int, Member]) -> str:
     inner = getattr(error, "controller_failure", error)  # ray.train.ControllerError
     if getattr(inner, "actor_init_failed", False):  # its message is a traceback, whose last line says what was raised
         return f"Ray Train's controller could not start: {_lines(inner)[-1]}"
+    if isinstance(inner, RayTaskError):  # of a worker before it trains, as on a node without m3dist; likewise
+        return f"a worker could not start: {_lines(inner)[-1]}"
     return one_line(inner)
 
 

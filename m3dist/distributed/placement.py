@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import threading
+from typing import Any
 
 import ray
 
@@ -16,6 +17,7 @@ from m3dist.distributed import nodes
 from m3dist.training.tracking import RunFailed
 
 _PATIENCE = 10  # seconds for the head of a cluster to answer; Ray itself tries for many minutes
+_NOWHERE = "http://127.0.0.1:9"  # the port of the discard service, where no dashboard answers
 
 
 def connect() -> None:
@@ -24,13 +26,35 @@ def connect() -> None:
     Raises RunFailed where nothing answers at that address.
     """
     if not ray.is_initialized():
-        _look(os.environ.get("RAY_ADDRESS", ""))
+        address = os.environ.get("RAY_ADDRESS", "")
+        _look(address)
         logging.getLogger("ray").setLevel(logging.WARNING)
         before = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if address not in ("", "local"):
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            start(logging_level=logging.WARNING)
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
         _silence()
+
+
+def start(**options: Any) -> None:
+    """Start a Ray on this machine that ends with this process. options: further ones of ray.init.
+
+    It has no dashboard, whose processes take seconds to start. An actor of Ray Train asks a dashboard whether Ray
+    Train's controller lives; where another Ray runs on the machine it would ask that one's, which knows no such
+    controller, and would end the workers. So its processes are told to look where none is.
+    """
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = _NOWHERE
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _look(address: str) -> None:

@@ -10,34 +10,30 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import traceback
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train
-import torch
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from m3dist.config import Config
-from m3dist.distributed import diagnosis, nodes, placement
-from m3dist.distributed.engine import Engine
+from m3dist.distributed import diagnosis, nodes, placement, worker
 from m3dist.distributed.metrics import RunMetrics
 from m3dist.distributed.placement import check, connect, least_workers, per_worker, require
+from m3dist.distributed.process_group import Group
 from m3dist.distributed.relay import Relay
-from m3dist.distributed.reporting import POLL, Remote, WorkerTracker, announce
+from m3dist.distributed.reporting import POLL
 from m3dist.distributed.watch import Watch
+from m3dist.distributed.worker import Work
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Stopped
 from m3dist.training.tracking import Heard, Interrupts, RunFailed, Tracker
 
 __all__ = ["Task", "check", "connect", "least_workers", "per_worker", "require", "run"]
 
-Work = Callable[[Engine, Tracker], None]
 _ENDS = {kind.__name__: kind for kind in (Stopped, KeyboardInterrupt, FloatingPointError, ValueError, RunFailed)}
 
 
@@ -50,40 +46,6 @@ class Task:
 
     work: Work
     name: str
-
-
-def _worker(loop: dict[str, Any]) -> None:
-    """The training function of Ray Train."""
-    config, relay = loop["config"], loop["relay"]
-    if ray.get(relay.ended.remote()) is not None:  # a restart after an error that a restart cannot mend
-        return
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, int(per_worker(config)["CPU"])))
-    device = ray.train.torch.get_device() if config.use_gpu else "cpu"
-    engine = Engine.of(config, rank, world, device)
-    announce(relay, rank, world)
-    mine = WorkerTracker(config.out, Remote(relay), loop["listens"], world) if rank == 0 else Tracker(None)
-    try:
-        with mine as tracker:
-            loop["work"](engine, tracker)
-    except (Stopped, KeyboardInterrupt, FloatingPointError) as end:  # all workers come here together
-        if rank == 0:
-            ray.get(relay.finish.remote(type(end).__name__, str(end)))
-    except Exception as error:
-        if not diagnosis.of_a_peer(error):  # a restart would meet it again
-            traceback.print_exc()
-            ray.get(relay.finish.remote(*_plain(error, rank)))
-        raise
-
-
-def _plain(error: Exception, rank: int) -> tuple[str, str]:
-    """(kind, one line) of what went wrong in a worker."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return "RunFailed", f"worker {rank} ran out of memory ({diagnosis.one_line(error)}); {diagnosis.ADVICE}"
-    if isinstance(error, ValueError):
-        return "ValueError", str(error)
-    return "RunFailed", f"worker {rank} failed: {diagnosis.located(error)}"
 
 
 def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = None) -> None:
@@ -99,14 +61,17 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
         config = config.model_copy(update={"use_gpu": there})
     check(config)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of 2: ends and failures are seen sooner
+    if isinstance(config.workers, tuple):  # of 60: after a lost node it may first ask for more than there is room for
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    if len(nodes.alive()) == 1 and not config.autoscaling:  # a process that waits for a node to be taken back
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
+    driver = _Driver(relay, tracker, callbacks, watch)
     try:
         for attempt in range(placement.failures(config) + 1):
-            trainer = _trainer(task, config, relay, callbacks is not None)
-            driver = _Driver(relay, tracker, callbacks, watch)
-            end, error = driver.follow(trainer)
+            end, error = driver.follow(_trainer(task, config, relay, callbacks is not None))
             if end is not None:
                 raise _ENDS[end[0]](end[1])
             if error is None:
@@ -122,14 +87,15 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
             storage.remove()
 
 
-def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> TorchTrainer:
+def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> DataParallelTrainer:
     storage = Folder(config.out) / "ray"
-    loop = {"config": config, "relay": relay, "work": task.work, "listens": listens}
+    # packed, since Ray Train's controller would load torch to unpack it
+    loop = {"relay": relay, "packed": ray.cloudpickle.dumps((config, task.work, listens))}
     growth = {"elastic_resize_monitor_interval_s": config.cluster.resize_seconds}
-    return TorchTrainer(
-        _worker,
+    return DataParallelTrainer(
+        worker.train,
         train_loop_config=loop,
-        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        backend_config=Group(),
         scaling_config=ScalingConfig(
             num_workers=config.workers,  # type: ignore[arg-type]
             use_gpu=config.use_gpu is True,
@@ -154,8 +120,9 @@ class _Driver:
     def __init__(self, relay: Any, tracker: Tracker, callbacks: Heard | None, watch: Watch):
         self.relay, self.tracker, self.callbacks, self.watch = relay, tracker, callbacks, watch
         self.group: Any = None  # the placement group that the workers are in
+        self.handled = 0  # events of the relay, which counts on when a controller is started again
 
-    def follow(self, trainer: TorchTrainer) -> tuple[tuple[str, str] | None, BaseException | None]:
+    def follow(self, trainer: DataParallelTrainer) -> tuple[tuple[str, str] | None, BaseException | None]:
         """Run the trainer; (how the workers said that the run ended, the error of Ray Train), either may be None."""
         failed: list[BaseException] = []
 
@@ -168,12 +135,12 @@ class _Driver:
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)  # elsewhere Ray would take over SIGINT
         with Interrupts(self.tracker.interrupted) as interrupts:
             thread.start()
-            handled, told, end = 0, False, None
+            told, end = False, None
             while True:
                 alive = thread.is_alive()
-                events, end = self._pull(handled)
+                events, end = self._pull()
                 for event in events:
-                    handled += 1
+                    self.handled += 1
                     try:
                         self._show(event)
                     except Stopped:
@@ -190,15 +157,14 @@ class _Driver:
     def release(self) -> None:
         """End the workers of a controller that died, and give back what they hold.
 
-        Ray Train's own cleaner asks the dashboard for the controller's state and gives up where several Ray clusters
-        run on one machine.
+        Ray Train's own cleaner asks a dashboard for the controller's state, and a Ray that a command starts has none.
         """
         if self.group is not None:
             ray.util.remove_placement_group(self.group)
 
-    def _pull(self, handled: int) -> tuple[list[tuple], tuple[str, str] | None]:
+    def _pull(self) -> tuple[list[tuple], tuple[str, str] | None]:
         try:
-            return ray.get(self.relay.pull.remote(handled))
+            return ray.get(self.relay.pull.remote(self.handled))
         except RayActorError:
             raise RunFailed("the relay on this node died: killed from outside, or out of memory") from None
         except RayError as error:

@@ -44,13 +44,19 @@ class Watch:
             self.say(f"{_workers(count)} again; they go on from the last checkpoint")
 
     def failed(self, causes: list[Cause]) -> None:
-        """Workers have ended, and Ray Train starts them again unless that happened too often."""
-        self.failures += 1
+        """Workers have ended, and Ray Train starts them again unless that happened too often.
+
+        A node that its provider takes back is not counted among the failures, as Ray Train does not count it either.
+        """
         self.count()
-        most = placement.failures(self.config)
         why = diagnosis.explained(causes, self.members)
-        then = "the run ends" if self.failures > most else "starting again"
-        self.say(f"{why}; {then} (failure {self.failures}, max_failures={most})")
+        if any(each.kind == "preempted" for each in causes):
+            self.say(f"{why}; starting again")
+        else:
+            self.failures += 1
+            most = placement.failures(self.config)
+            then = "the run ends" if self.failures > most else "starting again"
+            self.say(f"{why}; {then} (failure {self.failures}, max_failures={most})")
         self.awaits()
 
     def awaits(self) -> None:

@@ -89,3 +89,17 @@ def test_a_run_folder_in_a_store(cluster, project, bucket, tmp_path):
     code, log = cluster.m3dist("submit", "--address", cluster.address, "--", *arguments)
     assert code == 0, log
     assert "align 0" not in log  # nothing was trained again
+
+
+def test_a_tracker_hears_of_a_job(cluster, project, tmp_path, monkeypatch):
+    """Its address comes by cluster.env, and what workers log goes to it from the job's own process."""
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"file://{tmp_path}/mlflow"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    words = ("train", "small.yaml", f"out={tmp_path}/run", "workers=2", "report_to=[mlflow]")
+    told = f"cluster.env={{MLFLOW_TRACKING_URI: '{uri}', MLFLOW_ALLOW_FILE_STORE: 'true'}}"
+    code, log = cluster.m3dist("submit", "--address", cluster.address, "--", *words, told)
+    assert code == 0, log
+    tracker = mlflow.MlflowClient(uri)
+    (found,) = tracker.search_runs(["0"])
+    assert [point.step for point in tracker.get_metric_history(found.info.run_id, "merge/loss")] == [0, 1, 2]

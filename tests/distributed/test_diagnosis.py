@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from m3dist.distributed import diagnosis
@@ -129,6 +129,9 @@ def test_the_end_of_a_run_is_one_line(nodes: list[dict[str, Any]]) -> None:
     )
     assert not diagnosis.controller_died(unborn)
     assert diagnosis.failure(unborn, {}) == "Ray Train's controller could not start: ImportError: no x"
+    missing = ModuleNotFoundError("no m3dist")
+    task = RayTaskError("init", "ray::init()\n  File x\nModuleNotFoundError: no m3dist", missing)
+    assert diagnosis.failure(ControllerError(task), {}) == "a worker could not start: ModuleNotFoundError: no m3dist"
 
 
 def test_errors_are_one_line_with_their_place() -> None:

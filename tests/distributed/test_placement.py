@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -58,3 +59,19 @@ def test_what_else_ray_can_read_is_left_to_it(
     monkeypatch.setenv("RAY_ADDRESS", address)
     placement.connect()
     assert len(joined) == 1
+
+
+@ray.remote(num_cpus=0)
+def _known_actors() -> str:
+    """What Ray's state API says, as Ray Train's own actors ask it."""
+    from ray.util.state import list_actors
+
+    try:
+        return str(list_actors(timeout=5))
+    except Exception as error:
+        return str(error)
+
+
+def test_processes_of_a_ray_of_ones_own_ask_no_other_one(ray_here: None) -> None:
+    assert "http://127.0.0.1:9" in ray.get(_known_actors.remote(), timeout=60)
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ

@@ -22,7 +22,7 @@ from m3dist import config as configs
 from m3dist import pipeline
 from m3dist.distributed import ray_train as launch
 from m3dist.distributed import watch
-from m3dist.training.callbacks import Callback, Stopped
+from m3dist.training.callbacks import Callback, Callbacks, Stopped
 from m3dist.training.tracking import RunFailed, Tracker
 
 pytestmark = [pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(240)]
@@ -151,11 +151,24 @@ def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> N
 
 
 def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
+    """It has not loaded torch, which takes seconds, and on one node nothing waits for a node to be taken back.
+
+    Callbacks hear the workers of the second one, too.
+    """
+    heard: list[tuple[str, int]] = []
+
+    class Hears(Callback):
+        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+            heard.append((stage, epoch))
+
     def work(engine: Any, tracker: Any) -> None:
         if not (tmp_path / "killed").exists():
             (tmp_path / "killed").touch()
             for process in psutil.Process(os.getppid()).children(recursive=True):  # of this session's raylet
+                with (tmp_path / "names").open("a") as file:
+                    file.write(" ".join(process.cmdline()) + "\n")
                 if " ".join(process.cmdline()).startswith("ray::TrainController"):
+                    (tmp_path / "maps").write_text(Path(f"/proc/{process.pid}/maps").read_text())
                     process.kill()
             time.sleep(60)  # ended with its controller
         tracker.log("fine", 0, {"loss": 1.0})
@@ -163,11 +176,17 @@ def test_a_killed_controller_is_started_again(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = Tracker(None)
     tracker.say = said.append  # type: ignore[method-assign]
-    launch.run(launch.Task(work, "controller"), small("workers=1", f"out={tmp_path}"), tracker)
+    task = launch.Task(work, "controller")
+    launch.run(task, small("workers=1", f"out={tmp_path}"), tracker, Callbacks([Hears()]))
+    assert heard == [("fine", 0)]
     said = [line for line in said if not line.startswith("waiting ")]  # on a busy machine
     assert said[1] == "Ray Train's controller died: killed from outside, or out of memory; starting it again"
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["loss"], line["workers"]) == (1.0, 1.0)
+    assert "libarrow" in (tmp_path / "maps").read_text()
+    assert "libtorch" not in (tmp_path / "maps").read_text()
+    assert "ray::RayTrainWorker" in (tmp_path / "names").read_text()
+    assert "PreemptionWatcher" not in (tmp_path / "names").read_text()
 
 
 def test_ray_prints_nothing_of_its_own_about_dead_processes() -> None:

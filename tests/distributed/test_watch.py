@@ -53,6 +53,17 @@ def test_the_last_failure_says_that_the_run_ends(said: list[str]) -> None:
     assert said[-1].endswith("; the run ends (failure 1, max_failures=0)")
 
 
+def test_a_node_that_is_taken_back_is_no_failure_of_the_run(said: list[str]) -> None:
+    counted: list[None] = []
+    watched = watch.Watch(config.load(None, ["workers=2", "max_failures=0"]), said.append, lambda: counted.append(None))
+    watched.workers(members("a", "b"))
+    watched.failed([Cause(0, "peer"), Cause(1, "preempted")])
+    assert said[-1] == "worker 1 on b bbbbbbbb lost its node, which the provider took back; starting again"
+    watched.failed([Cause(0, "silent")])
+    assert said[-1].endswith("; the run ends (failure 1, max_failures=0)")
+    assert len(counted) == 2
+
+
 def rates(watched: watch.Watch, workers: int, *values: float, stage: str = "merge") -> None:
     for value in values:
         watched.values(stage, {"loss": 1.0, "interactions/s": value, "workers": float(workers)})
