@@ -89,8 +89,9 @@ def _race(stage: StageSpec, config: Config, dataset: Dataset) -> tuple[str, int]
     longer = race.shortened(config, n, race.LONGER)
     work = f"{fits} fits, each {work}"
     if longer.epochs != short.epochs:
-        work += f"; where losses are close 2 more of {longer.epochs:,} epochs"
-        visits += _fitted(longer, n, 2)[1]
+        more = 1 + sum(one.loss == "ultragcn" for one in race.candidates(config.backbone, features))
+        work += f"; where losses are close {more} more of {longer.epochs:,} epochs"
+        visits += _fitted(longer, n, more)[1]
     return work, visits
 
 

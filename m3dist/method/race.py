@@ -2,8 +2,9 @@
 
 Every candidate has a short fit in which its learning rate falls to 0 (a fit that is cut off misjudges losses that gain
 most at the end), and the best on validation data wins. UltraGCN's loss is near its best early and the softmax gains
-longer, so where they are close their best candidates have a longer fit each, of which the best epoch counts, as in
-stage 3: on few interactions UltraGCN's loss is past its best when the rate is 0.
+longer, so where they are close the best softmax and every candidate under UltraGCN's loss have a longer fit, of which the
+best epoch counts, as in stage 3: on few interactions UltraGCN's loss is past its best when the rate is 0, the sooner the
+less its L2 is, so that a short fit misjudges that, too.
 """
 
 from __future__ import annotations
@@ -90,10 +91,12 @@ def run(context: Context) -> Output:
         dropping = softmax.model_copy(update={"id_dropout": DROPOUT})
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value
-    best = softmax if best_softmax >= reached else other
     short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, LONGER))
     if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
-        best = max((softmax, other), key=lambda backbone: metric(backbone, LONGER))
+        best_softmax = metric(softmax, LONGER)
+        fits = [(backbone, metric(backbone, LONGER)) for backbone, _ in raced if backbone.loss == "ultragcn"]
+        other, reached = max(fits, key=lambda pair: pair[1])
+    best = softmax if best_softmax >= reached else other
     second, behind = (other, reached) if best == softmax else (softmax, best_softmax)
     beside = behind >= (1 - _BESIDE) * max(best_softmax, reached)
     return _said(

@@ -125,6 +125,21 @@ def test_losses_that_are_close_have_a_longer_fit(
     assert len(meta["tried"]) == len(asked)
 
 
+def test_a_longer_fit_decides_between_weights_of_l2_too(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {10: {"softmax": 0.3, 0.03: 0.31, 0.05: 0.29}, 30: {"softmax": 0.34, 0.03: 0.28, 0.05: 0.33}}
+
+    def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
+        config = task.members.config
+        return {"ndcg@10": metrics[plan.settings.epochs]["softmax" if config.loss == "softmax" else config.l2]}
+
+    monkeypatch.setattr(race, "fit", fit)
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.id_dropout=0", "race.share=0.1"]
+    config = load(None, [*values, "race.steps=1", "merge.epochs=100"])
+    meta = race.run(Context(Dataset(planted_root), config)).meta
+    assert (meta["backbone"]["loss"], meta["second"]["loss"], meta["second"]["l2"]) == ("softmax", "ultragcn", 0.05)
+    assert len(meta["tried"]) == 6
+
+
 @pytest.mark.parametrize(("dropping", "want"), [(0.31, race.DROPOUT), (0.3, 0.0)])
 def test_ids_are_left_out_where_the_best_softmax_gains_by_it(
     dropping: float, want: float, planted_root: Path, monkeypatch: pytest.MonkeyPatch
