@@ -111,7 +111,10 @@ class Config(Section):
     @pydantic.field_validator("out", "artifacts")
     @classmethod
     def _below(cls, path: str | None) -> str | None:
-        if path is not None and "://" not in path and Path(path).resolve() in (Path("/"), Path.home().resolve()):
+        if path is not None and re.match("[a-z][a-z0-9+.-]+:/(?!/)", path):
+            raise ValueError("expected a path, or a URI with two slashes, such as s3://bucket/mine")
+        local = None if path is None or ("://" in path and not path.startswith("file:")) else path
+        if local is not None and Path(local.removeprefix("file://")).resolve() in (Path("/"), Path.home().resolve()):
             raise ValueError("expected a folder of its own, such as runs/mine")
         return path
 

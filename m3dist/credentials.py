@@ -9,12 +9,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_URI = re.compile(r"://[^/?#@\s]*:[^/?#@\s]+@")  # anywhere in a word: out=s3://KEY:SECRET@bucket/x
+_URI = re.compile(  # anywhere in a word: out=s3://KEY:SECRET@bucket/x, whose secret may hold / and is no port
+    r"://[^/?#@\s\[]*:(?!\d+(?:[/?#,]|$))[^@\s]+@|://[^/?#@\s\[]*:\d+@|://(?:AKIA|ASIA)[A-Z0-9]{12,}:"
+)
 _SIGNED = re.compile(
-    r"[?&](?:[a-z_-]*(?:secret|token|password|signature|credential)[a-z_-]*|sig|access_key)=", re.IGNORECASE
+    r"[?&#;](?:[a-z_-]*(?:secret|token|password|signature|credential)[a-z_-]*|sig|"
+    r"(?:access|account|api|private|shared_?access)_?key)=",
+    re.IGNORECASE,
 )
 _BEARER = re.compile(r"(?:bearer\s+|RAY_AUTH_TOKEN=)\S+", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(?:gh[oprsu]_|github_pat_|glpat-|hf_|xox[abprs]-)[A-Za-z0-9_-]{16,}")  # GitHub, GitLab, ...
+_TOKEN = re.compile(  # GitHub, GitLab, ...; Google, JSON web tokens and keys in PEM
+    r"\b(?:gh[oprsu]_|github_pat_|glpat-|hf_|xox[abprs]-|sk-)[A-Za-z0-9_-]{16,}|\bAIza[\w-]{35}"
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
 _KEY = re.compile(
     r"(?:^|[._-])(?:auth[._-]?token|token|password|passwd|secret|credential|(?:api|access|secret|private)[._-]?key)s?$",
     re.IGNORECASE,

@@ -126,6 +126,23 @@ def test_stage_3_is_longer(interactions: int, epochs: int) -> None:
     assert configs.load(None).merge.length(interactions) == epochs
 
 
+@pytest.mark.parametrize("key", ["out", "artifacts"])
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("/", "a folder of its own"),
+        ("file:///", "a folder of its own"),
+        (str(Path.home()), "a folder of its own"),
+        (f"file://{Path.home()}", "a folder of its own"),
+        ("s3:/bucket/mine", "a URI with two slashes"),
+        ("gs:/mine", "a URI with two slashes"),
+    ],
+)
+def test_a_run_gets_no_folder_that_is_everybodys(key: str, folder: str, said: str) -> None:
+    with pytest.raises(configs.ConfigError, match=said):
+        configs.load(None, [f"{key}={folder}"])
+
+
 @pytest.mark.parametrize("key", ["epochs", "evaluate_every"])
 @pytest.mark.parametrize("value", ["many", "-1", "2.5"])
 def test_lengths_are_numbers_or_auto(key: str, value: str) -> None:

@@ -20,8 +20,17 @@ SECRETS = [
     "gs://bucket/x?X-Goog-Signature=hunter22",
     "https://ghp_hunter22hunter22hunter22@github.com/x",
     "Bearer hunter22",
+    "s3://KEY:hunter22/with+slash@bucket/x",
+    "s3://AKIAIOSFODNN7EXAMPLE:hunter22/bucket",
+    "s3://bucket/x#token=hunter22",
+    "https;AccountName=a;AccountKey=hunter22",
 ]
 FINE = ["s3://bucket/x?region=r&endpoint_override=127.0.0.1:9", "hdfs://me@host:9000/x", "user:name@mail", "C:/x@y"]
+FINE += [
+    "http://head:8265/x@y",
+    "http://[::1]:8265/x@y",
+    "s3://b/run?endpoint_override=h:9000&scheme=http@0123456789abcdef",
+]
 
 
 @pytest.mark.parametrize("secret", SECRETS)

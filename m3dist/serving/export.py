@@ -31,17 +31,19 @@ if TYPE_CHECKING:
 def write(run: Run, vectors: Vectors, target: Folder, kind: str) -> dict[str, str]:
     """Write a format into a folder; the files' SHA-256 by name.
 
-    Raises ValueError on an unknown format, one whose packages are not installed, or a folder that cannot be written.
+    Raises ValueError on an unknown format, one whose packages are not installed, a folder that cannot be written,
+    or one whose files of these names no export wrote.
     """
     if kind not in FORMATS:
         raise ValueError(f"format {kind!r}: no such format; expected one of {', '.join(FORMATS)}")
     further = FORMATS[kind]
-    if target.exists("README.md") and not target.exists("card.json"):
-        raise ValueError(f"{target}: holds a README.md that no export wrote; choose another folder")
+    makes = _tables(run, vectors) | (further(run, vectors) if further else {})
     try:
-        sums = {name: _written(target, name, make) for name, make in _tables(run, vectors).items()}
-        beside = further(run, vectors) if further else {}
-        sums |= {name: _written(target, name, make) for name, make in beside.items()}
+        if not target.exists("card.json"):
+            if others := [name for name in ("README.md", *makes) if target.exists(name)]:
+                raise ValueError(f"{target}: holds a {others[0]} that no export wrote; choose another folder")
+            target.write_json("card.json", {})  # by which the next one knows files of one that was killed
+        sums = {name: _written(target, name, make) for name, make in makes.items()}
         content = card(run, vectors, kind, sums)
         target.write_json("card.json", content)
         target.write_text("README.md", readme(content))

@@ -146,9 +146,19 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, name: str = "") -> Iterator[Path]:
-        """A local path to write to; when the block ends without error it becomes the file `name`, by default this."""
+        """A local path to write to; when the block ends without error it becomes the file `name`, by default this.
+
+        A link that is this is followed; one inside of a folder, which may be a stranger's, is replaced. Raises OSError
+        where a folder, a device or a pipe is in the way, which nothing replaces.
+        """
         if self.is_local:
             final = Path(self._at(name))
+            if not name and final.is_symlink():
+                final = Path(os.path.realpath(final))
+                if final.is_symlink():
+                    raise OSError(f"{final} is a link to itself")
+            if final.exists() and not final.is_file():
+                raise OSError(f"{final} is {'a folder' if final.is_dir() else 'no regular file'}")
             final.parent.mkdir(parents=True, exist_ok=True)
             partial = final.with_name(f".{final.name}.partial")
             try:

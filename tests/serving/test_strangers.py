@@ -93,14 +93,16 @@ def test_a_run_that_somebody_changed(
     assert error.count("\n") == 1
 
 
-def test_an_export_overwrites_no_readme_of_others(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["README.md", "users.parquet", "items.parquet"])  # the last two of a data set, too
+def test_an_export_overwrites_no_file_of_others(
+    name: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / name).write_text("mine")
     assert call("export", finished_run, tmp_path) == 2
-    assert "holds a README.md that no export wrote" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
-    (tmp_path / "README.md").unlink()
+    assert f"holds a {name} that no export wrote" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
     assert call("export", finished_run, tmp_path) == 0
     assert call("export", finished_run, tmp_path) == 0  # its own are replaced
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,31 @@ def test_a_failed_write_leaves_what_was_there(folder: Folder) -> None:
         write()
     assert folder.read_text("x") == "old"
     assert folder.names() == ["x"]
+
+
+def test_a_file_that_is_named_may_be_a_link_and_nothing_else(tmp_path: Path) -> None:
+    """What is no regular file is left as it is: a device would be a file from then on, for all programs."""
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with Folder(tmp_path / "link").writing() as path:
+        path.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    with Folder(tmp_path).writing("link") as path:  # of a folder, whose links lead wherever its owner wants
+        path.write_text("newer")
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.iterdir())
+    for name in ("pipe", "folder", "loop"):
+        said = pytest.raises(OSError, match=r"is (no regular file|a folder|a link to itself)$")
+        with said, Folder(tmp_path / name).writing() as path:
+            path.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "loop").is_symlink()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_unknown_addresses_are_refused() -> None:
