@@ -20,7 +20,7 @@ from m3dist import config, pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SMALL = TINY + "merge: {epochs: 2, masks: learned}\n"
-PACED = ("merge.epochs=300", "merge.patience=0", "merge.evaluate_every=100", "checkpoint.every_epochs=3")
+PACED = ("merge.epochs=150", "merge.patience=0", "merge.evaluate_every=50", "checkpoint.every_epochs=2")
 
 
 def _killed(pids: list[int]) -> None:
