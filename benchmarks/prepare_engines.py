@@ -28,6 +28,7 @@ import pyarrow.csv as pacsv
 
 FILES = 10
 ITEMS = 50_000
+PAUSE = 2  # seconds between two looks, which cost a tenth of a second of the processor each
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray keeps 127.0.0.1 and looks for no public address
 MARK = "M3DIST_LOCAL_CLUSTER"  # in the environment of a local cluster's processes
 OPTIONS = ("--split", "temporal", "--min-user", "5", "--min-item", "5")
@@ -101,7 +102,7 @@ def measured(engine: str, source: Path, address: str | None) -> dict[str, float 
         while child.poll() is None:
             watch.look()
             disk = max(disk, sum(held(path) for path in source.parent.glob(f".{engine}.*.partial")))
-            time.sleep(0.5)
+            time.sleep(PAUSE)
         if child.returncode:
             said.seek(0)
             raise click.ClickException(said.read().decode()[-2000:])

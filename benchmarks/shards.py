@@ -26,10 +26,10 @@ from m3dist.training.context import Context
 
 VALUES = (
     "model=invrl", "backbone.loss=softmax", "backbone.dim=8", "align.dim=8", "align.batch_size=16384",
-    "merge.masks=learned", "invariance.rounds=1", "invariance.environments=5", "invariance.environment_steps=20",
-    "invariance.mask_steps=20",
+    "merge.masks=learned", "invariance.rounds=1", "invariance.environments=5", "invariance.environment_steps=5",
+    "invariance.mask_steps=5",
 )  # fmt: skip
-STEPS = 20
+STEPS = 5
 Peaks = dict[str, float]
 
 

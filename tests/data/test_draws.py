@@ -15,7 +15,7 @@ from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, mix, normal, or
 N, U, I = 1003, 40, 17
 USER, ITEM = (torch.arange(N) * U // N), (torch.arange(N) * 7 % I).int()
 BOUNDS = shards.starts(torch.bincount(USER, minlength=U).numpy())
-DRAWN = [field.name for field in fields(Batch) if field.name != "gather"]
+DRAWN = [field.name for field in fields(Batch) if field.name not in ("gather", "filled")]
 
 
 def drawn(plan: Plan, size: int = 250, groups: int = 1, part: tuple[int, int] = (0, 1), **more: Any) -> Draws:
@@ -121,6 +121,8 @@ def test_workers_parts_make_the_global_batch(world: int, groups: int) -> None:
         for part in mine:
             assert torch.equal(part.size, batch.size)
             assert torch.equal(part.negative_B, batch.negative_B)
+            for valid_b, filled in zip(part.valid_Pb, part.filled or (), strict=True):
+                assert not valid_b[filled:].any()
 
 
 def test_the_global_batch_is_gathered_from_workers() -> None:
