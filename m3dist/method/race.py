@@ -2,9 +2,9 @@
 
 Every candidate has a short fit in which its learning rate falls to 0 (a fit that is cut off misjudges losses that gain
 most at the end), and the best on validation data wins. UltraGCN's loss is near its best early and the softmax gains
-longer, so where they are close the best softmax and every candidate under UltraGCN's loss have a longer fit, of which the
-best epoch counts, as in stage 3: on few interactions UltraGCN's loss is past its best when the rate is 0, the sooner the
-less its L2 is, so that a short fit misjudges that, too.
+longer, so where they are close the best softmax and every candidate under UltraGCN's loss have a longer fit, of which
+the best epoch counts, as in stage 3: on few interactions UltraGCN's loss is past its best when the rate is 0, sooner
+where its L2 is small, so that a short fit misjudges that, too.
 """
 
 from __future__ import annotations

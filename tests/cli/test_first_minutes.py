@@ -125,7 +125,7 @@ def test_what_is_taken_over_is_said(tmp_path: Path) -> None:
     trained(tmp_path / "first", "model=ultragcn")
     config = small(tmp_path / "next", "model=ultragcn", f"warm_from={tmp_path / 'first'}", "merge.epochs=20")
     rows = {row.name: row for row in explained(config, pipeline.open_data(config))}
-    assert rows["merge"].work.startswith("2 epochs")
+    assert rows["merge"].work.startswith("3 epochs")
 
 
 def test_every_model_and_stage_is_explained(tmp_path: Path) -> None:
