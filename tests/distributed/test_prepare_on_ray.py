@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import operator
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +143,40 @@ def test_bad_rows_are_counted_or_refused_as_ever(tmp_path: Path, capsys: pytest.
 def test_what_it_does_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--engine ray reads tables"):
         prepare.prepare("movielens", tmp_path, tmp_path / "out", Options())
+
+
+def dying(work: Callable[..., Any], deaths: Path, most: int) -> Callable[..., Any]:
+    """`work`, whose process is killed half-way, so many times over all tasks."""
+
+    def killed(*task: Any) -> Any:
+        found = work(*task)
+        for n in range(most):
+            with contextlib.suppress(FileExistsError):
+                (deaths / str(n)).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    return killed
+
+
+@pytest.mark.parametrize("stage", ["scan.scan", "scan.shuffle", "ranges.degrees", "ranges.divide", "ranges.cut"])
+def test_a_task_whose_process_was_killed_is_done_again(
+    stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, deaths = folder(tmp_path / "src", columns(True), "csv"), tmp_path_factory.mktemp("deaths")
+    monkeypatch.setattr(f"{prepare.__name__}.{stage}", dying(operator.attrgetter(stage)(prepare), deaths, 1))
+    same(src, tmp_path, split="temporal", min_user=2, min_item=2)
+    assert [path.name for path in deaths.iterdir()] == ["0"]
+
+
+@pytest.mark.slow
+def test_tasks_that_are_killed_again_and_again_end_in_one_line(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    src, deaths = folder(tmp_path / "src", columns(True), "csv"), tmp_path_factory.mktemp("deaths")
+    monkeypatch.setattr(prepare.ranges, "divide", dying(prepare.ranges.divide, deaths, 1000))
+    assert call("prepare", "tables", src, tmp_path / "out", "--split", "random", "--engine", "ray") == 3
+    said = capfd.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "kept dying" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
