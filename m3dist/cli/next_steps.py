@@ -24,7 +24,7 @@ def shown(folder: Path) -> str:
     sets, runs = _newest(folder, "dataset.json"), _newest(folder, "result.json")
     lines: list[tuple[str, str]] = []
     if sets:
-        out = f"runs/{sets.name}" + " model=ultragcn" * _has_ids_alone(folder / sets)
+        out = f"runs/{sets.name} model=ultragcn" if _has_ids_alone(folder / sets) else f"runs/{sets.name}"
         lines += [
             (f"m3dist train data={sets} out={out} --explain", "what each stage will do with these data, and its cost"),
             (f"m3dist train data={sets} out={out}", "train on them"),

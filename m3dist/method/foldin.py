@@ -47,7 +47,11 @@ class Drawn:
 
 
 class Rows(Protocol):
-    """One member's rows of a block: what its users are drawn to, and columns, of which the first N are negatives."""
+    """One member's rows of a block: what its users are drawn to, and C columns, of which the first N are negatives."""
+
+    @property
+    def columns(self) -> int:
+        """C"""
 
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
         """With what users are drawn to, [u, T], and with columns, [u, C], which may be overwritten."""
@@ -64,6 +68,10 @@ class Apart:
     own_uTk: Tensor
     far_Nk: Tensor
 
+    @property
+    def columns(self) -> int:
+        return len(self.far_Nk)
+
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
         return torch.bmm(self.own_uTk, user_uk.unsqueeze(2)).squeeze(2), user_uk @ self.far_Nk.T
 
@@ -78,6 +86,10 @@ class Among:
 
     row_Ck: Tensor
     at_uT: Tensor
+
+    @property
+    def columns(self) -> int:
+        return len(self.row_Ck)
 
     def products(self, user_uk: Tensor) -> tuple[Tensor, Tensor]:
         score_uC = user_uk @ self.row_Ck.T
@@ -158,8 +170,7 @@ class FoldIn:
 
     def _member(self, item_Ik: Tensor, rows: Rows, drawn: Drawn) -> Tensor:
         """One member's rows of a block, [u, k]."""
-        N, users = len(self.negative_N), len(drawn.factor_u)
-        C = len(self.columns[0]) if isinstance(rows, Among) and self.columns else N
+        N, C, users = len(self.negative_N), rows.columns, len(drawn.factor_u)
         if self.config.loss == "softmax":
             tau = max(self.config.tau, COLDEST)
             gradient = _softmax(rows, drawn.weight_uT, (tau, self.config.negatives, N))
