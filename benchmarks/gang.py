@@ -32,4 +32,13 @@ def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: t
 
 def peak_mib() -> float:
     """The most memory that this process has had resident."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return _status_mib("VmHWM")
+
+
+def resident_mib() -> float:
+    """The memory that this process has resident now."""
+    return _status_mib("VmRSS")
+
+
+def _status_mib(name: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import torch
 
-from benchmarks.gang import gang, peak_mib
+from benchmarks.gang import gang, peak_mib, resident_mib
 from benchmarks.sizes import Size, made
 from m3dist.config import load
 from m3dist.data.dataset import Dataset
@@ -51,10 +51,6 @@ def worker(rank: int, world: int, root: Path, values: tuple[str, ...]) -> Peaks:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     invariance.train(context, aligned)
     return {"fit": fit, "stage 2": peak_mib() - libraries}
-
-
-def resident_mib() -> float:
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
 def worst(world: int, root: Path, values: tuple[str, ...]) -> Peaks:

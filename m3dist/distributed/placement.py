@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import socket
 import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -46,15 +48,22 @@ def start(**options: Any) -> None:
     Train's controller lives; where another Ray runs on the machine it would ask that one's, which knows no such
     controller, and would end the workers. So its processes are told to look where none is.
     """
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = _NOWHERE
-    try:
+    with setting({"RAY_API_SERVER_ADDRESS": _NOWHERE}):
         ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+
+
+@contextlib.contextmanager
+def setting(values: Mapping[str, str]) -> Iterator[None]:
+    """Within the block these environment variables have these values, and so they do in what Ray starts there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
     finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _look(address: str) -> None:

@@ -60,11 +60,22 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
         there = ray.cluster_resources().get("GPU", 0) >= least_workers(config)
         config = config.model_copy(update={"use_gpu": there})
     check(config)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # of 2: ends and failures are seen sooner
-    if isinstance(config.workers, tuple):  # of 60: after a lost node it may first ask for more than there is room for
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    if len(nodes.alive()) == 1 and not config.autoscaling:  # a process that waits for a node to be taken back
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    with placement.setting({name: x for name, x in _settings(config).items() if name not in os.environ}):
+        _run(task, config, tracker, callbacks)
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """What Ray Train reads from the environment and otherwise has other values of, which do not suit a run."""
+    out = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # of 2: ends and failures are seen sooner
+    elastic = isinstance(config.workers, tuple)
+    if elastic:  # of 60: after a lost node it may first ask for more than there is room for
+        out["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
+    if len(nodes.alive()) == 1 and not (elastic or config.autoscaling):  # no node can be taken back from the run
+        out["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return out
+
+
+def _run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None) -> None:
     relay: Any = nodes.on_driver(ray.remote(num_cpus=0)(Relay), f"m3dist-relay-{uuid.uuid4().hex[:8]}").remote()
     storage = Folder(config.out) / "ray"
     watch = Watch(config, tracker.say, RunMetrics(config.out).failed)
