@@ -63,7 +63,7 @@ class Config(Section):
     data: str = "synthetic"  # a prepared data set, or `synthetic`
     out: str = "runs/default"  # the run folder
     seed: NonNegativeInt = 0
-    model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; or a recommender
+    model: str = "m3-invrl"  # ultragcn: one backbone on all features; invrl: on those it masks; others: docs/study.md
     warm_from: str | None = (
         None  # a finished run on earlier data whose rows, encoders, masks and choices are taken over
     )

@@ -25,10 +25,10 @@ def ray_here() -> Iterator[None]:
     """Ray with two CPUs in a temporary folder of its own; gone, with all its processes, after the session."""
     import ray
 
-    from m3dist.distributed import placement
+    from m3dist.distributed import local_ray
 
     folder = tempfile.mkdtemp(prefix="m3ray")  # short: Ray's sockets must fit 107 bytes
-    placement.start(num_cpus=2, _temp_dir=folder, logging_level="ERROR")
+    local_ray.start(num_cpus=2, _temp_dir=folder, logging_level="ERROR")
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from m3dist import config as configs
+from m3dist.storage.folders import Folder
 from m3dist.terminal import cells, printable
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
     if print_config:
         click.echo(configs.to_yaml(config), nl=False)
         return
+    if config.workers and not (dry_run or explain) and _has_data(config):
+        from m3dist.distributed import local_ray
+
+        local_ray.start_ahead()
     from m3dist import pipeline
 
     if dry_run or explain:
@@ -52,6 +57,11 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
         return
     result = pipeline.run(config)
     _show(config, result)
+
+
+def _has_data(config: configs.Config) -> bool:
+    """Whether a run can begin, so that an error about missing data does not wait for Ray."""
+    return config.data == "synthetic" or Folder(config.data).exists("dataset.json")
 
 
 def _memory(config: configs.Config, data: Dataset) -> None:

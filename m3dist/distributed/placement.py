@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import ray
 
 from m3dist.config import Config
-from m3dist.distributed import nodes
+from m3dist.distributed import local_ray, nodes
 from m3dist.training.tracking import RunFailed
 
 _PATIENCE = 10  # seconds for the head of a cluster to answer; Ray itself tries for many minutes
-_NOWHERE = "http://127.0.0.1:9"  # the port of the discard service, where no dashboard answers
 
 
 def connect() -> None:
@@ -27,43 +23,19 @@ def connect() -> None:
 
     Raises RunFailed where nothing answers at that address.
     """
+    if local_ray.awaited():
+        _silence()
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "")
-        _look(address)
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        local_ray.quiet()
         before = signal.getsignal(signal.SIGTERM)
-        if address not in ("", "local"):
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if local_ray.wanted():
+            local_ray.start(logging_level=logging.WARNING)
         else:
-            start(logging_level=logging.WARNING)
+            _look(os.environ["RAY_ADDRESS"])
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
         _silence()
-
-
-def start(**options: Any) -> None:
-    """Start a Ray on this machine that ends with this process. options: further ones of ray.init.
-
-    It has no dashboard, whose processes take seconds to start. An actor of Ray Train asks a dashboard whether Ray
-    Train's controller lives; where another Ray runs on the machine it would ask that one's, which knows no such
-    controller, and would end the workers. So its processes are told to look where none is.
-    """
-    with setting({"RAY_API_SERVER_ADDRESS": _NOWHERE}):
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
-
-
-@contextlib.contextmanager
-def setting(values: Mapping[str, str]) -> Iterator[None]:
-    """Within the block these environment variables have these values, and so they do in what Ray starts there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _look(address: str) -> None:

@@ -17,15 +17,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from m3dist.config import Config
-from m3dist.distributed import diagnosis, nodes, placement, worker
+from m3dist.distributed import diagnosis, local_ray, nodes, placement, worker
 from m3dist.distributed.metrics import RunMetrics
 from m3dist.distributed.placement import check, connect, least_workers, per_worker, require
 from m3dist.distributed.process_group import Group
 from m3dist.distributed.relay import Relay
 from m3dist.distributed.reporting import POLL
+from m3dist.distributed.trainer import Trainer
 from m3dist.distributed.watch import Watch
 from m3dist.distributed.worker import Work
 from m3dist.storage.folders import Folder
@@ -60,7 +60,7 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
         there = ray.cluster_resources().get("GPU", 0) >= least_workers(config)
         config = config.model_copy(update={"use_gpu": there})
     check(config)
-    with placement.setting({name: x for name, x in _settings(config).items() if name not in os.environ}):
+    with local_ray.setting({name: x for name, x in _settings(config).items() if name not in os.environ}):
         _run(task, config, tracker, callbacks)
 
 
@@ -98,15 +98,17 @@ def _run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None) 
             storage.remove()
 
 
-def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> DataParallelTrainer:
+def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> Trainer:
     storage = Folder(config.out) / "ray"
     # packed, since Ray Train's controller would load torch to unpack it
     loop = {"relay": relay, "packed": ray.cloudpickle.dumps((config, task.work, listens))}
     growth = {"elastic_resize_monitor_interval_s": config.cluster.resize_seconds}
-    return DataParallelTrainer(
+    return Trainer(
         worker.train,
         train_loop_config=loop,
         backend_config=Group(),
+        has_dashboard=local_ray.has_dashboard(),
+        grows=config.autoscaling,
         scaling_config=ScalingConfig(
             num_workers=config.workers,  # type: ignore[arg-type]
             use_gpu=config.use_gpu is True,
@@ -133,7 +135,7 @@ class _Driver:
         self.group: Any = None  # the placement group that the workers are in
         self.handled = 0  # events of the relay, which counts on when a controller is started again
 
-    def follow(self, trainer: DataParallelTrainer) -> tuple[tuple[str, str] | None, BaseException | None]:
+    def follow(self, trainer: Trainer) -> tuple[tuple[str, str] | None, BaseException | None]:
         """Run the trainer; (how the workers said that the run ended, the error of Ray Train), either may be None."""
         failed: list[BaseException] = []
 

@@ -1,7 +1,7 @@
 """The item-item graph, made once for a run before anything is trained; whoever trains maps it into memory.
 
-Its rows are found in parts, by Ray actors where the run is on Ray and else one after the other in this process, with
-the same bits.
+Its rows are found in parts, by Ray actors where the run is on Ray and there are several, and else one after the other
+in this process, with the same bits.
 
 Shapes: I items, k neighbours.
 """
@@ -20,6 +20,8 @@ from m3dist.data.graphs import ItemGraph, Neighbours, Pairs
 from m3dist.storage.artifacts import Output
 from m3dist.training.context import Context
 
+Parts = list[tuple[int, int]]  # ranges of items
+
 
 def run(context: Context) -> Output:
     """Tensors neighbour int32 and omega float32, [I + 1, k]; in the meta, how many interactions were left out.
@@ -33,13 +35,15 @@ def run(context: Context) -> Output:
     left_out = len(given[0]) - len(pairs[0])
     if left_out:
         tracker.say(f"graph: {left_out:,} interactions of users with more than graph.per_user={most} do not count")
-    found = (_on_actors if config.workers or config.actors else _here)(context, pairs, shape)
+    parts = graphs.parts(pairs, shape)
+    shared = len(parts) > 1 and (config.workers or config.actors)  # one part is found sooner than an actor starts
+    found = (_on_actors if shared else _here)(context, pairs, shape, parts)
     neighbour, omega = graphs.joined(found, dataset.n_items)
     return Output({"neighbour": torch.from_numpy(neighbour), "omega": torch.from_numpy(omega)}, {"left_out": left_out})
 
 
-def _here(context: Context, pairs: Pairs, shape: tuple[int, int]) -> Iterator[Neighbours]:
-    graph, parts = ItemGraph(pairs, shape, context.config.backbone.neighbours), graphs.parts(pairs, shape)
+def _here(context: Context, pairs: Pairs, shape: tuple[int, int], parts: Parts) -> Iterator[Neighbours]:
+    graph = ItemGraph(pairs, shape, context.config.backbone.neighbours)
     for done, part in enumerate(parts):
         if context.tracker.interrupted():
             raise KeyboardInterrupt
@@ -47,13 +51,13 @@ def _here(context: Context, pairs: Pairs, shape: tuple[int, int]) -> Iterator[Ne
         context.tracker.progress("graph", len(parts), done + 1)
 
 
-def _on_actors(context: Context, pairs: Pairs, shape: tuple[int, int]) -> list[Neighbours]:
+def _on_actors(context: Context, pairs: Pairs, shape: tuple[int, int], parts: Parts) -> list[Neighbours]:
     from m3dist.distributed.actors import Pool
 
     config = context.config
     tensors = {name: torch.from_numpy(x.copy()) for name, x in zip(("user", "item"), pairs, strict=True)}
     with Pool(_held, tensors, _settings(config), shape, config.backbone.neighbours) as pool:
-        found = pool.map(ItemGraph.rows, graphs.parts(pairs, shape), context.tracker.interrupted)
+        found = pool.map(ItemGraph.rows, parts, context.tracker.interrupted)
     return [(neighbour.numpy(), omega.numpy()) for neighbour, omega in found]
 
 

@@ -1,6 +1,7 @@
 """Stage 3: one recommender per modality on Q_m = [Phi_m; Phi_{M+1}], fused per user (section 4.3).
 
-The same stage trains naive UltraGCN: one member on the concatenated features, or on ids alone without features.
+The same stage trains naive UltraGCN, one member on the concatenated features, or on ids alone without features, and
+several such members as a control.
 
 Shapes: M members, u users of a block, I items, n validation pairs.
 """
@@ -147,6 +148,12 @@ def naive(context: Context) -> Output:
     return train(context, _plain(context))
 
 
+def several(context: Context) -> Output:
+    """As many members as M3-InvRL has, each of them that of `naive` with a start of its own: what their number alone
+    gives, against which the method is to be judged."""
+    return train(context, _several(context))
+
+
 def masked(context: Context) -> Output:
     """InvRL: UltraGCN on the features that the mask keeps."""
     return train(context, _masked(context))
@@ -160,6 +167,11 @@ def per_modality(context: Context) -> Output:
 def naive_second(context: Context) -> Output:
     """The member of `naive` under the loss that came second in the race."""
     return _second(context, _plain)
+
+
+def several_second(context: Context) -> Output:
+    """The members of `several` under the loss that came second in the race."""
+    return _second(context, _several)
 
 
 def masked_second(context: Context) -> Output:
@@ -186,6 +198,10 @@ def _second(context: Context, made: Callable[[Context], Made]) -> Output:
 
 def _plain(context: Context) -> Made:
     return [context.data.all_features], None
+
+
+def _several(context: Context) -> Made:
+    return [context.data.all_features] * len(context.dataset.modalities), None
 
 
 def _masked(context: Context) -> Made:
@@ -216,6 +232,8 @@ def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
     if kind == "per_modality":
         return _joined(context, context.masks, encoded(context.config.align, context.read("align"), x))
     whole = torch.cat(x, dim=1)
+    if kind == "several":
+        return [whole] * len(x)
     return [masked_by(context, context.masks, 0, whole) if kind == "masked" else whole]
 
 

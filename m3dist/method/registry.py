@@ -174,6 +174,22 @@ MODELS = {
         ),
         ModelSpec("ultragcn", (_GRAPH, _RACE, _second("naive"), _NAIVE), "m3dist.method.fused:scorer"),
         ModelSpec(
+            "ensemble",
+            (
+                _GRAPH,
+                _RACE,
+                _second("several"),
+                replace(
+                    _NAIVE,
+                    run="m3dist.method.merge:several",
+                    about="trains as many recommenders as there are modalities, each on all features, and fuses them",
+                ),
+            ),
+            "m3dist.method.fused:scorer",
+            members="modalities",
+            needs_features=True,
+        ),
+        ModelSpec(
             "invrl",
             (
                 _GRAPH,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -18,7 +19,8 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What Ray is asked for by processes that have not joined yet."""
     asked: list[dict] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **values: asked.append(values))
+    begun = SimpleNamespace(address_info={"gcs_address": "127.0.0.1:6379"})
+    monkeypatch.setattr(ray, "init", lambda **values: asked.append(values) or begun)
     return asked
 
 

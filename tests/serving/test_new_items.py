@@ -49,7 +49,7 @@ def cold(run: m3dist.Run, name: str = "new") -> NewItems:
     )
 
 
-@pytest.fixture(scope="module", params=["m3-invrl", "invrl", "ultragcn", "ultragcn's loss"])
+@pytest.fixture(scope="module", params=["m3-invrl", "invrl", "ultragcn", "ensemble", "ultragcn's loss"])
 def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> m3dist.Run:
     out = tmp_path_factory.mktemp("run")
     model = {"ultragcn's loss": "m3-invrl"}.get(request.param, request.param)
