@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import call
 from small_runs import small, trained
 
-from m3dist import pipeline
+from m3dist import examples, pipeline
 from m3dist.cli import pages
 from m3dist.cli.main import COMMANDS, cli
 from m3dist.data.writer import Writer
@@ -73,7 +73,7 @@ def test_a_mistyped_command_is_told(given: str, meant: str | None, capsys: pytes
     said = capsys.readouterr().err
     assert "No such command" in said
     assert ("Did you mean" in said) == bool(meant)
-    assert not meant or f"Did you mean {meant}? (help: docs/start.md)" in said
+    assert not meant or f"Did you mean {meant}? (help: m3dist docs start)" in said
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--explain"], []])
@@ -149,28 +149,39 @@ def test_ids_alone_are_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "page"),
     [
-        (("train", "data=/nowhere"), "docs/data.md"),
-        (("train", "sed=1"), "docs/start.md"),
-        (("train", "--bogus"), "docs/start.md"),
-        (("prepare", "tables", "/nowhere", "x"), "docs/data.md"),
-        (("prepare", "tables"), "docs/data.md"),
-        (("tune", "/nowhere.yaml"), "docs/search.md"),
-        (("submit", "--"), "docs/cluster.md"),
-        (("reproduce", "table9"), "docs/study.md"),
-        (("bogus",), "docs/start.md"),
-        (("train", "out=s3://key:secret@bucket/x"), "docs/security.md"),
+        (("train", "data=/nowhere"), "data"),
+        (("train", "sed=1"), "start"),
+        (("train", "--bogus"), "start"),
+        (("prepare", "tables", "/nowhere", "x"), "data"),
+        (("prepare", "tables"), "data"),
+        (("tune", "/nowhere.yaml"), "search"),
+        (("submit", "--"), "cluster"),
+        (("reproduce", "table9"), "study"),
+        (("bogus",), "start"),
+        (("train", "out=s3://key:secret@bucket/x"), "security"),
     ],
 )
 def test_an_error_names_the_page_that_helps(
     arguments: tuple[str, ...], page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*arguments) == 2
-    assert capsys.readouterr().err.endswith(f" (help: {page})\n")
+    assert capsys.readouterr().err.endswith(f" (help: m3dist docs {page})\n")
+
+
+def test_a_page_is_shown_and_a_mistyped_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("docs") == 0
+    listed = [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"start", "data", "method"} <= set(listed)
+    for given in ("data", "docs/data.md"):
+        assert call("docs", given) == 0
+        assert capsys.readouterr().out.strip() == (ROOT / "docs/data.md").read_text().strip()
+    assert call("docs", "dota") == 2
+    assert "dota: no such page; did you mean data?" in capsys.readouterr().err
 
 
 def test_pages_are_there_and_every_command_has_one() -> None:
     named = {*pages.PAGES.values(), pages.OTHERS}
-    assert not [name for name in named if not (ROOT / pages.FOLDER / name).is_file()]
+    assert named <= set(examples.pages())
     assert {f"cli.{module}" for module in COMMANDS.values()} <= set(pages.PAGES)
     for module in pages.PAGES:
         path = ROOT / "m3dist" / module.replace(".", "/")
