@@ -37,8 +37,8 @@ def test_init_copies_all_and_overwrites_nothing(tmp_path, capsys):
     assert not (tmp_path / "new/cluster/local.sh").exists()
 
 
-def test_the_example_config_is_valid():
-    assert config.load(examples.files()["config.yaml"]).out == "runs/example"
+def test_the_example_config_has_the_defaults():
+    assert config.load(examples.files()["config.yaml"]) == config.Config(out="runs/example")
 
 
 def test_a_wheel_carries_the_examples_and_the_pages(tmp_path):
