@@ -11,7 +11,7 @@ from m3dist import examples
 
 
 @click.command(name="docs")
-@click.argument("page", required=False, metavar="[PAGE]")
+@click.argument("page", required=False, metavar="[PAGE]", shell_complete=lambda *given: _named(given[-1]))
 def command(page: str | None) -> None:
     """Show a PAGE of the documentation, such as data; without PAGE, which pages there are."""
     pages = examples.pages()
@@ -26,6 +26,11 @@ def command(page: str | None) -> None:
         near = difflib.get_close_matches(name, pages, n=1)
         raise ValueError(f"{page}: no such page; " + (f"did you mean {near[0]}?" if near else "m3dist docs lists them"))
     click.echo_via_pager(pages[name].read_text())
+
+
+def _named(begins: str) -> list[str]:
+    """What the shell completes."""
+    return [name for name in examples.pages() if name.startswith(begins)]
 
 
 def _title(path: Path) -> str:

@@ -20,6 +20,7 @@ PAGES = {  # a module of m3dist, or a package for all its modules
     "plan": "start",
     "training": "start",
     "data": "data",
+    "data.importers.idlists": "serving",
     "features": "data",
     "losses": "method",
     "models": "method",

@@ -199,3 +199,4 @@ def test_the_shell_completes_commands_and_options() -> None:
 
     assert completed("m3dist t", 1) == ["train", "tune"]
     assert "--explain" in completed("m3dist train --", 2)
+    assert completed("m3dist docs se", 2) == ["search", "security", "serving"]
