@@ -121,6 +121,24 @@ def test_explain_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_a_search_says_in_words_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("prepare", "synthetic", tmp_path / "data", "--users", 40, "--items", 90) == 0
+    (tmp_path / "search.yaml").write_text(
+        f"base: {{data: {tmp_path / 'data'}, model: ultragcn, backbone: {{loss: softmax}}, merge: {{epochs: 9}}}}\n"
+        "space:\n  backbone.loss: {choice: [softmax, ultragcn]}\n"
+        "  backbone.tau: {uniform: [0.1, 0.5], when: {backbone.loss: softmax}}\n"
+        "budget: {trials: 4}\nscheduler: {grace: 2, reduction: 3}\n"
+    )
+    capsys.readouterr()
+    assert call("tune", tmp_path / "search.yaml", f"out={tmp_path / 'search'}", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "uniform 0.1, 0.5 when" in said
+    assert "points: without end; epochs of a whole trial: 9 (merge 9)" in said
+    assert "trials are compared in: merge after 2, 6" in said
+    assert not set("[]{}'") & set(said)
+    assert not (tmp_path / "search").exists()
+
+
 def test_what_is_taken_over_is_said(tmp_path: Path) -> None:
     trained(tmp_path / "first", "model=ultragcn")
     config = small(tmp_path / "next", "model=ultragcn", f"warm_from={tmp_path / 'first'}", "merge.epochs=20")
