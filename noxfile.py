@@ -48,7 +48,7 @@ def notebooks(session: nox.Session) -> None:
     session.install(".[notebooks,search,export]")
     session.chdir("examples")
     for name in session.posargs or sorted(path.name for path in pathlib.Path().glob("[0-9]*.py")):
-        session.run("jupytext", "--to", "ipynb", "--execute", name)
+        session.run("jupytext", "--to", "ipynb", "--set-kernel", "python3", "--execute", name)
 
 
 @nox.session

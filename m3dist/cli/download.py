@@ -10,8 +10,8 @@ from m3dist.data.downloads import SETS, download
 
 
 @click.command(name="download")
-@click.argument("name", required=False, type=click.Choice(list(SETS)))
-@click.argument("folder", default="data/raw", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("name", required=False, type=click.Choice(list(SETS)), metavar="[NAME]")
+@click.argument("folder", default="data/raw", type=click.Path(file_okay=False, path_type=Path), metavar="[FOLDER]")
 @click.option("--mirror", metavar="URL", help="Where NAME.zip lies, in place of the source; its checksum is the same.")
 def command(name: str | None, folder: Path, mirror: str | None) -> None:
     """Fetch the public data set NAME into FOLDER/NAME and check it; without NAME, show which there are.

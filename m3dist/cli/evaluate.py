@@ -19,5 +19,7 @@ def command(run: str, split: str, device: str, verify: bool) -> None:
     opened = Run(run, device)
     if verify:
         opened.verify()
-    for name, value in sorted(opened.evaluate(split).items()):
-        click.echo(f"{name:<20}{value:.6f}")
+    found = opened.evaluate(split)
+    width = max(map(len, found)) + 2
+    for name, value in sorted(found.items()):
+        click.echo(f"{name:<{width}}{value:.6f}")

@@ -37,6 +37,7 @@ COMMANDS = {  # name: the module in m3dist.cli whose `command` it is
     "doctor": "doctor",
     "tune": "tune",
     "init": "init",
+    "docs": "docs",
 }
 
 

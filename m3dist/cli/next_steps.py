@@ -15,7 +15,7 @@ _FIRST = (
 )
 _ALWAYS = (
     ("m3dist -h", "all commands; m3dist COMMAND -h explains one"),
-    ("docs/start.md", "first steps"),
+    ("m3dist docs start", "first steps; m3dist docs lists all pages"),
 )
 
 

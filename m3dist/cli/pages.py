@@ -1,6 +1,7 @@
 """Which page of the documentation helps with an error: the one about the module that raised it, or about the command.
 
-The table below is the only place that says so; a module without a row leaves it to whoever called it.
+`m3dist docs PAGE` shows it, from a checkout and from an installed package. The table below is the only place that says
+so; a module without a row leaves it to whoever called it.
 """
 
 from __future__ import annotations
@@ -9,54 +10,55 @@ from collections.abc import Iterator
 
 import click
 
-FOLDER = "docs"  # of the repository, where the pages are
 PAGES = {  # a module of m3dist, or a package for all its modules
-    "credentials": "security.md",
-    "checksums": "security.md",
-    "storage": "security.md",
-    "config": "start.md",
-    "sections": "start.md",
-    "run_folder": "start.md",
-    "plan": "start.md",
-    "training": "start.md",
-    "data": "data.md",
-    "features": "data.md",
-    "losses": "method.md",
-    "models": "method.md",
-    "method": "method.md",
-    "method.registry": "extend.md",
-    "method.warm": "serving.md",
-    "evaluation": "method.md",
-    "distributed": "workers.md",
-    "distributed.devices": "gpu.md",
-    "distributed.prepare": "data.md",
-    "cluster": "cluster.md",
-    "search": "search.md",
-    "serving": "serving.md",
-    "report": "serving.md",
-    "study": "study.md",
-    "cli.prepare": "data.md",
-    "cli.features": "data.md",
-    "cli.report": "serving.md",
-    "cli.download": "data.md",
-    "cli.train": "start.md",
-    "cli.init": "start.md",
-    "cli.evaluate": "serving.md",
-    "cli.recommend": "serving.md",
-    "cli.export": "serving.md",
-    "cli.reproduce": "study.md",
-    "cli.tune": "search.md",
-    "cli.submit": "cluster.md",
-    "cli.jobs": "cluster.md",
-    "cli.doctor": "cluster.md",
+    "credentials": "security",
+    "checksums": "security",
+    "storage": "security",
+    "config": "start",
+    "sections": "start",
+    "run_folder": "start",
+    "plan": "start",
+    "training": "start",
+    "data": "data",
+    "data.importers.idlists": "serving",
+    "features": "data",
+    "losses": "method",
+    "models": "method",
+    "method": "method",
+    "method.registry": "extend",
+    "method.warm": "serving",
+    "evaluation": "method",
+    "distributed": "workers",
+    "distributed.devices": "gpu",
+    "distributed.prepare": "data",
+    "cluster": "cluster",
+    "search": "search",
+    "serving": "serving",
+    "report": "serving",
+    "study": "study",
+    "cli.prepare": "data",
+    "cli.features": "data",
+    "cli.report": "serving",
+    "cli.download": "data",
+    "cli.train": "start",
+    "cli.init": "start",
+    "cli.evaluate": "serving",
+    "cli.recommend": "serving",
+    "cli.export": "serving",
+    "cli.reproduce": "study",
+    "cli.tune": "search",
+    "cli.submit": "cluster",
+    "cli.jobs": "cluster",
+    "cli.doctor": "cluster",
+    "cli.docs": "start",
 }
-OTHERS = "start.md"
+OTHERS = "start"
 
 
 def page(error: BaseException) -> str:
-    """The page that helps, as a path in the repository."""
+    """The command that shows the page that helps."""
     found = (PAGES[name] for module in _raised_in(error) for name in _named(module) if name in PAGES)
-    return f"{FOLDER}/{next(found, OTHERS)}"
+    return f"m3dist docs {next(found, OTHERS)}"
 
 
 def _raised_in(error: BaseException) -> Iterator[str]:

@@ -42,7 +42,7 @@ def command(studies: tuple[str, ...], environments: str, temporal: str | None, o
     names = [method.name for method in TABLE3]
     for name in given["only"]:
         if name not in names:
-            raise ValueError(f"--method {name}: no such row; expected one of {', '.join(names)}")
+            raise ValueError(f"--method {name}: no such row; expected one of {'; '.join(names)}")
     study = Study(out=out or Path("studies") / Path(given["data"]).name, **given)
     _ = study.dataset  # a bad path is one clear error before anything is written
     if temporal:

@@ -80,14 +80,21 @@ def _explain(config: configs.Config, data: Dataset) -> None:
     for line in (f"{config.model} on {config.data}, into {config.out}", f"{size}; features: {widths}"):
         console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
     table = Table("stage", "what it does", "how much", "interactions through steps", show_lines=True)
-    for row in explained(config, data):
+    rows = explained(config, data)
+    for row in rows:
         seen = f"{row.visits:,}" if row.visits else "-"
         table.add_row(*cells(row.name + (" (done)" if row.done else ""), row.about, row.work, seen))
     console.print(table)
+    left = sum(row.visits for row in rows if not row.done)
     click.echo(
-        "Time grows with the last column: a thread of a CPU takes some 100,000 of them in a second, a GPU some "
-        "millions (docs/benchmarks.md, docs/gpu.md).\nFinished stages are skipped. Memory of each worker, at the most:"
+        f"Time grows with the last column, of which {left:,} are left: a thread of a CPU takes some 100,000 of them\n"
+        f"in a second ({_minutes(left / 1e5)} in all), a GPU some millions (m3dist docs benchmarks, m3dist docs gpu).\n"
+        "Finished stages are skipped. Memory of each worker, at the most:"
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _show(config: configs.Config, result: dict) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 
@@ -41,14 +43,16 @@ def describe(plan, console) -> None:  # type: ignore[no-untyped-def]
     table = Table("value", "changes first", "tries")
     for name, dimension in plan.space.items():
         kind = next(k for k in ("grid", "choice", "uniform", "log_uniform", "randint") if getattr(dimension, k))
-        when = f" when {dimension.when}" if dimension.when else ""
-        table.add_row(*cells(name, plan.stage[name], f"{kind} {dimension.ends()}{when}"))
+        when = "".join(f" when {key}={value}" for key, value in (dimension.when or {}).items())
+        ends = ", ".join(map(str, dimension.ends()))
+        table.add_row(*cells(name, plan.stage[name], f"{kind} {ends}{when}"))
     console.print(table)
     clock, scheduler = Clock(plan.extremes(), plan.dataset), plan.search.scheduler
-    console.print(
-        f"points: {plan.size:,.0f}; epochs of a whole trial: {clock.total}, by stage {clock.length}", markup=False
-    )
+    size = f"{plan.size:,.0f}" if math.isfinite(plan.size) else "without end"
+    stages = ", ".join(f"{stage} {epochs}" for stage, epochs in clock.length.items())
+    console.print(f"points: {size}; epochs of a whole trial: {clock.total} ({stages})", markup=False, highlight=False)
     if scheduler.kind == "asha":
         rungs = Rungs(clock, plan.search.mode, scheduler.grace, scheduler.reduction)
-        console.print(f"rungs: {rungs.milestones}", markup=False)
+        after = "; ".join(f"{stage} after {', '.join(map(str, at))}" for stage, at in rungs.milestones.items() if at)
+        console.print(f"trials are compared in: {after or 'no stage'}", markup=False, highlight=False)
     console.print(printable(f"folder: {plan.out}"), highlight=False, markup=False)

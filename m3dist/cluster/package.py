@@ -54,6 +54,9 @@ _PATHS = {  # by verb, by the name of click's parameter; train and tune have the
 }
 
 
+_HERE = ("submit", "jobs", "doctor", "init", "docs")  # commands that no job runs
+
+
 @dataclass
 class Job:
     """A command for the cluster."""
@@ -78,8 +81,9 @@ def plan(arguments: Sequence[str]) -> Job:
 
     job = Job(list(arguments))
     if not job.arguments or job.verb not in COMMANDS:
-        raise ValueError(f"expected a command after --, such as: -- train config.yaml; one of {', '.join(COMMANDS)}")
-    if job.verb in ("submit", "jobs", "doctor", "init"):
+        possible = ", ".join(name for name in COMMANDS if name not in _HERE)
+        raise ValueError(f"expected a command after --, such as: -- train config.yaml; one of {possible}")
+    if job.verb in _HERE:
         raise ValueError(f"{job.verb}: runs on this machine, not in a job")
     given = _given(job.arguments)
     paths = _paths(job.verb, given)

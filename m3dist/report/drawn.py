@@ -38,7 +38,7 @@ def plots(one: Reported) -> dict[str, str]:
                 figure.savefig(drawn, format="svg", metadata={"Date": None})
                 out[title] = _uri("svg+xml", drawn.getvalue())
             except ValueError as error:
-                one.notes.append(" ".join(str(error).split()))
+                one.notes.append(" ".join(str(error).split()).removeprefix(f"plot.{name}: "))
             except (KeyError, TypeError, IndexError, AttributeError) as error:
                 raise ValueError(
                     f"{one.name}: plot.{name}: its files are not what a run writes ({error!r}); train it again"

@@ -172,6 +172,8 @@ def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
     say(f"best: {best['trial']}, validation {plan.metric} {best['validation']:.4f}: {shown}")
     if summary["test"]:
         test = summary["test"][plan.metric]
-        say(f"test {plan.metric}: {test['mean']:.4f} +- {test['std']:.4f} over {len(summary['final'])} seeds")
+        seeds = len(summary["final"])
+        spread = f" +- {test['std']:.4f} over {seeds} seeds" if seeds > 1 else ", one seed"
+        say(f"test {plan.metric}: {test['mean']:.4f}{spread}")
     best, here = Path(plan.out) / "best.yaml", Path.cwd()
     say(f"next: m3dist train {best.relative_to(here) if best.is_relative_to(here) else best}")

@@ -306,8 +306,8 @@ class Run:
         if user_ids is None:
             return np.arange(self.dataset.n_users)
         everyone = self.dataset.user_ids
-        at = pc.index_in(pa.array(user_ids).cast(everyone.type), value_set=everyone)
+        at = pc.index_in(typed(user_ids, everyone.type), value_set=everyone)
         if at.null_count:
             unknown = user_ids[pc.index(at.is_null(), True).as_py()]
-            raise ValueError(f"user {unknown!r} is not in {self.dataset.root}")
+            raise ValueError(f"user {unknown!r} is not in {self.dataset.root}, whose users are such as {everyone[0]}")
         return at.to_numpy().astype("int64")

@@ -14,7 +14,7 @@ import pytest
 from cli_helpers import call
 from small_runs import small, trained
 
-from m3dist import pipeline
+from m3dist import examples, pipeline
 from m3dist.cli import pages
 from m3dist.cli.main import COMMANDS, cli
 from m3dist.data.writer import Writer
@@ -73,7 +73,7 @@ def test_a_mistyped_command_is_told(given: str, meant: str | None, capsys: pytes
     said = capsys.readouterr().err
     assert "No such command" in said
     assert ("Did you mean" in said) == bool(meant)
-    assert not meant or f"Did you mean {meant}? (help: docs/start.md)" in said
+    assert not meant or f"Did you mean {meant}? (help: m3dist docs start)" in said
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--explain"], []])
@@ -121,6 +121,24 @@ def test_explain_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+def test_a_search_says_in_words_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("prepare", "synthetic", tmp_path / "data", "--users", 40, "--items", 90) == 0
+    (tmp_path / "search.yaml").write_text(
+        f"base: {{data: {tmp_path / 'data'}, model: ultragcn, backbone: {{loss: softmax}}, merge: {{epochs: 9}}}}\n"
+        "space:\n  backbone.loss: {choice: [softmax, ultragcn]}\n"
+        "  backbone.tau: {uniform: [0.1, 0.5], when: {backbone.loss: softmax}}\n"
+        "budget: {trials: 4}\nscheduler: {grace: 2, reduction: 3}\n"
+    )
+    capsys.readouterr()
+    assert call("tune", tmp_path / "search.yaml", f"out={tmp_path / 'search'}", "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "uniform 0.1, 0.5 when" in said
+    assert "points: without end; epochs of a whole trial: 9 (merge 9)" in said
+    assert "trials are compared in: merge after 2, 6" in said
+    assert not set("[]{}'") & set(said)
+    assert not (tmp_path / "search").exists()
+
+
 def test_what_is_taken_over_is_said(tmp_path: Path) -> None:
     trained(tmp_path / "first", "model=ultragcn")
     config = small(tmp_path / "next", "model=ultragcn", f"warm_from={tmp_path / 'first'}", "merge.epochs=20")
@@ -149,28 +167,39 @@ def test_ids_alone_are_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "page"),
     [
-        (("train", "data=/nowhere"), "docs/data.md"),
-        (("train", "sed=1"), "docs/start.md"),
-        (("train", "--bogus"), "docs/start.md"),
-        (("prepare", "tables", "/nowhere", "x"), "docs/data.md"),
-        (("prepare", "tables"), "docs/data.md"),
-        (("tune", "/nowhere.yaml"), "docs/search.md"),
-        (("submit", "--"), "docs/cluster.md"),
-        (("reproduce", "table9"), "docs/study.md"),
-        (("bogus",), "docs/start.md"),
-        (("train", "out=s3://key:secret@bucket/x"), "docs/security.md"),
+        (("train", "data=/nowhere"), "data"),
+        (("train", "sed=1"), "start"),
+        (("train", "--bogus"), "start"),
+        (("prepare", "tables", "/nowhere", "x"), "data"),
+        (("prepare", "tables"), "data"),
+        (("tune", "/nowhere.yaml"), "search"),
+        (("submit", "--"), "cluster"),
+        (("reproduce", "table9"), "study"),
+        (("bogus",), "start"),
+        (("train", "out=s3://key:secret@bucket/x"), "security"),
     ],
 )
 def test_an_error_names_the_page_that_helps(
     arguments: tuple[str, ...], page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*arguments) == 2
-    assert capsys.readouterr().err.endswith(f" (help: {page})\n")
+    assert capsys.readouterr().err.endswith(f" (help: m3dist docs {page})\n")
+
+
+def test_a_page_is_shown_and_a_mistyped_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("docs") == 0
+    listed = [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"start", "data", "method"} <= set(listed)
+    for given in ("data", "docs/data.md"):
+        assert call("docs", given) == 0
+        assert capsys.readouterr().out.strip() == (ROOT / "docs/data.md").read_text().strip()
+    assert call("docs", "dota") == 2
+    assert "dota: no such page; did you mean data?" in capsys.readouterr().err
 
 
 def test_pages_are_there_and_every_command_has_one() -> None:
     named = {*pages.PAGES.values(), pages.OTHERS}
-    assert not [name for name in named if not (ROOT / pages.FOLDER / name).is_file()]
+    assert named <= set(examples.pages())
     assert {f"cli.{module}" for module in COMMANDS.values()} <= set(pages.PAGES)
     for module in pages.PAGES:
         path = ROOT / "m3dist" / module.replace(".", "/")
@@ -188,3 +217,4 @@ def test_the_shell_completes_commands_and_options() -> None:
 
     assert completed("m3dist t", 1) == ["train", "tune"]
     assert "--explain" in completed("m3dist train --", 2)
+    assert completed("m3dist docs se", 2) == ["search", "security", "serving"]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import call
 
+from m3dist.serving.run import Run
 from m3dist.storage.folders import Folder
 
 
 def test_evaluate_prints_what_training_measured(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", finished_run) == 0
-    printed = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in capsys.readouterr().out.splitlines()}
+    lines = capsys.readouterr().out.splitlines()
+    printed = {name: float(value) for name, value in (re.split("  +", line) for line in lines)}
     measured = json.loads((finished_run / "result.json").read_text())["test"]
     assert printed == pytest.approx(measured, abs=1e-6)
+
+
+def test_evaluate_keeps_long_names_apart_from_values(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Run, "evaluate", lambda run, split: {"hit@5": 0.25, "ndcg_hits@10/cold-only": 0.5})
+    assert call("evaluate", finished_run) == 0
+    assert capsys.readouterr().out == "hit@5                   0.250000\nndcg_hits@10/cold-only  0.500000\n"
 
 
 def test_recommend_to_the_users_of_a_file(

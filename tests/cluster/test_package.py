@@ -180,6 +180,7 @@ def test_folders_that_every_node_must_reach(project, arguments, places):
         (["tune", "out=/mnt/x"], "expected a search file"),
         (["paint"], "one of prepare"),
         (["submit", "train"], "runs on this machine"),
+        (["docs", "data"], "runs on this machine"),
     ],
 )
 def test_refused_before_anything_is_sent(project, capsys, arguments, said):

@@ -63,7 +63,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(folder, tmp_path):
     assert done.stderr == (
         "error: val.tsv, line 3: item id 77 is out of range 0..3, the rows of visual_small.npy; "
         "if ids are not row numbers, list them in an items table in the features' order (--items); "
-        "--on-bad-row drop leaves such rows out (help: docs/data.md)\n"
+        "--on-bad-row drop leaves such rows out (help: m3dist docs data)\n"
     )
     assert done.stdout == ""
     assert not dst.parent.exists()

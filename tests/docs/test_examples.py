@@ -108,7 +108,7 @@ def test_it_runs_in_jupyter(name: str, tmp_path: Path) -> None:
     pytest.importorskip("nbconvert", reason="nbconvert is not installed; pip install '.[notebooks]'")
     for file in (f"{name}.py", "shop.py"):
         shutil.copyfile(EXAMPLES / file, tmp_path / file)
-    command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--execute", f"{name}.py"]
+    command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--set-kernel", "python3", "--execute", f"{name}.py"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False

@@ -99,6 +99,7 @@ def test_several_runs_side_by_side(finished_run: Path, tmp_path: Path, capsys: p
     assert page.text.count("User ") == 2
     assert page.tags.count("ol") == 4
     assert "model=vbpr learns no masks" in page.text
+    assert "plot.masks" not in page.text  # the words of an error in Python
     tables = [pq.read_table(run / "test_users.parquet") for run in (finished_run, tmp_path / "other")]
     first, other = (table["ndcg@10"].to_numpy().mean() for table in tables)
     assert re.search(rf"ndcg@10\s+{first:.4f} \[0\.\d{{4}}, 0\.\d{{4}}\]\s*{other:.4f} \[", page.text)

@@ -28,8 +28,9 @@ def test_recommend(finished_run: Path) -> None:
         score_I[item[user == 7].astype(int)] = float("-inf")
     assert [row["item"] for row in top] == torch.topk(score_I, 3).indices.tolist()
     assert [row["score"] for row in top] == pytest.approx(torch.topk(score_I, 3).values.tolist())
-    with pytest.raises(ValueError, match="user 9999"):
-        opened.recommend([9999], 3)
+    for unknown in (9999, "alice"):
+        with pytest.raises(ValueError, match=f"user {unknown!r} is not in .*, whose users are such as 0"):
+            opened.recommend([7, unknown], 3)
 
 
 def test_embeddings_and_weights_are_scores(finished_run: Path) -> None:
