@@ -37,6 +37,8 @@ class Place:
             here = Path.cwd()
         except (OSError, RuntimeError) as error:
             raise DataError(f"{given}: cannot be a destination ({error}); choose another") from None
+        if self.dst.is_symlink():  # what resolve makes of a circle of links since Python 3.13, where it raised before
+            raise DataError(f"{given}: cannot be a destination (a circle of links); choose another")
         if here.is_relative_to(self.dst):
             raise DataError(f"{given}: is or holds the current folder; choose another destination")
         # a name of its own, so that two writers never share a folder

@@ -25,11 +25,12 @@ from m3dist.data.importers.common import write
 from m3dist.data.importers.options import Options
 
 TINY = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+NO_IDS = ("nan", "null", "none", "na", "n/a", "<na>", "\\n", "nat", "user", "item")  # what stands for none; columns
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp"), exclude_characters="\ufeff"),
     min_size=1,
     max_size=6,
-).filter(lambda word: word.lower() not in ("nan", "null", "none", "na", "nat", "user", "item") and word[0] not in "#%")
+).filter(lambda word: word.lower() not in NO_IDS and word[0] not in "#%")
 TITLES = st.text(st.sampled_from("ab ,;|\t\"'\n\\:é語{}[]"), max_size=12)
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 UNSIGNED = st.integers(0, (1 << 64) - 1)
