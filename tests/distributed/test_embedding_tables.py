@@ -104,7 +104,8 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
     written = []
     for name in ("alone", "many"):
         root = tmp_path / name / "artifacts"
-        written.append({path.name: Store(root).load(*path.name.split("-", 1))[0] for path in root.iterdir()})
+        store, names = Store(root), [path.name.split("-", 1) for path in root.iterdir()]
+        written.append({"-".join(x): store.load(*x)[0] | store.interactions(*x) for x in names})
     (tables,) = (tmp_path / "many" / "artifacts").glob("merge-*")
     assert len([*tables.glob("rows-*")]) == world
     assert written[0].keys() == written[1].keys()
