@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from m3dist import checksums
+from m3dist import checksums, pipeline
 from m3dist import config as configs
 from m3dist.config import Config
 from m3dist.data import synthetic
@@ -275,6 +275,13 @@ def rounds_between(rank: int, world: int, config: Config, root: Path, folder: Pa
     assert stop is None
     Store(folder).save("invariance", "key", output, engine)
     return output
+
+
+def whole_run(rank: int, world: int, config: Config) -> None:
+    """Every step of a run."""
+    with Tracker(None) as tracker:
+        steps = tuple(pipeline.planned(config, True))
+        pipeline.work(pipeline.Job(config, steps), engine_of(config, rank, world), tracker)
 
 
 def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:

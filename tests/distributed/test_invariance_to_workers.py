@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from parallel_helpers import (
     small,
     spawn,
     trajectories,
+    whole_run,
 )  # fmt: skip
 
 from m3dist.cli.main import cli
@@ -94,10 +96,36 @@ def test_rounds_go_on_with_any_number_of_workers(workers: list[int], root: Path,
                 assert torch.equal((end.tensors | end.interactions)[name], x), name
 
 
-RAW = Path(__file__).parents[3] / "shared" / "data" / "ml100k"
-SOFTMAX = "backbone.loss=softmax"
 EVERY = [(), *(("strategy=deepspeed", f"zero_stage={stage}") for stage in (1, 2, 3)), ("embeddings=sharded",)]
 EVERY.append(("embeddings=sharded", "strategy=deepspeed", "zero_stage=3"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_whole_run_has_the_metrics_of_one_worker(world: int, root: Path, tmp_path: Path) -> None:
+    """All stages one after the other, each from what the workers left of those before, under every strategy."""
+
+    def metrics(name: str) -> dict[str, float]:
+        found = {}
+        for stage, key in (("test", "metrics"), ("merge", "validation")):
+            (path,) = (tmp_path / name / "artifacts").glob(f"{stage}-*/meta.json")
+            found |= {f"{stage}/{metric}": x for metric, x in json.loads(path.read_text())[key].items()}
+        return found
+
+    def config_of(name: str, how: tuple[str, ...]) -> Config:
+        return small(f"data={root}", f"out={tmp_path / name}", "checkpoint.every_epochs=0", *how)
+
+    whole_run(0, 1, config_of("alone", ()))
+    expected = metrics("alone")
+    assert len(expected) > 10
+    for at, how in enumerate(EVERY):
+        spawn(world, whole_run, config_of(str(at), how))
+        assert metrics(str(at)) == pytest.approx(expected, abs=1e-6), how
+
+
+RAW = Path(__file__).parents[3] / "shared" / "data" / "ml100k"
+SOFTMAX = "backbone.loss=softmax"
 
 
 @pytest.fixture(scope="module")
