@@ -315,7 +315,7 @@ def test_rounds_end_when_hardly_anything_moves(tmp_path: Path) -> None:
     whole.save("00003-0000000", {"history": state.history}, logits | state.environments)
     for saved in (saves.latest(), whole.latest()):
         assert saved is not None
-        for part in (HUNDRED, Part.even(100, 1, 3), Part.even(100, 2, 3)):
+        for part in (HUNDRED, Part((20, 60), (20, 40, 60), 100), Part((60, 100), (60, 100), 100)):
             later = State(config, [5, 4], part, Engine())
             later.load(saved)
             assert later.done
