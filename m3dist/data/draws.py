@@ -28,7 +28,7 @@ from m3dist.data.shards import Part
 from m3dist.seeding import derive
 
 _GOLDEN = -7046029254386353131  # 0x9e3779b97f4a7c15 as int64: splitmix64 adds it for every number
-_CHUNK = 1 << 18  # interactions that are sorted at once, at least a shard
+CHUNK = 1 << 18  # interactions that are sorted at once, at least a shard
 _SHARD_BITS = 9  # of a key that orders some shards: more than there are shards
 Gather = Callable[[Tensor], Tensor]  # rows of this worker -> of all workers
 
@@ -61,7 +61,7 @@ def order(shards: Sequence[int], key: int, device: torch.device) -> Iterator[Ten
     """
     first = 0
     while first < len(shards) - 1:
-        last = max(first + 1, bisect.bisect_right(shards, shards[first] + _CHUNK) - 1)
+        last = max(first + 1, bisect.bisect_right(shards, shards[first] + CHUNK) - 1)
         number = torch.arange(shards[first], shards[last], device=device)
         bounds = torch.tensor(shards[first + 1 : last], dtype=torch.int64, device=device)
         shard = torch.searchsorted(bounds, number, right=True)
@@ -71,11 +71,16 @@ def order(shards: Sequence[int], key: int, device: torch.device) -> Iterator[Ten
         first = last
 
 
+def narrow(count: int) -> torch.dtype:
+    """What holds a number below `count`, at most 2^15: int8, or int16 where it must be."""
+    return torch.int8 if count <= 1 << 7 else torch.int16
+
+
 def scattered(numbers: slice, count: int, key: int) -> Tensor:
-    """A number below `count` for each of some numbers, by its hash alone; int8 [n_w], or int16 where it must be."""
-    out = torch.empty(numbers.stop - numbers.start, dtype=torch.int8 if count <= 1 << 7 else torch.int16)
-    for start in range(numbers.start, numbers.stop, _CHUNK):
-        hash_ = mix(torch.arange(start, min(start + _CHUNK, numbers.stop)) * _GOLDEN + key)
+    """A number below `count` for each of some numbers, by its hash alone, [n_w]."""
+    out = torch.empty(numbers.stop - numbers.start, dtype=narrow(count))
+    for start in range(numbers.start, numbers.stop, CHUNK):
+        hash_ = mix(torch.arange(start, min(start + CHUNK, numbers.stop)) * _GOLDEN + key)
         out[start - numbers.start :][: len(hash_)] = (((hash_ >> 32) & ((1 << 31) - 1)) * count) >> 31
     return out
 

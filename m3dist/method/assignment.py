@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m3dist.data.arrays import counted
+from m3dist.data.draws import narrow
 from m3dist.method.environments import Frozen, Trained
 
 _PIECE = 256  # users of an item that are scored in one product
@@ -27,6 +29,7 @@ _PIECES = 512  # pieces of a block at most
 _ROWS = 8192  # and their rows
 _SAMPLE = 256  # items among which probabilities are found
 _USERS = 8192  # whose totals are found at once
+_CHUNK = 1 << 18  # interactions that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,7 @@ class Blocks:
 
     @staticmethod
     def of(item_n: Tensor) -> Blocks:
-        order_n = torch.argsort(item_n, stable=True)
-        item, count = torch.unique_consecutive(item_n[order_n], return_counts=True)
+        order_n, item, count = _by_item(item_n)
         pieces = (count + _PIECE - 1) // _PIECE
         at = torch.repeat_interleave(torch.arange(len(item), device=item.device), pieces)
         offset = (torch.arange(len(at), device=item.device) - (pieces.cumsum(0) - pieces)[at]) * _PIECE
@@ -83,6 +85,24 @@ class Blocks:
         return self.order_n[torch.cat(found)] if found else self.order_n[:0]
 
 
+def _by_item(item_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Interactions by item and within one in their order, int32 where that holds them; the items, ascending, and how
+    many interactions each has. Sorted a chunk at a time, so that beside the result there is a chunk in memory."""
+    device, n = item_n.device, len(item_n)
+    count_I = counted(item_n)
+    next_I = count_I.cumsum(0) - count_I  # where the next interaction of each item goes
+    order_n = torch.empty(n, dtype=torch.int32 if n < 1 << 31 else torch.int64, device=device)
+    for start, chunk in zip(range(0, n, _CHUNK), item_n.split(_CHUNK), strict=False):
+        sorted_c, index_c = torch.sort(chunk, stable=True)
+        item, number = torch.unique_consecutive(sorted_c, return_counts=True)
+        shift = next_I[item] - (number.cumsum(0) - number)
+        place_c = torch.arange(len(chunk), device=device) + torch.repeat_interleave(shift, number)
+        order_n[place_c] = (index_c + start).to(order_n.dtype)
+        next_I[item] += number
+    item = count_I.nonzero().flatten()
+    return order_n, item, count_I[item]
+
+
 @dataclass(frozen=True)
 class Models:
     """The trained environments' projections of one representation, W [g, c, D] and b [g, c], by the numbers in `names`;
@@ -96,7 +116,7 @@ class Models:
 
 @torch.no_grad()
 def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
-    """The environment that scores highest, int16 [n]; 0 outside a part of all. Ties go to the first."""
+    """The environment that scores highest, int8 or int16 [n]; 0 outside a part of all. Ties go to the first."""
     device, c = frozen.engine.device, frozen.content
     g, D = len(models.names), len(models.scale_D)
     content_Uc = frozen.content_Uc
@@ -105,20 +125,21 @@ def assign(frozen: Frozen, blocks: Blocks, models: Models, part: tuple[int, int]
     # a column of ones takes the bias: addmm would write it over the result first
     Wb = torch.cat([W_Dgc, b_gc.view(1, g * c)])
     total_Ug = _totals(frozen, models, Wb) if frozen.tau is not None else None
-    user_n = frozen.user[blocks.order_n]
-    name_g = torch.tensor(models.names, dtype=torch.int16, device=device)
-    out_n = torch.zeros(len(user_n), dtype=torch.int16, device=device)
+    dtype = narrow(frozen.settings.environments)
+    name_g = torch.tensor(models.names, dtype=dtype, device=device)
+    out_n = torch.zeros(len(blocks.order_n), dtype=dtype, device=device)
     for pieces, k in blocks.part(*part):
         place_mk, _ = blocks.places(pieces, k)
-        user_m = user_n[place_mk].flatten()
+        interaction_m = blocks.order_n[place_mk.view(-1)]
+        user_m = frozen.user[interaction_m]
         content_mkc = content_Uc.index_select(0, user_m).view(-1, k, c)
         x_m = F.pad(frozen.x[models.r].index_select(0, blocks.item[pieces]), (0, 1), value=1)
         item_mgc = torch.mm(x_m, Wb).view(-1, g, c)
         score_mkg = torch.bmm(content_mkc, item_mgc.transpose(1, 2))
         if total_Ug is not None:
             score_mkg.sub_(total_Ug.index_select(0, user_m).view(-1, k, g))
-        best_mk = score_mkg.argmax(2)
-        out_n[blocks.order_n[place_mk]] = name_g[best_mk]  # rows that repeat another write the same again
+        best_m = score_mkg.argmax(2).view(-1)
+        out_n[interaction_m] = name_g[best_m]  # rows that repeat another write the same again
     return out_n
 
 
@@ -129,7 +150,14 @@ def _totals(frozen: Frozen, models: Models, Wb: Tensor) -> Tensor:
     spread = torch.linspace(0, len(items) - 1, min(_SAMPLE, len(items)), device=Wb.device).long()
     x_S = F.pad(frozen.x[models.r].index_select(0, items[spread]), (0, 1), value=1)
     item_gSc = torch.mm(x_S, Wb).view(len(x_S), len(models.names), -1).transpose(0, 1)
-    out = []
-    for content_uc in frozen.content_Uc.split(_USERS):
-        out.append(torch.stack([torch.logsumexp(content_uc @ x.T / frozen.tau, 1) for x in item_gSc], dim=1))
-    return torch.cat(out).mul_(frozen.tau)
+    n, g = len(frozen.content_Uc), len(models.names)
+    # one buffer for all blocks: fresh ones among results that stay would leave holes that the next do not fit
+    score_uS = x_S.new_empty(min(_USERS, n), len(x_S))
+    total_gU = x_S.new_empty(g, n)
+    for start in range(0, n, _USERS):
+        content_uc = frozen.content_Uc[start : start + _USERS]
+        out_uS = score_uS[: len(content_uc)]
+        for e, item_Sc in enumerate(item_gSc):
+            torch.mm(content_uc, item_Sc.T, out=out_uS).div_(frozen.tau)
+            torch.logsumexp(out_uS, 1, out=total_gU[e, start : start + _USERS])
+    return total_gU.mul_(frozen.tau).T.contiguous()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from m3dist.data.arrays import counted
 from m3dist.distributed.engine import Engine
 from m3dist.method.assignment import Blocks, Models
 from m3dist.method.environments import Trained
@@ -39,7 +40,7 @@ class Executor(Protocol):
 
 def sizes(environment: Sequence[Tensor], environments: int, engine: Engine | None = None) -> Tensor:
     """Interactions of all workers in every environment of each representation, int64 [R, E] on the CPU."""
-    count_RE = torch.stack([torch.bincount(x, minlength=environments) for x in environment])
+    count_RE = torch.stack([counted(x, environments) for x in environment])
     if engine is None or engine.world == 1:
         return count_RE
     count_RE = count_RE.to(engine.device)
@@ -63,7 +64,7 @@ class Together:
         names = dict(enumerate(_alive(sizes(environment, trainer.settings.environments, self.engine))))
         trained = trainer.environments(names, dict(enumerate(psi)), dict(enumerate(environment)), round_)
         models = [Models(r, psi[r], names[r], trained[r]) for r in names]
-        return [trainer.assign(each).to(x) for each, x in zip(models, environment, strict=True)]
+        return [trainer.assign(each).cpu() for each in models]
 
     def masks(self, logits: list[Tensor], environment: list[Tensor], round_: int) -> list[Learned]:
         learned = self.trainer.masks(dict(enumerate(logits)), dict(enumerate(environment)), round_)

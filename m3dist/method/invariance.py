@@ -27,6 +27,7 @@ from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
+from m3dist.storage.checkpoints import Checkpoints, Rows, Saved
 from m3dist.training.context import Context
 from m3dist.training.loop import log_epoch
 from m3dist.training.tracking import Stopped
@@ -89,7 +90,7 @@ class State:
         empty: dict[str, list[int]] = {}
         psi = [1 - mask_D for mask_D in self.masks()]
         assigned, E = executor.environments(psi, self.environment, round_), settings.environments
-        moved = {str(r): float((new != self.environment[r]).sum()) for r, new in enumerate(assigned)}
+        moved = {str(r): float(torch.count_nonzero(new != self.environment[r])) for r, new in enumerate(assigned)}
         report |= {f"{r}/moved": n / self.part.total for r, n in self.engine.totals(moved).items()}
         for r, count_E in enumerate(sizes(assigned, E, self.engine)):
             if found := (count_E == 0).nonzero().flatten().tolist():
@@ -106,17 +107,27 @@ class State:
         self.history.append({**report, "empty": empty})
         return report
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: environments of all interactions, [n], whoever holds them."""
-        counts = self.engine.collect(len(self.environment[0])) if self.environment else []
-        each = [self.engine.gather(x.to(self.engine.device)[:, None], counts).squeeze(1) for x in self.environment]
-        kept = {f"environment.{r}": x.cpu() for r, x in enumerate(each)}
-        return kept | {f"logit.{r}": logit_D for r, logit_D in enumerate(self.logits)}
+    @property
+    def environments(self) -> dict[str, Tensor]:
+        """Of this worker's interactions, [n_w], by name."""
+        return {f"environment.{r}": x for r, x in enumerate(self.environment)}
 
-    def load(self, tensors: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
-        rs = range(len(self.widths))
-        self.environment = [tensors[f"environment.{r}"][self.part.pairs].to(x) for r, x in enumerate(self.environment)]
-        self.logits, self.history = [tensors[f"logit.{r}"] for r in rs], history
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Between rounds: every worker writes its own interactions' environments."""
+        logits = {f"logit.{r}": logit_D for r, logit_D in enumerate(self.logits)}
+        name = f"{len(self.history):05d}-0000000"
+        checkpoints.save(name, {"history": self.history}, logits, Rows(self.environments, sharded=True))
+
+    def load(self, saved: Saved) -> None:
+        """Go on from a checkpoint, of however many workers."""
+        tensors = saved.tensors()
+        for name, x in self.environments.items():
+            if name in tensors:  # of a version that wrote those of all interactions in one piece
+                x.copy_(tensors[name][self.part.pairs])
+            else:
+                saved.read(name, x, self.part.pairs.start)
+        self.logits = [tensors[f"logit.{r}"] for r in range(len(self.widths))]
+        self.history = saved.meta["history"]
 
 
 @contextlib.contextmanager
@@ -136,7 +147,8 @@ def _executor(context: Context, tensors: dict[str, Tensor]) -> Iterator[Executor
 
 
 def train(context: Context, aligned: dict[str, Tensor]) -> Output:
-    """T rounds on what an earlier stage left: tensors mask.r [D_r] and environment.r [n], and what happened.
+    """T rounds on what an earlier stage left: tensors mask.r [D_r], environment.r of this worker's interactions [n_w],
+    and what happened.
 
     Goes on from the latest checkpoint, which are between rounds. Raises Stopped when a callback ends the run and
     KeyboardInterrupt when the tracker is interrupted.
@@ -149,7 +161,7 @@ def train(context: Context, aligned: dict[str, Tensor]) -> Output:
     widths = [tensors[f"representation.{r}"].shape[1] for r in range(count)]
     state = State(config, widths, part, engine)
     if checkpoints is not None and (saved := checkpoints.latest()):
-        state.load(saved.tensors(), saved.meta["history"])
+        state.load(saved)
     tracker.begin("invariance", checkpoints.key if checkpoints else "", len(state.history))
     with _executor(context, tensors) as executor:
         while not state.done:
@@ -163,14 +175,13 @@ def train(context: Context, aligned: dict[str, Tensor]) -> Output:
             report["interactions/s"] = visits / (time.perf_counter() - started)
             stopped = log_epoch(tracker, engine, "invariance", round_, report)
             if checkpoints is not None:
-                checkpoints.save(f"{round_ + 1:05d}-0000000", {"history": state.history}, state.tensors())
+                state.save(checkpoints)
             if stopped:
                 raise Stopped(f"invariance: stopped after round {round_}")
             if engine.largest(int(engine.rank_zero and tracker.interrupted())):
                 raise KeyboardInterrupt
-    out = {f"mask.{r}": mask_D for r, mask_D in enumerate(state.masks())}
-    kept = {name: x for name, x in state.tensors().items() if name.startswith("environment.")}
-    return Output({**out, **kept}, {"rounds": state.history})
+    masks = {f"mask.{r}": mask_D for r, mask_D in enumerate(state.masks())}
+    return Output(masks, {"rounds": state.history}, interactions=state.environments)
 
 
 def aligned(context: Context) -> Output:

@@ -33,9 +33,11 @@ class Steps:
         self.draws = draws = frozen.draws(name)
         draws.seek(0, 0)
 
-        def one() -> None:
-            dense.scale(1 - draws.number / self.count, 1 - draws.number_here / self.count)
-            self.sums.add(step(frozen.step(draws)))
+        count, sums = self.count, self.sums
+
+        def one() -> None:  # which does not hold these steps, so that their memory goes with them
+            dense.scale(1 - draws.number / count, 1 - draws.number_here / count)
+            sums.add(step(frozen.step(draws)))
             draws.advance()
 
         self._stepper = Stepper(one, self.engine, dense.why_not)
@@ -147,7 +149,7 @@ class Trainer:
         return {r: (state[f"gates.{r}.logit"].cpu(), means[r]) for r in logits}
 
     def assign(self, models: Models, part: tuple[int, int] = (0, 1)) -> Tensor:
-        """The best environment of each interaction, int16 [n]; 0 outside a part of all."""
+        """The best environment of each interaction, int8 or int16 [n]; 0 outside a part of all."""
         return assign(self.frozen, self.blocks, models, part)
 
     def assign_part(self, models: Models, part: tuple[int, int]) -> Tensor:

@@ -88,6 +88,7 @@ class Run:
         for stage, key in stage_keys(self.root, self.result).items():
             if store.has(stage, key):
                 store.load(stage, key)
+                store.interactions(stage, key)
 
     @functools.cached_property
     def score(self) -> Any:

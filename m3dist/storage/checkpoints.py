@@ -1,8 +1,8 @@
 """Checkpoints inside a stage: a folder of tensors and plain values each, complete when its meta.json is there.
 
 Nothing in them speaks of workers, DDP or DeepSpeed: tensors are whole and named as in the model, so any number of
-workers under any strategy goes on from them. Rows of tables are in files of their own, one of each worker where tables
-are sharded, and are read by range.
+workers under any strategy goes on from them. Rows of tables, and what is kept of each interaction, are in files of
+their own, one of each worker that holds a part, and are read by range.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Saved:
             raise self._damaged(error) from None
 
     def read(self, name: str, out_rd: Tensor, low: int) -> None:
-        """Rows low.. of a table into `out_rd`, from the files of however many workers wrote them.
+        """Rows low.. of a table, or numbers low.. of a series, into `out_rd` from the files of however many workers.
 
         Raises ValueError when a file is damaged.
         """
@@ -53,7 +53,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of tables: this worker's part where they are sharded, and all rows, the same on every worker, elsewhere."""
+    """Of tables, and of series with a number for each interaction: this worker's part where they are sharded, and all
+    rows, the same on every worker, elsewhere."""
 
     tables: dict[str, Tensor] = field(default_factory=dict)
     sharded: bool = False

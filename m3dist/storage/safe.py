@@ -62,9 +62,8 @@ class Reader:
         if self._sums is None:
             out_rd.copy_(part[start : start + len(out_rd)])
             return
-        n, d = part.get_shape()
-        stated, end = self._stated(name), start + len(out_rd)
-        height = _height(torch.empty(0, d, dtype=out_rd.dtype))
+        n, stated, end = part.get_shape()[0], self._stated(name), start + len(out_rd)
+        height = _height(part[:0])
         for block in range(start // height, -(-end // height)):
             low = block * height
             x = part[low : min(low + height, n)]

@@ -1,4 +1,5 @@
-"""Rows of tables in files of their own, one of each worker where tables are sharded, read by range.
+"""Rows of tables, and what is kept of each interaction, in files of their own, one of each worker that holds a part;
+read by range.
 
 Nothing in them speaks of how many workers there are now: any number of workers reads the rows that it wants.
 """
@@ -31,7 +32,7 @@ class Shards:
         self.folder.write_tensors(_file(rank, self.count), rows)
 
     def read(self, name: str, out_rd: Tensor, low: int, counts: Sequence[int]) -> None:
-        """Rows low.. of a table into `out_rd`. counts: how many of its rows each file has.
+        """Rows low.. of a table into `out_rd`, or numbers low.. of a series. counts: how many of them each file has.
 
         Raises OSError, ValueError or SafetensorError where a file is missing or damaged.
         """

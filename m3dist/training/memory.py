@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from m3dist.config import Config
 from m3dist.data.dataset import Dataset
+from m3dist.data.draws import CHUNK, narrow
+from m3dist.data.shards import SHARDS
 from m3dist.method import registry
 
 
 def interactions(config: Config, dataset: Dataset, workers: int = 1) -> int:
     """Bytes that one of so many workers needs for interactions, at the most of all stages.
 
-    Of training interactions 16 each (user, item, its place in an epoch's order, and as much while that is made), and
-    in stage 2, which groups them by item, 15 more and 3 of every representation (its environment, the new one, and
-    both side by side); of held-out ones 24, which lie sorted by user and in keys; of users 8, where their items
-    begin; of all items and users 8, how many they have; and 64 of the block that is sorted at once.
+    Of training interactions 16 each (user, item, its place in an epoch's order, and as much for what is read or, in
+    stage 2, for their order by item), and in stage 2 twice the environment of every representation (itself, and beside
+    the others' or the new one), each 1, or 2 of more than 128 environments; of held-out ones 24, which lie sorted by
+    user and in keys; of users 8, where their items begin; of all items and users 8, how many they have; and 64 of the
+    block that is sorted at once, which is 2^18 interactions or a shard.
     """
     spec, modalities = registry.model(config.model), len(dataset.modalities)
     stage2 = any(stage.name == "invariance" for stage in spec.planned(config)) and config.invariance.rounds
     representations = (modalities + 1 if spec.members == "modalities" else 1) if stage2 else 0
-    each = 16 + (15 if stage2 else 0) + 3 * representations
+    each = 16 + 2 * representations * narrow(config.invariance.environments).itemsize
     held = dataset.size("val") + dataset.size("test")
     own = each * dataset.size("train") + 24 * held + 3 * 8 * dataset.n_users
-    block = 64 * min(1 << 18, dataset.size("train") // workers)
+    block = 64 * min(max(CHUNK, dataset.size("train") // SHARDS), dataset.size("train") // workers)
     return own // workers + block + 8 * (dataset.n_users + dataset.n_items)
 
 

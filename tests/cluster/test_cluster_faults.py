@@ -78,14 +78,15 @@ def _says(process: Any, said: list[str], text: str, times: int = 1) -> None:
     assert told(), "".join(said)
 
 
-def test_an_elastic_run_grows_and_shrinks(tmp_path):
+@pytest.mark.parametrize("embeddings", ["replicated", "sharded"])
+def test_an_elastic_run_grows_and_shrinks(embeddings, tmp_path):
     """A head of one CPU, which holds one worker; a node comes, and goes again."""
     folder = Path(tempfile.mkdtemp(prefix="m3e"))
     (tmp_path / "small.yaml").write_text(SMALL)
     place = start(folder, tmp_path, nodes=0, CPUS="1", PYTHONPATH=str(ROOT))
     try:
         out = tmp_path / "run"
-        elastic = ("workers=[1,2]", "cluster.resize_seconds=2", f"out={out}", *PACED)
+        elastic = ("workers=[1,2]", f"embeddings={embeddings}", "cluster.resize_seconds=2", f"out={out}", *PACED)
         process, said = _paced(place, "small.yaml", *elastic)
         _says(process, said, "1 worker on ")
         assert place.script("add", "1", CPUS="1", PYTHONPATH=str(ROOT)).returncode == 0

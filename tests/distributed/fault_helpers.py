@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 from parallel_helpers import SMALL
-from safetensors.torch import load_file
+
+from m3dist.storage.artifacts import Store
 
 LONG = [
     *SMALL, "align.epochs=8", "merge.epochs=8", "align.batch_size=64", "merge.batch_size=64", "backbone.groups=1",
@@ -70,7 +71,10 @@ def saved(out: Path, stage: str) -> set[str]:
 
 
 def artifacts(out: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.parent.name: load_file(path) for path in sorted((out / "artifacts").glob("*/tensors.safetensors"))}
+    """All tensors of every stage, whole, whoever wrote them."""
+    store, names = Store(out / "artifacts"), [x.parent.name for x in sorted((out / "artifacts").glob("*/meta.json"))]
+    found = {name: name.split("-", 1) for name in names}
+    return {name: store.load(*x)[0] | store.interactions(*x) for name, x in found.items()}
 
 
 def first_line(out: Path) -> str:

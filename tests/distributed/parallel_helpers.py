@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from m3dist import checksums
+from m3dist import checksums, pipeline
 from m3dist import config as configs
 from m3dist.config import Config
 from m3dist.data import synthetic
@@ -28,7 +28,7 @@ from m3dist.distributed.engine import Engine
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
 from m3dist.method.merge import MergeTask
-from m3dist.storage.artifacts import Output
+from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
 from m3dist.storage.folders import Folder
 from m3dist.training.callbacks import Callback, Callbacks, Stopped
@@ -218,6 +218,17 @@ def carried_over(rank: int, world: int, stage: str, first: Config, then: Config,
     return {**dense[0], **{f"{name}/{key}": x for name, kept in rows.items() for key, x in kept.items()}}
 
 
+class StopAfter(Callback):
+    """Ends a run after an epoch or a round; after none where it is None."""
+
+    def __init__(self, last: int | None):
+        self.last = last
+
+    def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+        if epoch == self.last:
+            raise Stopped
+
+
 def fitted(
     rank: int, world: int, stage: str, config: Config, root: Path, folder: Path, stop: int | None
 ) -> dict[str, torch.Tensor]:
@@ -226,12 +237,7 @@ def fitted(
     task = task_of(stage, config, root, engine)
     saves = Checkpoints(Folder(folder), "key", config.checkpoint, engine)
 
-    class Stop(Callback):
-        def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
-            if epoch == stop:
-                raise Stopped
-
-    with Tracker(None, Callbacks([Stop()])) as tracker:
+    with Tracker(None, Callbacks([StopAfter(stop)])) as tracker:
         try:
             fit(task, Plan(stage, getattr(config, stage), config.evaluation.metric), tracker, saves)
             assert stop is None
@@ -251,6 +257,31 @@ def rounds(rank: int, world: int, runs: list[Config], root: Path) -> list[Output
     dataset = Dataset(root)
     contexts = [Context(dataset, config, engine_of(config, rank, world)) for config in runs]
     return [invariance.train(context, aligned(dataset, context.config)) for context in contexts]
+
+
+def rounds_between(rank: int, world: int, config: Config, root: Path, folder: Path, stop: int | None) -> Output | None:
+    """The same with checkpoints in `folder`, which it goes on from, and its artifact beside them; `stop`: after this
+    round, which leaves None."""
+    engine, dataset = engine_of(config, rank, world), Dataset(root)
+    saves = Checkpoints(Folder(folder / "saves"), "key", config.checkpoint, engine)
+    with Tracker(None, Callbacks([StopAfter(stop)])) as tracker:
+        context = Context(dataset, config, engine, tracker)
+        context.checkpoints = saves
+        try:
+            output = invariance.train(context, aligned(dataset, config))
+        except Stopped:
+            assert stop is not None
+            return None
+    assert stop is None
+    Store(folder).save("invariance", "key", output, engine)
+    return output
+
+
+def whole_run(rank: int, world: int, config: Config) -> None:
+    """Every step of a run."""
+    with Tracker(None) as tracker:
+        steps = tuple(pipeline.planned(config, True))
+        pipeline.work(pipeline.Job(config, steps), engine_of(config, rank, world), tracker)
 
 
 def agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:

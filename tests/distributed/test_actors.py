@@ -54,8 +54,9 @@ def series(given: tuple[Dataset, dict[str, Tensor]]) -> Output:
 
 def same(ours: Output, theirs: Output) -> None:
     assert ours.meta == theirs.meta
-    for name, x in theirs.tensors.items():
-        assert torch.equal(ours.tensors[name], x), name
+    kept = ours.tensors | ours.interactions
+    for name, x in (theirs.tensors | theirs.interactions).items():
+        assert torch.equal(kept[name], x), name
 
 
 @pytest.mark.slow

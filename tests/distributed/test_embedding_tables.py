@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_helpers import RUNS, STEPS, agree, engine_of, fitted, same_everywhere, small, spawn, trajectories
+from parallel_helpers import RUNS, STEPS, agree, fitted, same_everywhere, small, spawn, trajectories, whole_run
 
 from m3dist import pipeline
 from m3dist.config import Config, ConfigError
@@ -19,7 +19,6 @@ from m3dist.distributed.tables import Wanted, pull, push, touch
 from m3dist.seeding import torch_rng
 from m3dist.storage.artifacts import Store
 from m3dist.training import memory
-from m3dist.training.tracking import Tracker
 
 pytestmark = pytest.mark.timeout(600)  # many workers may share few cores
 SHARDED = "embeddings=sharded"
@@ -79,13 +78,6 @@ def test_checkpoints_go_on_anywhere(stage: str, world: int, then: int | None, ro
             torch.testing.assert_close(end[name], value, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def all_steps(rank: int, world: int, config: Config) -> None:
-    with Tracker(None) as tracker:
-        pipeline.work(
-            pipeline.Job(config, tuple(pipeline.planned(config, True))), engine_of(config, rank, world), tracker
-        )
-
-
 @BOTH
 def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path) -> None:
     """Every stage, races among them: tables are written whole, read by the next stages, and rank every user."""
@@ -99,12 +91,13 @@ def test_a_run_leaves_the_same_artifacts(world: int, root: Path, tmp_path: Path)
         "checkpoint.every_epochs=0",
     )
     configs = [small(f"data={root}", f"out={tmp_path / name}", *few) for name in ("alone", "many")]
-    all_steps(0, 1, configs[0])
-    spawn(world, all_steps, sharded(configs[1]))
+    whole_run(0, 1, configs[0])
+    spawn(world, whole_run, sharded(configs[1]))
     written = []
     for name in ("alone", "many"):
         root = tmp_path / name / "artifacts"
-        written.append({path.name: Store(root).load(*path.name.split("-", 1))[0] for path in root.iterdir()})
+        store, names = Store(root), [path.name.split("-", 1) for path in root.iterdir()]
+        written.append({"-".join(x): store.load(*x)[0] | store.interactions(*x) for x in names})
     (tables,) = (tmp_path / "many" / "artifacts").glob("merge-*")
     assert len([*tables.glob("rows-*")]) == world
     assert written[0].keys() == written[1].keys()

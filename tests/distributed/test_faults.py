@@ -124,6 +124,26 @@ def test_a_killed_worker(strategy: list[str], tmp_path: Path, by_two: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_workers_killed_in_two_stages_with_sharded_tables(tmp_path: Path) -> None:
+    """One between rounds of stage 2 and one in the middle of an epoch of stage 3: the run ends with the same bits."""
+    values = ("workers=2", "embeddings=sharded", "invariance.rounds=12", "invariance.moved=0")
+    process = start(tmp_path / "whole", *values)
+    assert process.wait(400) == 0, process.communicate()[1]
+    out = tmp_path / "run"
+    process = start(out, *values)
+    middle = {"invariance": lambda: saved(out, "invariance"), "merge": mid_epoch(out, "merge")}
+    for stage, reached in middle.items():
+        until(reached, 400, process)
+        until(lambda: workers_under(process.pid), 60, process)[0].kill()
+        assert not [*(out / "artifacts").glob(f"{stage}-*/meta.json")]
+    assert process.wait(400) == 0, process.communicate()[1]
+    same(out, tmp_path / "whole")
+    for stage in ("align", "invariance", "merge"):
+        assert len([*(out / "artifacts").glob(f"{stage}-*/rows-*-of-00002.safetensors")]) == 2, stage
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("values", "exact"),

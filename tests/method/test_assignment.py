@@ -20,12 +20,15 @@ def skewed() -> torch.Tensor:
     return item[torch.randperm(len(item), generator=torch.Generator().manual_seed(0))].int()
 
 
-def made(item: torch.Tensor, tau: float | None = None, pool: torch.Tensor | None = None) -> SimpleNamespace:
+def made(
+    item: torch.Tensor, tau: float | None = None, pool: torch.Tensor | None = None, environments: int = 10
+) -> SimpleNamespace:
     """What is read of stage 2's frozen parts, the spare item behind the others."""
     generator = torch.Generator().manual_seed(1)
     user = torch.randint(USERS, item.shape, generator=generator, dtype=torch.int32)
     return SimpleNamespace(
-        user=user, item=item, content_Uc=torch.randn(USERS, c, generator=generator), content=c, engine=Engine(),
+        settings=SimpleNamespace(environments=environments), engine=Engine(), user=user, item=item,
+        content_Uc=torch.randn(USERS, c, generator=generator), content=c,
         x=[torch.randn(ITEMS + 1, D, generator=generator)], item_Id=torch.zeros(ITEMS + 1, 3), tau=tau, pool=pool,
     )  # fmt: skip
 
@@ -47,8 +50,17 @@ def test_shares_are_disjoint_and_complete(parts: int) -> None:
     assert torch.equal(cut, blocks.interactions(0, 1))
 
 
-def test_the_highest_score_wins() -> None:
-    frozen, blocks = made(skewed()), Blocks.of(skewed())
+def test_interactions_stand_by_item_and_within_one_in_their_order() -> None:
+    """Also where there are more than are sorted at once, and an item's lie far apart."""
+    item = torch.randint(5000, (600_000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    order = Blocks.of(item).order_n
+    assert order.dtype == torch.int32
+    assert torch.equal(order.long(), torch.argsort(item, stable=True))
+
+
+@pytest.mark.parametrize(("environments", "dtype"), [(128, torch.int8), (129, torch.int16)])
+def test_the_highest_score_wins(environments: int, dtype: torch.dtype) -> None:
+    frozen, blocks = made(skewed(), environments=environments), Blocks.of(skewed())
     generator = torch.Generator().manual_seed(2)
     W, b, scale = (torch.randn(shape, generator=generator) for shape in ((E, c, D), (E, c), (D,)))
     names = [0, 2, 3, 5, 6, 8, 9]
@@ -56,7 +68,7 @@ def test_the_highest_score_wins() -> None:
     got = assign(frozen, blocks, models)
     psi = frozen.x[0][frozen.item.long()] * scale
     score = torch.einsum("nc,enc->ne", frozen.content_Uc[frozen.user.long()], psi @ W.transpose(1, 2) + b[:, None])
-    assert got.dtype == torch.int16
+    assert got.dtype == dtype
     assert got.tolist() == [names[e] for e in score.argmax(1).tolist()]
     parts = [assign(frozen, blocks, models, (at, 3)) for at in range(3)]
     assert torch.equal(sum(parts), got)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import plain
@@ -19,6 +20,8 @@ from m3dist.method.environments import EnvironmentModels, Frozen, Masks, Step, T
 from m3dist.method.invariance import State, refill
 from m3dist.method.trainer import Trainer
 from m3dist.models.gate import Gate
+from m3dist.storage.checkpoints import Checkpoints
+from m3dist.storage.folders import Folder
 
 SMALL = [
     "synthetic.users=40", "synthetic.items=30", "synthetic.interactions=15", "backbone.dim=4", "backbone.content_dim=8",
@@ -293,7 +296,7 @@ class Movers:
         return [(x + 1, {"loss": 2.0}) for x in logits]
 
 
-def test_rounds_end_when_hardly_anything_moves() -> None:
+def test_rounds_end_when_hardly_anything_moves(tmp_path: Path) -> None:
     config = load(None, [*SMALL, "invariance.rounds=9", "invariance.moved=0.05"])
     state, executor = State(config, [5, 4], HUNDRED, Engine()), Movers([50, 10, 4, 50])
     reports = []
@@ -305,11 +308,20 @@ def test_rounds_end_when_hardly_anything_moves() -> None:
     torch.testing.assert_close(state.masks()[0], torch.full((5,), 1.0).sigmoid())  # renewed in each round
     assert executor.given == [[0.0] * 5] * 3
     assert executor.psi == pytest.approx([0.5, *[1 - 1 / (1 + math.exp(-1))] * 2])  # 1 - m of the round before
-    later = State(config, [5, 4], HUNDRED, Engine())
-    later.load(state.tensors(), state.history)
-    assert later.done
-    for a, b in zip([*state.environment, *state.logits], [*later.environment, *later.logits], strict=True):
-        assert torch.equal(a, b)
+    saves = Checkpoints(Folder(tmp_path), "key", config.checkpoint, Engine())
+    state.save(saves)
+    logits = {f"logit.{r}": x for r, x in enumerate(state.logits)}
+    whole = Checkpoints(Folder(tmp_path / "earlier"), "key", config.checkpoint, Engine())  # as it once was written
+    whole.save("00003-0000000", {"history": state.history}, logits | state.environments)
+    for saved in (saves.latest(), whole.latest()):
+        assert saved is not None
+        for part in (HUNDRED, Part((20, 60), (20, 40, 60), 100), Part((60, 100), (60, 100), 100)):
+            later = State(config, [5, 4], part, Engine())
+            later.load(saved)
+            assert later.done
+            for r in range(2):
+                assert torch.equal(later.environment[r], state.environment[r][part.pairs])
+                assert torch.equal(later.logits[r], state.logits[r])
 
 
 @pytest.mark.parametrize("empty", ["reseed", "drop"])

@@ -32,6 +32,31 @@ def test_rows_of_tables_are_read_whole(folder: Folder) -> None:
         assert torch.equal(tensors[name], want)
 
 
+@pytest.mark.parametrize("rows", [{}, {"0.user": torch.rand(5, 3)}])
+def test_what_is_kept_of_interactions_is_read_by_itself(folder: Folder, rows: dict[str, torch.Tensor]) -> None:
+    series = {
+        "environment.0": torch.arange(300, dtype=torch.int16),
+        "environment.1": torch.zeros(300, dtype=torch.int8),
+    }
+    store = Store(folder)
+    store.save("invariance", "k", Output({"mask.0": torch.ones(2)}, {"rounds": []}, rows, series))
+    tensors, meta = store.load("invariance", "k")
+    assert tensors.keys() == {"mask.0", *rows}
+    assert meta == {"rounds": []}
+    found = store.interactions("invariance", "k")
+    assert found.keys() == series.keys()
+    for name, want in series.items():
+        assert found[name].dtype == want.dtype
+        assert torch.equal(found[name], want)
+    for name in (folder / "invariance-k").names():
+        if name.startswith("rows"):
+            (folder / "invariance-k").remove(name)
+    with pytest.raises(ValueError, match=r"invariance-k: damaged artifact .* delete the folder and train again"):
+        store.interactions("invariance", "k")
+    store.save("align", "k", Output({"x": torch.zeros(2)}, {}))
+    assert store.interactions("align", "k") == {}
+
+
 @pytest.mark.parametrize("pattern", ["tensors*", "rows*", "meta*"])
 @pytest.mark.parametrize("content", [b"no", None])
 def test_damaged_artifacts_are_named(tmp_path: Path, pattern: str, content: bytes | None) -> None:

@@ -33,6 +33,16 @@ def test_any_range_of_rows_is_read_from_the_files_that_have_it(folder: Folder, u
             assert torch.equal(out, x[low:high])
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_numbers_of_interactions_are_read_by_range(folder: Folder, dtype: torch.dtype) -> None:
+    x, counts = torch.arange(100).to(dtype), [40, 0, 60]
+    shards = written(folder, {"x": x}, {"x": counts})
+    for low, high in ((0, 100), (10, 40), (39, 41), (70, 100)):
+        out = torch.full((high - low,), -1, dtype=dtype)
+        shards.read("x", out, low, counts)
+        assert torch.equal(out, x[low:high])
+
+
 def test_only_the_files_with_the_rows_are_opened(folder: Folder) -> None:
     shards = written(folder, {"x": torch.rand(9, 2)}, {"x": [3, 3, 3]})
     for name in folder.names()[1:]:
