@@ -45,13 +45,15 @@ def test_ray_starts_beside_imports_and_ends_with_the_process(monkeypatch: pytest
 
 @pytest.mark.timeout(240)
 def test_a_run_starts_no_processes_that_it_does_not_use(ray_here: None, tmp_path: Path) -> None:
-    def work(engine: Any, tracker: Any) -> None:
-        from ray._private.state import actors  # the public list asks a dashboard
+    from ray._private.state import actors  # the public list asks a dashboard
 
+    before = set(actors())
+
+    def work(engine: Any, tracker: Any) -> None:
         if engine.rank == 0:
-            alive = [each["ActorClassName"] for each in actors().values() if each["State"] == "ALIVE"]
-            (tmp_path / "alive.json").write_text(json.dumps(sorted(alive)))
+            new = [each for name, each in actors().items() if name not in before and each["State"] == "ALIVE"]
+            (tmp_path / "new.json").write_text(json.dumps(sorted(each["ActorClassName"] for each in new)))
 
     launch.run(launch.Task(work, "who"), small("workers=1", f"out={tmp_path}"), Tracker(None))
-    alive = json.loads((tmp_path / "alive.json").read_text())
-    assert alive == ["RayTrainWorker", "Relay", "SynchronizationActor", "TrainController"]
+    new = json.loads((tmp_path / "new.json").read_text())
+    assert new == ["RayTrainWorker", "Relay", "SynchronizationActor", "TrainController"]

@@ -155,7 +155,7 @@ def test_a_run_is_whole_without_the_one_before(tmp_path: Path, later: Path, caps
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["model=vbpr"], "warm_from: vbpr starts from nothing; of m3-invrl, ultragcn, invrl a run can start"),
+        (["model=vbpr"], "warm_from: vbpr starts from nothing; of m3-invrl, ultragcn, ensemble, invrl a run can start"),
         (["model=ultragcn"], "is a run of model=m3-invrl; give model=m3-invrl, or leave warm_from out"),
         (["backbone.dim=4"], "has backbone.dim=8 and this run 4; give backbone.dim=8, or train it anew"),
         (["backbone.loss=ultragcn"], "has backbone.loss=softmax and this run ultragcn"),
