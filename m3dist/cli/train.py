@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from m3dist import config as configs
-from m3dist.storage.folders import Folder
 from m3dist.terminal import cells, printable
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def command(arguments: tuple[str, ...], resume: str | None, print_config: bool, 
 
 
 def _has_data(config: configs.Config) -> bool:
-    """Whether a run can begin, so that an error about missing data does not wait for Ray."""
-    return config.data == "synthetic" or Folder(config.data).exists("dataset.json")
+    """Whether a run can begin as far as this machine's disk says, so that an error about data does not wait for Ray."""
+    return config.data == "synthetic" or "://" in config.data or Path(config.data, "dataset.json").is_file()
 
 
 def _memory(config: configs.Config, data: Dataset) -> None:

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPo
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 _SPLITS_DATASETS = "DatasetsCallback"  # of Ray Data, between workers; ours read their own shards
-_CLEANS = "PlacementGroupCleanerCallback"  # gives the workers' room back when the controller dies, as we do
+_CLEANS = "PlacementGroupCleanerCallback"  # when the controller dies, gives back what workers held; ray_train does so
 
 
 class Trainer(DataParallelTrainer):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m3dist.data.arrays import counted
-from m3dist.data.draws import narrow
+from m3dist.data.draws import CHUNK, narrow
 from m3dist.method.environments import Frozen, Trained
 
 _PIECE = 256  # users of an item that are scored in one product
@@ -29,7 +29,6 @@ _PIECES = 512  # pieces of a block at most
 _ROWS = 8192  # and their rows
 _SAMPLE = 256  # items among which probabilities are found
 _USERS = 8192  # whose totals are found at once
-_CHUNK = 1 << 18  # interactions that are sorted at once
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _by_item(item_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count_I = counted(item_n)
     next_I = count_I.cumsum(0) - count_I  # where the next interaction of each item goes
     order_n = torch.empty(n, dtype=torch.int32 if n < 1 << 31 else torch.int64, device=device)
-    for start, chunk in zip(range(0, n, _CHUNK), item_n.split(_CHUNK), strict=False):
+    for start, chunk in zip(range(0, n, CHUNK), item_n.split(CHUNK), strict=False):
         sorted_c, index_c = torch.sort(chunk, stable=True)
         item, number = torch.unique_consecutive(sorted_c, return_counts=True)
         shift = next_I[item] - (number.cumsum(0) - number)

@@ -6,16 +6,14 @@ is there when the trial looks for it. Tune's own stop would kill the trial's pro
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
+from m3dist.distributed.local_ray import setting
 from m3dist.search import resources, trial
 from m3dist.search.session import Session
 from m3dist.storage.folders import Folder
@@ -50,7 +48,7 @@ def fit(session: Session, at_once: int) -> None:
             checkpoint_config=tune.CheckpointConfig(),
         ),
     )  # fmt: skip
-    with _environment():
+    with setting(_ENVIRONMENT):
         try:
             tuner.fit()
         except Exception:
@@ -117,17 +115,3 @@ class _Processes(tune.Callback):
         self.session.check_budget()
         if self.session.interrupted():
             raise InterruptedError  # Ray Tune ends its trials on errors, but not on KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
