@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from m3dist.distributed import placement
+from m3dist.distributed import local_ray, placement
 from m3dist.training.tracking import RunFailed
 
 
@@ -19,6 +19,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What Ray is asked for by processes that have not joined yet."""
     asked: list[dict] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(local_ray, "_ours", local_ray._ours)  # the session's own Ray is known again afterwards
     begun = SimpleNamespace(address_info={"gcs_address": "127.0.0.1:6379"})
     monkeypatch.setattr(ray, "init", lambda **values: asked.append(values) or begun)
     return asked
