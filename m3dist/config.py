@@ -76,7 +76,7 @@ class Config(Section):
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
     deepspeed: dict[str, Any] = Field(default={})  # further values of DeepSpeed's own config
-    embeddings: Literal["replicated", "sharded"] = "replicated"  # all rows of tables on every worker, or its part
+    embeddings: Literal["replicated", "sharded"] = "replicated"  # items' rows on every worker, or its part
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"  # of steps; auto: tf32 on GPUs, float32 on CPUs
     actors: NonNegativeInt = 0  # Ray actors that train environment models and masks; 0: in turn in this process
     actor_resources: dict[str, PositiveFloat] = Field(default={})  # of each; default: 1 CPU

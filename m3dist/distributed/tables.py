@@ -1,9 +1,10 @@
 """How the rows of a step come to a worker and their gradients go back, whoever holds the tables.
 
-Replicated, workers hold the same tables and add up one block of gradients, that of the rows which the global batch
-touches. Sharded, each worker owns contiguous rows and their moments, of users those whose interactions it holds: a step
-asks the owners for the rows that it reads and sends them gradients back, and each owner moves its rows. Either way the
-bytes of a step do not depend on the tables, and the numbers are the same.
+Every worker owns the rows and moments of the users whose interactions it holds. Nobody else reads them, so they never
+travel. Items' tables are replicated or sharded. Replicated, workers hold the same tables and add up one block of
+gradients, that of the rows which the global batch touches. Sharded, each worker owns contiguous rows and their moments:
+a step asks the owners for the rows that it reads and sends them gradients back, and each owner moves its rows. Either
+way the bytes of a step do not depend on the tables, and the numbers are the same.
 
 Rows are owned in contiguous blocks rather than by id modulo W: ids in ascending order are in the order of their owners
 then, an owner makes its first rows without the others', a checkpoint of any number of shards is read by range, and
@@ -27,11 +28,14 @@ from m3dist.distributed.rows import Moved, RowTables, Slots, adam_rows, distinct
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a step reads of a table: ids of this worker's share [L], and of the global batch [B]."""
+    """What a step reads of a table: ids of this worker's share [L], and of the global batch [B].
+
+    ids_B: None where every worker reads rows alone that it holds and no other worker reads.
+    """
 
     table: RowTables
     ids_L: Tensor
-    ids_B: Tensor
+    ids_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Route:
 class Touched:
     """The rows of a table that a step reads: this worker's slots, which stand at `at_R` among those of all, ids_G.
 
-    A worker alone has no ids_G; sharded tables have a route instead.
+    Rows that this worker alone reads have their places in its table instead, own_R; those of sharded tables a route.
     """
 
     table: RowTables
@@ -61,36 +65,48 @@ class Touched:
     ids_G: Tensor | None = None
     at_R: Tensor | None = None
     route: Route | None = None
+    own_R: Tensor | None = None
 
 
 @torch.no_grad()
 def touch(engine: Engine, wanted: Sequence[Wanted]) -> list[Touched]:
     """The distinct rows that this worker reads of every table, and what their gradients need to find back."""
-    slots = [distinct(x.ids_L, x.table.n) for x in wanted]
-    if engine.world == 1:
-        return [Touched(x.table, found) for x, found in zip(wanted, slots, strict=True)]
-    if wanted[0].table.sharded:
-        found = _routes(engine, [(found.ids_R, x.table.owners) for x, found in zip(wanted, slots, strict=True)])
-        return [Touched(x.table, s, route=route) for x, s, route in zip(wanted, slots, found, strict=True)]
-    out = []
-    for x, mine in zip(wanted, slots, strict=True):
-        ids_G = distinct(x.ids_B, x.table.n).ids_R
-        # a share may have places without an interaction where the batch has none: their spare row, after all others
-        at_R = torch.searchsorted(ids_G, mine.ids_R).clamp_(max=len(ids_G) - 1)
-        out.append(Touched(x.table, mine, ids_G, at_R))
-    return out
+    found = [(x, distinct(x.ids_L, x.table.n)) for x in wanted]
+    travel = [(slots.ids_R, x.table.owners) for x, slots in found if _travels(engine, x)]
+    routes = iter(_routes(engine, travel) if travel else [])
+    return [
+        Touched(x.table, slots, route=next(routes)) if _travels(engine, x) else _here(engine, x, slots)
+        for x, slots in found
+    ]
+
+
+def _travels(engine: Engine, wanted: Wanted) -> bool:
+    """Whether rows come from other workers."""
+    return engine.world > 1 and wanted.table.sharded and wanted.ids_B is not None
+
+
+def _here(engine: Engine, wanted: Wanted, mine: Slots) -> Touched:
+    """Of rows that this worker holds."""
+    table = wanted.table
+    if engine.world == 1 or wanted.ids_B is None:
+        own_R = (mine.ids_R - table.low).clamp_(max=table.weight.shape[1]) if table.sharded else mine.ids_R
+        return Touched(table, mine, own_R=own_R)
+    ids_G = distinct(wanted.ids_B, table.n).ids_R
+    # a share may have places without an interaction where the batch has none: their spare row, after all others
+    at_R = torch.searchsorted(ids_G, mine.ids_R).clamp_(max=len(ids_G) - 1)
+    return Touched(table, mine, ids_G, at_R)
 
 
 @torch.no_grad()
 def pull(engine: Engine, touched: Sequence[Touched]) -> list[Tensor]:
     """The rows [M, R, d] that this worker reads of every table."""
-    if not any(x.route for x in touched):
-        return [x.table.rows(x.slots.ids_R) for x in touched]
-    parts = []
-    for x in touched:
-        assert x.route is not None
-        parts.append((_flat(x.table.rows(x.route.asked_A)), x.route.receive, x.route.send))
-    return [_members(rows, x.table) for rows, x in zip(_swap(engine, parts), touched, strict=True)]
+    routed = [(x, x.route) for x in touched if x.route is not None]
+    parts = [(_flat(x.table.rows(route.asked_A)), route.receive, route.send) for x, route in routed]
+    came = iter(_swap(engine, parts) if parts else [])
+    return [
+        _members(next(came), x.table) if x.route else x.table.rows(x.slots.ids_R if x.own_R is None else x.own_R)
+        for x in touched
+    ]
 
 
 @torch.no_grad()
@@ -98,43 +114,37 @@ def push(
     engine: Engine, touched: Sequence[Touched], rows: Sequence[Tensor], grads: Sequence[Tensor], lr: Tensor
 ) -> None:
     """One Adam step of every table from the gradients [M, R, d] of the rows that `pull` gave, which it overwrites."""
-    if engine.world == 1:
-        adam_rows([Moved(x.table, x.slots.ids_R, *both) for x, *both in zip(touched, rows, grads, strict=True)], lr)
-    elif touched[0].route is not None:
-        adam_rows(_to_owners(engine, touched, grads), lr)
-    else:
-        moved = []
-        for x, grad_MGd in zip(touched, _added_up(engine, touched, grads), strict=True):
-            assert x.ids_G is not None
-            moved.append(Moved(x.table, x.ids_G, x.table.rows(x.ids_G), grad_MGd))
-        adam_rows(moved, lr)
+    each = list(zip(touched, rows, grads, strict=True))
+    moved = [Moved(x.table, x.own_R, weight, grad) for x, weight, grad in each if x.own_R is not None]
+    moved += _added_up(engine, [(x, grad) for x, _, grad in each if x.ids_G is not None])
+    moved += _to_owners(engine, [(x, x.route, grad) for x, _, grad in each if x.route is not None])
+    adam_rows(moved, lr)
 
 
-def _added_up(engine: Engine, touched: Sequence[Touched], grads: Sequence[Tensor]) -> list[Tensor]:
+def _added_up(engine: Engine, touched: Sequence[tuple[Touched, Tensor]]) -> list[Moved]:
     """Every table's gradient of the global batch's rows [M, G, d], added up in one collective."""
-    shapes = []
-    for x, grad_MRd in zip(touched, grads, strict=True):
-        assert x.ids_G is not None
-        shapes.append((len(grad_MRd), len(x.ids_G), grad_MRd.shape[2]))
+    if not touched:
+        return []
+    shapes = [(len(grad), len(x.ids_G), grad.shape[2]) for x, grad in touched if x.ids_G is not None]
     sizes = [M * G * d for M, G, d in shapes]
     flat = torch.zeros(sum(sizes), device=engine.device)
-    blocks = [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-    for block_MGd, x, grad_MRd in zip(blocks, touched, grads, strict=True):
+    moved = []
+    for part, shape, (x, grad_MRd) in zip(flat.split(sizes), shapes, touched, strict=True):
+        assert x.ids_G is not None
         assert x.at_R is not None
-        block_MGd.index_add_(1, x.at_R, grad_MRd)  # of distinct rows, and of the spare one 0
+        grad_MGd = part.view(shape)
+        grad_MGd.index_add_(1, x.at_R, grad_MRd)  # of distinct rows, and of the spare one 0
+        moved.append(Moved(x.table, x.ids_G, x.table.rows(x.ids_G), grad_MGd))
     engine.add_up([flat])
     engine.sent += flat.numel() * flat.element_size()
-    return blocks
+    return moved
 
 
-def _to_owners(engine: Engine, touched: Sequence[Touched], grads: Sequence[Tensor]) -> list[Moved]:
-    parts, moved = [], []
-    for x, grad_MRd in zip(touched, grads, strict=True):
-        assert x.route is not None
-        parts.append((_flat(grad_MRd), x.route.send, x.route.receive))
-    for x, grad_Ad in zip(touched, _swap(engine, parts), strict=True):
-        route = x.route
-        assert route is not None
+def _to_owners(engine: Engine, touched: Sequence[tuple[Touched, Route, Tensor]]) -> list[Moved]:
+    if not touched:
+        return []
+    parts, moved = [(_flat(grad_MRd), route.send, route.receive) for _, route, grad_MRd in touched], []
+    for (x, route, _), grad_Ad in zip(touched, _swap(engine, parts), strict=True):
         grad_Gd = grad_Ad.new_zeros(len(route.rows_G), grad_Ad.shape[1])
         for at, grad in zip(route.at_A.split(route.receive), grad_Ad.split(route.receive), strict=True):
             grad_Gd.index_add_(0, at, grad)  # in rank order, so that every run adds alike

@@ -29,83 +29,80 @@ def softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients:
     tau: the temperature, no less than `COLDEST`. Rows of items stand as in `logistic.ultragcn`. Weights of negatives
     play no part. L_I is UltraGCN's.
     """
-    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
+    out = Found({}, torch.empty_like(user_MPbk), torch.empty_like(item_MLk))
+    value_M = _put_softmax(user_MPbk, item_MLk, samples, tau, out)
     if samples.omega_sX is not None:
         weight_sX = samples.omega_sX * (coefficients.nu * samples.share_Pb.view(-1))
         out.terms["neighbours"] = add_pairs(user_MPbk, item_MLk, weight_sX, out).sum(1)
-    out.terms["softmax"] = add_softmax(user_MPbk, item_MLk, samples, tau, out)
+    out.terms["softmax"] = value_M
     return out
 
 
-def add_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: float, out: Found) -> Tensor:
-    """Add the gradients of the weighted softmax; its sum over positives, [M].
+def _put_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: float, out: Found) -> Tensor:
+    """Write the gradients of the weighted softmax, 0 for neighbours; its sum over positives, [M].
 
-    With a = u / (|u| tau) and w = v / |v|, all scores are a . w, and what a or w gain along themselves is taken away on
-    the way back to u and v: their lengths do not matter.
+    On a CPU a block of positives goes through all of it while its rows are in cache.
     """
-    M, P, b, k = user_MPbk.shape
+    M, P, b, _ = user_MPbk.shape
     X, N = P * b, samples.weight_PN.shape[1]
-    user_MXk, user_grad = user_MPbk.flatten(1, 2), out.user_grad_MPbk.flatten(1, 2)
-    item_MJk, item_grad = (x[:, -(X + P * N) :] for x in (item_MLk, out.item_grad_MLk))
-    own_MXk, own_grad, far_grad = item_MJk[:, :X], item_grad[:, :X], item_grad[:, X:]
-    user_length_MX1, item_length_MJ1 = _inverse_length(user_MXk).div_(tau), _inverse_length(item_MJk)
-    own_length_MX1, far_length_MJ1 = item_length_MJ1[:, :X], item_length_MJ1[:, X:]
-    a_MXk, far_MJk = user_MXk * user_length_MX1, item_MJk[:, X:] * far_length_MJ1
-    score_MX1 = torch.linalg.vecdot(a_MXk, own_MXk).unsqueeze(2).mul_(own_length_MX1)
-    weight_Pb = samples.share_Pb * samples.positive_Pb
-    found = _among(a_MXk.view(M, P, b, k), far_MJk.view(M, P, N, k), score_MX1.view(M, P, b), weight_Pb, samples.filled)
-    slope_MX1 = found.slope_MPb.view(M, X, 1) * own_length_MX1
-    pull_MXk = found.pull_MPbk.view(M, X, k).addcmul_(own_MXk, slope_MX1, value=-1)  # the gradient of a
-    along_MX1 = torch.linalg.vecdot(pull_MXk, a_MXk).unsqueeze(2)
-    user_grad.addcmul_(pull_MXk, user_length_MX1)
-    user_grad.addcmul_(a_MXk, along_MX1.mul_(user_length_MX1).mul_(tau**2), value=-1)
-    own_grad.addcmul_(a_MXk, slope_MX1, value=-1)
-    own_grad.addcmul_(own_MXk, score_MX1.mul_(slope_MX1).mul_(own_length_MX1))
-    push_MJk = found.push_MPNk.view(M, P * N, k)
-    along_MJ1 = torch.linalg.vecdot(push_MJk, far_MJk).unsqueeze(2)
-    far_grad.addcmul_(push_MJk, far_length_MJ1)
-    far_grad.addcmul_(far_MJk, along_MJ1.mul_(far_length_MJ1), value=-1)
-    return found.value_MPb.sum((1, 2))
-
-
-def _inverse_length(x_MXk: Tensor) -> Tensor:
-    """[M, X, 1]"""
-    return torch.linalg.vector_norm(x_MXk, dim=2, keepdim=True).square_().add_(_EPSILON).rsqrt_()
+    own_MPbk, own_grad = (x[:, -(X + P * N) : -P * N].unflatten(1, (P, b)) for x in (item_MLk, out.item_grad_MLk))
+    far_MPNk, far_grad = (x[:, -P * N :].unflatten(1, (P, N)) for x in (item_MLk, out.item_grad_MLk))
+    weight_Pb, value_MPb = samples.share_Pb * samples.positive_Pb, user_MPbk.new_empty(M, P, b)
+    out.item_grad_MLk[:, : -(X + P * N)] = 0
+    far_grad.zero_()
+    for group, there in short(samples.filled, b, user_MPbk.device):
+        for x in (out.user_grad_MPbk, own_grad, value_MPb):
+            x[:, group, there:] = 0
+    for groups, rows, of in blocks((M, P, b, N), user_MPbk.device, samples.filled):
+        for members in of:
+            at, away = (members, groups, rows), (members, groups)
+            grads = _Rows(out.user_grad_MPbk[at], own_grad[at], far_grad[away])
+            block = _Rows(user_MPbk[at], own_MPbk[at], far_MPNk[away])
+            _put_block(block, weight_Pb[groups, rows], tau, grads, value_MPb[at])
+    return value_MPb.sum((1, 2))
 
 
 @dataclass(frozen=True)
-class _Among:
-    """Of every positive its weighted loss, the slope of that, and the gradient that its negatives give it (pull); of
-    every negative its gradient (push)."""
+class _Rows:
+    """Of a block, or their gradients: users, their positives' items, and the negatives of their groups."""
 
-    value_MPb: Tensor
-    slope_MPb: Tensor
-    pull_MPbk: Tensor
-    push_MPNk: Tensor
+    user_MPbk: Tensor
+    own_MPbk: Tensor
+    far_MPNk: Tensor
 
 
-def _among(
-    a_MPbk: Tensor, far_MPNk: Tensor, score_MPb: Tensor, weight_Pb: Tensor, filled: tuple[int, ...] | None
-) -> _Among:
-    """Positives of given scores among their groups' negatives. Scores are at most 1 / tau, so exp needs no maximum."""
-    M, _, N, _ = far_MPNk.shape
-    out = _Among(
-        torch.empty_like(score_MPb), torch.empty_like(score_MPb), torch.empty_like(a_MPbk), torch.zeros_like(far_MPNk)
-    )
-    for group, rows_there in short(filled, a_MPbk.shape[2], a_MPbk.device):
-        for x in (out.value_MPb, out.slope_MPb, out.pull_MPbk):
-            x[:, group, rows_there:] = 0
-    for groups, rows, of in blocks((M, *a_MPbk.shape[1:3], N), a_MPbk.device, filled):
-        weight_pb = weight_Pb[groups, rows]
-        for members in of:
-            at = (members, groups, rows)
-            a, far, pull = a_MPbk[at].flatten(0, 1), far_MPNk[members, groups].flatten(0, 1), out.pull_MPbk[at]
-            each = torch.bmm(a, far.mT).exp_()
-            total = each.sum(2)
-            gap = total.log().view_as(score_MPb[at]) - score_MPb[at]
-            slope = torch.mul(torch.sigmoid(gap), weight_pb, out=out.slope_MPb[at])
-            torch.mul(F.softplus(gap), weight_pb, out=out.value_MPb[at])
-            share = (slope.flatten(0, 1) / total).unsqueeze(2)
-            pull = torch.bmm(each, far, out=pull.flatten(0, 1)).mul_(share)
-            out.push_MPNk[members, groups].flatten(0, 1).baddbmm_(each.mT, a * share)
-    return out
+def _put_block(rows: _Rows, weight_Pb: Tensor, tau: float, grads: _Rows, value_MPb: Tensor) -> None:
+    """Write a block's weighted losses and gradients, but for those of negatives, which are added.
+
+    With a = u / (|u| tau) and w = v / |v|, all scores are a . w, and what a or w gain along themselves is taken away on
+    the way back to u and v: their lengths do not matter. Scores are at most 1 / tau, so exp needs no maximum.
+    """
+    own_MPbk = rows.own_MPbk
+    user_length, own_length, far_length = map(_inverse_length, (rows.user_MPbk, own_MPbk, rows.far_MPNk))
+    user_length.div_(tau)
+    a_MPbk, w_MPNk = rows.user_MPbk * user_length, rows.far_MPNk * far_length
+    score_MPb1 = torch.linalg.vecdot(a_MPbk, own_MPbk).unsqueeze(3).mul_(own_length)
+    a, w = a_MPbk.flatten(0, 1), w_MPNk.flatten(0, 1)
+    each = torch.bmm(a, w.mT).exp_()
+    total_MPb = each.sum(2).view_as(value_MPb)
+    gap_MPb = total_MPb.log().sub_(score_MPb1.squeeze(3))
+    slope_MPb = torch.sigmoid(gap_MPb).mul_(weight_Pb)
+    torch.mul(F.softplus(gap_MPb), weight_Pb, out=value_MPb)
+    share = (slope_MPb / total_MPb).flatten(0, 1).unsqueeze(2)
+    push_MPNk = torch.bmm(each.mT, a * share).view_as(w_MPNk)  # the gradient of w
+    pull_MPbk = torch.bmm(each, w).mul_(share).view_as(a_MPbk)  # of a
+    slope_MPb1 = slope_MPb.unsqueeze(3).mul_(own_length)
+    pull_MPbk.addcmul_(own_MPbk, slope_MPb1, value=-1)
+    along_MPb1 = torch.linalg.vecdot(pull_MPbk, a_MPbk).unsqueeze(3)
+    torch.mul(pull_MPbk, user_length, out=grads.user_MPbk)
+    grads.user_MPbk.addcmul_(a_MPbk, along_MPb1.mul_(user_length).mul_(tau**2), value=-1)
+    torch.mul(a_MPbk, slope_MPb1.neg(), out=grads.own_MPbk)
+    grads.own_MPbk.addcmul_(own_MPbk, score_MPb1.mul_(slope_MPb1).mul_(own_length))
+    along_MPN1 = torch.linalg.vecdot(push_MPNk, w_MPNk).unsqueeze(3)
+    grads.far_MPNk.addcmul_(push_MPNk, far_length)
+    grads.far_MPNk.addcmul_(w_MPNk, along_MPN1.mul_(far_length), value=-1)
+
+
+def _inverse_length(x: Tensor) -> Tensor:
+    """Of rows [..., k]: [..., 1]."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(_EPSILON).rsqrt_()

@@ -191,7 +191,7 @@ class AlignTask:
         tensors = {name: x for name, x in dense.items() if not name.startswith("club.")}
         tensors |= {f"representation.{r}": x for r, x in enumerate(self.representations())}
         tables = self.member.tables("member.")
-        return Output(tensors, meta, tables) if self.data.sharded else Output(tensors | tables, meta)
+        return self.member.output(tensors, meta, tables)
 
 
 def run(context: Context) -> Output:

@@ -28,6 +28,7 @@ from m3dist.losses.own import ultragcn_own
 from m3dist.losses.softmax import COLDEST, softmax
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import torch_rng
+from m3dist.storage.artifacts import Output
 from m3dist.training.data import DeviceData
 
 
@@ -155,7 +156,7 @@ class Backbones:
         scored = sum(x.numel() for x in ids)
         ids += [] if more is None else [more]
         sizes = [x.numel() for x in ids]
-        wanted = [Wanted(self.user, user_X, batch.user_B), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
+        wanted = [Wanted(self.user, user_X), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
         user, item = touch(self.engine, wanted)
         l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch, sizes))
         kept_MR1 = self._kept(item.slots.ids_R, batch) if self.config.id_dropout and self._reads_content else None
@@ -199,8 +200,7 @@ class Backbones:
         """
         out = self.scored(self.user.weight)
         total, count = (out * self.known_U1).sum(1, keepdim=True), self.known_U1.sum()
-        if self.data.sharded:
-            self.engine.add_up([total, count])
+        self.engine.add_up([total, count])
         return torch.where(self.known_U1 > 0, out, total / count)
 
     def scored(self, rows: Tensor) -> Tensor:
@@ -214,6 +214,13 @@ class Backbones:
         """
         parts = {"user": self.users(), "item": self.item.weight}
         return {f"{name.format(m)}{kind}": x for kind, rows in parts.items() for m, x in enumerate(rows)}
+
+    def output(self, tensors: dict[str, Tensor], meta: dict[str, Any], tables: dict[str, Tensor]) -> Output:
+        """What a stage leaves behind: tensors that every worker has alike, and the rows that this one holds of tables,
+        whose names end in ".user" or ".item"."""
+        parted = {"user": self.user.sharded, "item": self.item.sharded}
+        rows = {name: x for name, x in tables.items() if parted[name.rpartition(".")[2]]}
+        return Output(tensors | {name: x for name, x in tables.items() if name not in rows}, meta, rows)
 
 
 def backbone_loss(

@@ -107,9 +107,7 @@ class MergeTask:
         tensors |= {f"{m}.matrix": x for m, x in enumerate(members.item)} | learned
         tables = {f"{m}.item": x for m, x in enumerate(self.members.item.weight)}
         tables |= {f"{m}.user": x for m, x in enumerate(members.user)}
-        if self.data.sharded:
-            return Output(tensors, meta, tables)
-        return Output(tensors | tables, meta)
+        return self.members.output(tensors, meta, tables)
 
 
 Made = tuple[list[Tensor | None], dict[str, Tensor] | None]  # contents and init of a `MergeTask`

@@ -86,6 +86,5 @@ def _spread(context: Context, user_Uk: Tensor, item_Ik: Tensor) -> Tensor:
     cov_kk = far_Ik.T @ far_Ik / max(len(item_Ik) - 1, 1)
     std_U = ((user_Uk @ cov_kk) * user_Uk).sum(1).clamp(min=0).sqrt()
     total, count = std_U.sum(), torch.full_like(std_U.sum(), len(std_U))
-    if context.data.sharded:
-        context.engine.add_up([total, count])
+    context.engine.add_up([total, count])
     return total / count

@@ -53,8 +53,8 @@ class Saved:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of tables, and of series with a number for each interaction: this worker's part where they are sharded, and all
-    rows, the same on every worker, elsewhere."""
+    """Of tables, and of series with a number for each interaction: what this worker writes where they are sharded, and
+    all rows, the same on every worker, elsewhere."""
 
     tables: dict[str, Tensor] = field(default_factory=dict)
     sharded: bool = False

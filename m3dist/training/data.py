@@ -27,8 +27,8 @@ from m3dist.models.ultragcn import Weights
 class DeviceData:
     """Training interactions, features and the backbone's constants.
 
-    sharded: each worker holds the rows of its own users and a contiguous part of the items'. graph: what the stage
-    `graph` left; without it the item-item graph is made here when a loss first asks.
+    sharded: each worker holds a contiguous part of the items' rows, and not all of them. graph: what the stage `graph`
+    left; without it the item-item graph is made here when a loss first asks.
     """
 
     def __init__(
@@ -132,17 +132,20 @@ class DeviceData:
         return lambda x_cd: self.engine.gather(x_cd, counts)
 
     def owners(self, kind: int) -> list[int] | None:
-        """Where tables are sharded, the first user (kind 0) or item (kind 1) whose row each worker holds, and behind
-        them how many there are."""
-        if not self.sharded:
-            return None
+        """The first user (kind 0) or item (kind 1) whose row each worker holds, and behind them how many there are;
+        None where every worker holds all rows.
+
+        Users' rows lie where their interactions are: no other worker reads them.
+        """
         world = self.engine.world
+        if world == 1 or (kind == 1 and not self.sharded):
+            return None
         if kind == 0:
             return [*(self.dataset.part(rank, world).users[0] for rank in range(world)), self.n_users]
         return [*(share(self.n_items, rank, world)[0] for rank in range(world)), self.n_items]
 
     def bounds(self, kind: int) -> tuple[int, int] | None:
-        """The rows of users (kind 0) or items (kind 1) that this worker holds, where tables are sharded."""
+        """The rows of users (kind 0) or items (kind 1) that this worker holds; None where these are all."""
         owners, rank = self.owners(kind), self.engine.rank
         return None if owners is None else (owners[rank], owners[rank + 1])
 

@@ -35,19 +35,20 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     spec = registry.model(config.model)
     members = M if spec.members == "modalities" else 1
     beside = backbone.content_dim if backbone.loss == "auto" else backbone.resolved.content_columns
-    table = dataset.n_users * (backbone.dim + beside) + dataset.n_items * backbone.dim
+    users, items = dataset.n_users * (backbone.dim + beside), dataset.n_items * backbone.dim
     batch, negatives = config.merge.batch_size, backbone.negatives
     if spec.members == "nodes":  # the widest have a table of nodes per modality
-        table = (dataset.n_users + dataset.n_items) * config.baseline.dim * (1 + M)
+        users, items = (x * config.baseline.dim * (1 + M) for x in (dataset.n_users, dataset.n_items))
         batch, negatives = config.baseline.batch_size, config.baseline.negatives
-    workers = min(config.workers) if isinstance(config.workers, tuple) else config.workers
-    owners = max(workers, 1) if config.embeddings == "sharded" else 1
+    workers = max(1, min(config.workers) if isinstance(config.workers, tuple) else config.workers)
+    of_users = 1 if spec.members == "nodes" else workers
+    of_items = workers if config.embeddings == "sharded" else 1
     row_of_both = (3 * backbone.dim + 2 * beside) * 4 if any(x.name == "second" for x in spec.planned(config)) else 0
     out = {
-        "tables": members * table * 4 * 4 // owners,
-        "both losses": members * (dataset.n_users // owners + dataset.n_items) * row_of_both,
+        "tables": members * (users // of_users + items // of_items) * 4 * 4,
+        "both losses": members * (dataset.n_users // of_users + dataset.n_items) * row_of_both,
         "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
-        "interactions": interactions(config, dataset, 1 if spec.members == "nodes" else max(workers, 1)),
+        "interactions": interactions(config, dataset, of_users),
         "step": 4 * batch * negatives * 4,
         "ranking": 3
         * members
