@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from m3dist.seeding import derive
 
 _GOLDEN = -7046029254386353131  # 0x9e3779b97f4a7c15 as int64: splitmix64 adds it for every number
 CHUNK = 1 << 18  # interactions that are sorted at once, at least a shard
+_EVEN = 1.1  # how much larger than the mean the largest group may be that is a run of shards
 _SHARD_BITS = 9  # of a key that orders some shards: more than there are shards
 Gather = Callable[[Tensor], Tensor]  # rows of this worker -> of all workers
 
@@ -91,40 +93,61 @@ class Layout:
 
     The n interactions of an epoch stand in n places, those of each shard together and in their own order. Step t takes
     the places t, t + steps, t + 2 steps, ..., which are positions 0, 1, 2, ... of its batch: every shard gives about
-    alike to every step, and batches differ by one interaction at most. A worker's positions are contiguous, and one may
-    be its neighbour's in some steps. Groups are contiguous ranges of positions. position_Pb: on the CPU, int64, `size`
-    where this worker has fewer than b in a group; first: the first of its P groups, which are consecutive.
+    alike to every step, and batches differ by one interaction at most. A group has what stands in a contiguous range of
+    places, so that the position at its end may be the next group's in some steps. position_Pb: on the CPU, int64,
+    `size` where this worker has fewer than b in a group; bounds_P2: its places of each group, the first and the first
+    behind them; first: the first of its P groups, which are consecutive.
     """
 
     size: int
     steps: int
     groups: int
     position_Pb: Tensor
+    bounds_P2: Tensor
     first: int
 
     @staticmethod
-    def of(n: int, batch_size: int, groups: int = 1, places: slice | None = None) -> Layout:
-        """Of n interactions in batches of at most `batch_size`. places: this worker's; all by default.
+    def of(
+        n: int, batch_size: int, groups: int = 1, places: slice | None = None, shards: Sequence[int] | None = None
+    ) -> Layout:
+        """Of n interactions in batches of at most `batch_size`. places: this worker's; all by default. shards: the
+        first number of each shard of all workers, and n.
 
         A worker without interactions has a position that is never there.
         """
         steps = -(-n // batch_size)
         size, mine_n = -(-n // steps), places or slice(0, n)
-        low, high = mine_n.start // steps, -(-mine_n.stop // steps)
-        bounds = [share(size, group, groups) for group in range(groups)]
-        bounds = [(max(low, a), max(low, a, min(high, b))) for a, b in bounds]
+        bounds = [
+            (max(mine_n.start, a), max(mine_n.start, a, min(mine_n.stop, b)))
+            for a, b in itertools.pairwise(_cuts(n, steps, groups, shards))
+        ]
         mine = [group for group, (a, b) in enumerate(bounds) if a < b] or [0]
-        width = max(1, *(b - a for a, b in bounds))
-        position_Pb = torch.full((len(mine), width), size)
-        for row, group in enumerate(mine):
-            a, b = bounds[group]
-            position_Pb[row, : b - a] = torch.arange(a, b)
-        return Layout(size, steps, groups, position_Pb, mine[0])
+        ranges = [
+            range(a // steps, -(-b // steps)) if a < b else range(0) for a, b in (bounds[group] for group in mine)
+        ]
+        position_Pb = torch.full((len(mine), max(1, *map(len, ranges))), size)
+        for position_b, found in zip(position_Pb, ranges, strict=True):
+            position_b[: len(found)] = torch.arange(found.start, found.stop)
+        return Layout(size, steps, groups, position_Pb, torch.tensor([bounds[group] for group in mine]), mine[0])
 
     @property
     def whole(self) -> bool:
         """Whether this worker has the whole batch."""
         return len(self.position_Pb) == self.groups and int((self.position_Pb < self.size).sum()) == self.size
+
+
+def _cuts(n: int, steps: int, groups: int, shards: Sequence[int] | None) -> list[int]:
+    """The first place of each group, and n behind.
+
+    Groups are runs of shards where these make them about alike, so that workers, who own runs of shards, share no group
+    and read the negatives of no more than they train; else they are ranges of as many positions.
+    """
+    if shards is not None:
+        cuts = [int(shards[share(len(shards) - 1, group, groups)[0]]) for group in range(groups)] + [n]
+        if max(b - a for a, b in itertools.pairwise(cuts)) * groups <= _EVEN * n:
+            return cuts
+    size = -(-n // steps)
+    return [share(size, group, groups)[0] * steps for group in range(groups)] + [n]
 
 
 @dataclass(frozen=True)
@@ -228,6 +251,7 @@ class Draws:
         self._order = torch.zeros(max(n, 1), dtype=index, device=device)
         # less the first, the places of step 0
         self._place_Pb = (layout.position_Pb * layout.steps - pairs.shards[0]).to(device)
+        self._low_P1, self._high_P1 = (layout.bounds_P2 - pairs.shards[0]).to(device).split(1, dim=1)
         each = plan.negatives * (layout.size if plan.per_positive else layout.groups)
         self._parts = [each, plan.neighbours, plan.hashes]
         lane = torch.arange(sum(self._parts))
@@ -306,7 +330,7 @@ class Draws:
         """(index, whether there is one, user, item) of the step's interactions."""
         n = len(self.pairs.user)
         place_Pb = self._place_Pb + self.step
-        valid_Pb = (place_Pb >= 0) & (place_Pb < n)
+        valid_Pb = (place_Pb >= self._low_P1) & (place_Pb < self._high_P1)
         index = self._order.index_select(0, place_Pb.clamp(0, max(n - 1, 0)).view(-1))
         shape = place_Pb.shape
         user_Pb = torch.where(valid_Pb, self._user.index_select(0, index).view(shape), self._nobody).long()

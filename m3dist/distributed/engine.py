@@ -9,7 +9,7 @@ Shapes: c rows of this worker, C rows of all workers, d width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,10 @@ class Engine:
         if len(tensors) > 1:
             for x, part in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
                 x.copy_(part.view_as(x))
+
+    def adding_up(self, flat: Tensor) -> Callable[[], object]:
+        """Begin to sum a tensor over the workers, in place; what it returns waits for the sum."""
+        return dist.all_reduce(flat, async_op=True).wait
 
     def totals(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over the workers, in double precision; every worker gives the same keys in the same order."""

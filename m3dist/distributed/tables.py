@@ -16,7 +16,7 @@ and R slots of distinct ones; G slots of the global batch, or of the rows that w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,20 +111,29 @@ def pull(engine: Engine, touched: Sequence[Touched]) -> list[Tensor]:
 
 @torch.no_grad()
 def push(
-    engine: Engine, touched: Sequence[Touched], rows: Sequence[Tensor], grads: Sequence[Tensor], lr: Tensor
-) -> None:
-    """One Adam step of every table from the gradients [M, R, d] of the rows that `pull` gave, which it overwrites."""
+    engine: Engine, touched: Sequence[Touched], rows: Sequence[Tensor], grads: Sequence[Tensor]
+) -> Callable[[Tensor], None]:
+    """Send the gradients [M, R, d] of the rows that `pull` gave to where they are wanted.
+
+    What it returns waits for them and takes an Adam step of every table, at the rate given; it overwrites the rows.
+    """
     each = list(zip(touched, rows, grads, strict=True))
     moved = [Moved(x.table, x.own_R, weight, grad) for x, weight, grad in each if x.own_R is not None]
-    moved += _added_up(engine, [(x, grad) for x, _, grad in each if x.ids_G is not None])
+    added, wait = _added_up(engine, [(x, grad) for x, _, grad in each if x.ids_G is not None])
+    moved += added
     moved += _to_owners(engine, [(x, x.route, grad) for x, _, grad in each if x.route is not None])
-    adam_rows(moved, lr)
+
+    def move(lr: Tensor) -> None:
+        wait()
+        adam_rows(moved, lr)
+
+    return move
 
 
-def _added_up(engine: Engine, touched: Sequence[tuple[Touched, Tensor]]) -> list[Moved]:
-    """Every table's gradient of the global batch's rows [M, G, d], added up in one collective."""
+def _added_up(engine: Engine, touched: Sequence[tuple[Touched, Tensor]]) -> tuple[list[Moved], Callable[[], object]]:
+    """Every table's gradient of the global batch's rows [M, G, d], added up in one collective; what waits for it."""
     if not touched:
-        return []
+        return [], lambda: None
     shapes = [(len(grad), len(x.ids_G), grad.shape[2]) for x, grad in touched if x.ids_G is not None]
     sizes = [M * G * d for M, G, d in shapes]
     flat = torch.zeros(sum(sizes), device=engine.device)
@@ -135,9 +144,8 @@ def _added_up(engine: Engine, touched: Sequence[tuple[Touched, Tensor]]) -> list
         grad_MGd = part.view(shape)
         grad_MGd.index_add_(1, x.at_R, grad_MRd)  # of distinct rows, and of the spare one 0
         moved.append(Moved(x.table, x.ids_G, x.table.rows(x.ids_G), grad_MGd))
-    engine.add_up([flat])
     engine.sent += flat.numel() * flat.element_size()
-    return moved
+    return moved, engine.adding_up(flat)
 
 
 def _to_owners(engine: Engine, touched: Sequence[tuple[Touched, Route, Tensor]]) -> list[Moved]:

@@ -168,9 +168,10 @@ class AlignTask:
         rows = self.member.rows(sampled)
         x_R = [x.index_select(0, sampled.item.slots.ids_R) for x in self.x]
         terms, loss, grads = self.dense(sampled, contrast, rows, x_R)
+        move = self.member.send(sampled, rows, grads)  # under way while all else has its gradients
         self.dense.backward(loss)
         self.dense.step()
-        self.member.move(sampled, rows, grads, self.lr.now)
+        move(self.lr.now)
         return terms
 
     def representations(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ slots of distinct ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,10 +187,10 @@ class Backbones:
         """The rows that a step reads."""
         return Rows(*pull(self.engine, [sampled.user, sampled.item]))
 
-    def move(self, sampled: Sampled, rows: Rows, grads: Rows, lr: Tensor) -> None:
-        """One Adam step of the tables; overwrites the rows."""
+    def send(self, sampled: Sampled, rows: Rows, grads: Rows) -> Callable[[Tensor], None]:
+        """Send gradients; what it returns takes one Adam step of the tables at a rate, and overwrites the rows."""
         touched = [sampled.user, sampled.item]
-        push(self.engine, touched, [rows.user_MRk, rows.id_MRd], [grads.user_MRk, grads.id_MRd], lr)
+        return push(self.engine, touched, [rows.user_MRk, rows.id_MRd], [grads.user_MRk, grads.id_MRd])
 
     @torch.no_grad()
     def users(self) -> Tensor:

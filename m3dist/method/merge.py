@@ -76,9 +76,10 @@ class MergeTask:
         rows = self.members.rows(sampled)
         contents = [None if x is None else x.index_select(0, sampled.item.slots.ids_R) for x in self.contents]
         terms, loss, grads = self.dense(sampled, rows, contents)
+        move = self.members.send(sampled, rows, grads)  # under way while projections have their gradients
         self.dense.backward(loss)
         self.dense.step()
-        self.members.move(sampled, rows, grads, self.lr.now)
+        move(self.lr.now)
         each = {f"{m}/{name}": x for name, x_M in terms.items() for m, x in enumerate(x_M)}
         return {**each, **{name: x_M.sum() for name, x_M in terms.items()}, "loss": loss.detach()}
 

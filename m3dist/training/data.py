@@ -121,7 +121,7 @@ class DeviceData:
     def draws(self, key: int, batch_size: int, plan: Plan, groups: int = 1, pool: Tensor | None = None) -> Draws:
         """Global steps over the training interactions. key: of the purpose. pool: where negatives are drawn from."""
         pairs = Pairs(*self.pairs, self.n_users, self.n_items, pool, self.part)
-        layout = Layout.of(pairs.total, batch_size, groups, self.part.pairs)
+        layout = Layout.of(pairs.total, batch_size, groups, self.part.pairs, self.dataset.shards[1].tolist())
         return Draws(pairs, plan, layout, key, self._gather(layout))
 
     def _gather(self, layout: Layout) -> Gather | None:

@@ -11,6 +11,7 @@ import torch
 
 from m3dist.data import shards
 from m3dist.data.draws import Batch, Draws, Layout, Pairs, Plan, mix, normal, order, scattered
+from m3dist.data.parts import share
 
 N, U, I = 1003, 40, 17
 USER, ITEM = (torch.arange(N) * U // N), (torch.arange(N) * 7 % I).int()
@@ -23,7 +24,7 @@ def drawn(plan: Plan, size: int = 250, groups: int = 1, part: tuple[int, int] = 
     pool = more.pop("pool", None)
     mine = shards.part(BOUNDS, *part)
     pairs = Pairs(USER[mine.pairs].to(device), ITEM[mine.pairs].to(device), U, I, pool, mine)
-    return Draws(pairs, plan, Layout.of(N, size, groups, mine.pairs), more.pop("key", 5))
+    return Draws(pairs, plan, Layout.of(N, size, groups, mine.pairs, BOUNDS[1].tolist()), more.pop("key", 5))
 
 
 def numbers(batch: Batch, draws: Draws) -> list[int]:
@@ -84,7 +85,7 @@ def test_orders_of_two_epochs_and_of_two_keys_differ() -> None:
     assert (a != c).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("groups", [1, 4, 7])
+@pytest.mark.parametrize("groups", [1, 4, 5, 7])
 def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
     batches = epoch(drawn(Plan(2), groups=groups))
     seen = torch.cat([x.index_Pb[x.valid_Pb] for x in batches])
@@ -102,7 +103,7 @@ def test_an_epoch_visits_every_interaction_once(groups: int) -> None:
         assert count_P.max() - count_P.min() <= 2
 
 
-@pytest.mark.parametrize("groups", [1, 4, 7])
+@pytest.mark.parametrize("groups", [1, 4, 5, 7])
 @pytest.mark.parametrize("world", [2, 3, 5, 30])
 def test_workers_parts_make_the_global_batch(world: int, groups: int) -> None:
     """Every interaction is some worker's, and meets the negatives of its group there."""
@@ -123,6 +124,27 @@ def test_workers_parts_make_the_global_batch(world: int, groups: int) -> None:
             assert torch.equal(part.negative_B, batch.negative_B)
             for valid_b, filled in zip(part.valid_Pb, part.filled or (), strict=True):
                 assert not valid_b[filled:].any()
+
+
+@pytest.mark.parametrize(("shards", "groups", "world"), [(15, 5, 5), (15, 15, 15), (16, 4, 2), (16, 8, 2)])
+def test_workers_share_no_group_where_groups_are_runs_of_shards(shards: int, groups: int, world: int) -> None:
+    """A worker reads the negatives of no more than it trains; groups by position alone would lie across workers."""
+    cuts = [N * at // shards for at in range(shards + 1)]
+    own, apart = [], []
+    for rank in range(world):
+        low, high = share(shards, rank, world)
+        mine = slice(cuts[low], cuts[high])
+        own.append(len(Layout.of(N, 250, groups, mine, cuts).position_Pb))
+        apart.append(len(Layout.of(N, 250, groups, mine).position_Pb))
+    assert own == [groups // world] * world
+    assert sum(apart) > groups
+
+
+def test_groups_are_of_equal_size_where_shards_are_not() -> None:
+    uneven = [0, 500, *range(553, N, 50), N]  # half of all interactions are one user's
+    by_shards, by_position = (Layout.of(N, 250, 4, None, cuts) for cuts in (uneven, None))
+    assert torch.equal(by_shards.position_Pb, by_position.position_Pb)
+    assert by_shards.position_Pb.shape == (4, 51)
 
 
 def test_the_global_batch_is_gathered_from_workers() -> None:

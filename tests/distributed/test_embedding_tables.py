@@ -160,7 +160,7 @@ def stepped(rank: int, world: int, shards: bool, dense: bool) -> list[dict[str, 
             of_L = slope_L[:, None] - 3 * row_MRd[:, x.slots.slot_L]
             there_L = x.slots.ids_R[x.slots.slot_L] < x.table.n
             grads.append(x.slots.sum(of_L * there_L[:, None]))
-        push(engine, touched, rows, grads, torch.tensor(0.1))
+        push(engine, touched, rows, grads)(torch.tensor(0.1))
     for table in tables:
         kept = {name: x.clone() for name, x in table.parts().items()}
         assert float(table.steps) == STEPPED
@@ -225,7 +225,7 @@ def one_step(rank: int, world: int, n: int) -> tuple[int, list[torch.Tensor]]:
     table = RowTables(torch.zeros(1, n // world, 3), owners=[0, n // 2, n], rank=rank)
     touched = touch(engine, [Wanted(table, ids, ids)])
     rows = pull(engine, touched)
-    push(engine, touched, rows, [torch.full_like(rows[0], rank + 1.0)], torch.tensor(0.1))
+    push(engine, touched, rows, [torch.full_like(rows[0], rank + 1.0)])(torch.tensor(0.1))
     at = torch.tensor([0, 1, 2, 3]) * (n // 8)
     return engine.sent, [table.first[0, at] * 10, table.weight[0, at]]
 
@@ -257,7 +257,7 @@ def replicated(rank: int, world: int) -> list[tuple[int, list[float]]]:
         touched = touch(engine, [Wanted(table, share_L, ids.flatten())])
         rows = pull(engine, touched)
         there_R1 = (touched[0].slots.ids_R < n).float().unsqueeze(1)
-        push(engine, touched, rows, [torch.ones_like(rows[0]) * there_R1], torch.tensor(0.1))
+        push(engine, touched, rows, [torch.ones_like(rows[0]) * there_R1])(torch.tensor(0.1))
         out.append((engine.sent, (table.first[0, :8, 0] * 10).tolist()))
     return out
 

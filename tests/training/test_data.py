@@ -92,13 +92,13 @@ def test_a_worker_holds_its_part_of_the_rows_where_tables_are_sharded(dataset: D
     assert [part.bounds(1) for part in parts] == [(0, 2), (2, 4)]
     assert [part.mine(users).tolist() for part in parts] == [[False] * 4, [True] * 4]
     assert [len(part.pairs[0]) for part in parts] == [0, 6]
-    for data in (
-        DeviceData(dataset, Engine(), sharded=True),
-        DeviceData(dataset, Engine(1, 2)),
-    ):  # alone, or replicated
-        assert not data.sharded
-        assert data.bounds(0) is None
-    assert DeviceData(dataset, Engine(), sharded=True).mine(users).all()
+    whole = DeviceData(dataset, Engine(1, 2))  # items' rows on every worker; users' where their interactions are
+    assert not whole.sharded
+    assert (whole.bounds(0), whole.bounds(1)) == ((0, 3), None)
+    alone = DeviceData(dataset, Engine(), sharded=True)
+    assert not alone.sharded
+    assert (alone.bounds(0), alone.bounds(1)) == (None, None)
+    assert alone.mine(users).all()
 
 
 def test_columns_have_mean_zero_and_variance_one() -> None:
