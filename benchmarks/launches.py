@@ -6,29 +6,62 @@ depend on the batch and not on the data, so a small data set counts like a large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.measure import Row
 from benchmarks.standin import NAME, Counted, Standin
 from benchmarks.subjects import STEPS, Subject
 from m3dist.data.dataset import Dataset
+from m3dist.distributed.engine import Dense, Engine
 from m3dist.evaluation.ranking import Users
 
-MOST = {"backbone": 205, "align": 450, "merge": 300, "environments": 225, "masks": 325}  # launches of a step
+MOST = {"backbone": 208, "align": 450, "merge": 300, "environments": 225, "masks": 325}  # launches of a step
 BLOCK = 82  # of an evaluation block, which may wait once
 LOSSES = ("softmax", "ultragcn")
+SHARED = 65  # launches more of a step of one of several workers
+
+
+class OneOfTwo(Engine):
+    """The first of two workers, the other of which gives to every collective what it gives itself."""
+
+    def __init__(self, device: str):
+        super().__init__(0, 2, device)
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        for x in tensors:
+            x.mul_(2)
+
+    def adding_up(self, flat: Tensor) -> Callable[[], object]:
+        flat.mul_(2)
+        return lambda: None
+
+    def gather(self, x_cd: Tensor, counts: list[int]) -> Tensor:
+        return torch.cat([x_cd, x_cd])
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value, value]
+
+    def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
+        return Dense(self, module.to(self.device), module, groups)
 
 
 def measure(dataset: Dataset, size: str, *overrides: str) -> Iterator[Row]:
-    """A row for each kind of step under each loss, and for a block of users in evaluation."""
+    """A row for each kind of step under each loss, alone and of one of two workers, and for a block of users in
+    evaluation."""
     for loss in LOSSES:
         with Standin() as counted:
             subject = Subject(dataset, *overrides, f"backbone.loss={loss}", device=NAME)
             for kind in STEPS:
                 yield _counts(f"{kind} step, {loss}, {size}", subject.step(kind), counted, MOST[kind])
+            half = Subject(dataset, *subject.overrides, device=NAME, engine=OneOfTwo(NAME))
+            for kind in ("align", "merge"):
+                step, most = half.step(kind, captured=False), MOST[kind] + SHARED
+                yield _counts(f"{kind} step of one of two workers, {loss}, {size}", step, counted, most)
     with Standin() as counted:
         block = f"evaluation.block={min(256, dataset.n_users // 2)}"
         yield _block(Subject(dataset, block, *overrides, device=NAME), size, counted)

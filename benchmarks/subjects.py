@@ -40,10 +40,10 @@ def configured(values: Sequence[str]) -> Config:
 class Subject:
     """The stages' tasks on one data set, untrained: a step costs the same at the start of training and at its end."""
 
-    def __init__(self, dataset: Dataset, *overrides: str, device: str = "cpu"):
+    def __init__(self, dataset: Dataset, *overrides: str, device: str = "cpu", engine: Engine | None = None):
         self.dataset, self.overrides, self.device = dataset, overrides, device
         self.config = configured(overrides)
-        self.context = Context(dataset, self.config, Engine.of(self.config, device=device))
+        self.context = Context(dataset, self.config, engine or Engine.of(self.config, device=device))
         self.user, self.item = self.data.pairs
 
     @property

@@ -48,17 +48,22 @@ def _put_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: flo
     own_MPbk, own_grad = (x[:, -(X + P * N) : -P * N].unflatten(1, (P, b)) for x in (item_MLk, out.item_grad_MLk))
     far_MPNk, far_grad = (x[:, -P * N :].unflatten(1, (P, N)) for x in (item_MLk, out.item_grad_MLk))
     weight_Pb, value_MPb = samples.share_Pb * samples.positive_Pb, user_MPbk.new_empty(M, P, b)
-    out.item_grad_MLk[:, : -(X + P * N)] = 0
-    far_grad.zero_()
+    if samples.omega_sX is not None:
+        out.item_grad_MLk[:, : -(X + P * N)] = 0
     for group, there in short(samples.filled, b, user_MPbk.device):
         for x in (out.user_grad_MPbk, own_grad, value_MPb):
             x[:, group, there:] = 0
+        if not there:
+            far_grad[:, group] = 0
     for groups, rows, of in blocks((M, P, b, N), user_MPbk.device, samples.filled):
         for members in of:
             at, away = (members, groups, rows), (members, groups)
-            grads = _Rows(out.user_grad_MPbk[at], own_grad[at], far_grad[away])
             block = _Rows(user_MPbk[at], own_MPbk[at], far_MPNk[away])
+            far = torch.empty_like(block.far_MPNk) if rows.start else far_grad[away]
+            grads = _Rows(out.user_grad_MPbk[at], own_grad[at], far)
             _put_block(block, weight_Pb[groups, rows], tau, grads, value_MPb[at])
+            if rows.start:  # further rows of a group whose negatives have gradients from those before
+                far_grad[away].add_(far)
     return value_MPb.sum((1, 2))
 
 
@@ -72,7 +77,7 @@ class _Rows:
 
 
 def _put_block(rows: _Rows, weight_Pb: Tensor, tau: float, grads: _Rows, value_MPb: Tensor) -> None:
-    """Write a block's weighted losses and gradients, but for those of negatives, which are added.
+    """Write a block's weighted losses and gradients.
 
     With a = u / (|u| tau) and w = v / |v|, all scores are a . w, and what a or w gain along themselves is taken away on
     the way back to u and v: their lengths do not matter. Scores are at most 1 / tau, so exp needs no maximum.
@@ -96,10 +101,10 @@ def _put_block(rows: _Rows, weight_Pb: Tensor, tau: float, grads: _Rows, value_M
     along_MPb1 = torch.linalg.vecdot(pull_MPbk, a_MPbk).unsqueeze(3)
     torch.mul(pull_MPbk, user_length, out=grads.user_MPbk)
     grads.user_MPbk.addcmul_(a_MPbk, along_MPb1.mul_(user_length).mul_(tau**2), value=-1)
-    torch.mul(a_MPbk, slope_MPb1.neg(), out=grads.own_MPbk)
-    grads.own_MPbk.addcmul_(own_MPbk, score_MPb1.mul_(slope_MPb1).mul_(own_length))
+    torch.mul(own_MPbk, score_MPb1.mul_(slope_MPb1).mul_(own_length), out=grads.own_MPbk)
+    grads.own_MPbk.addcmul_(a_MPbk, slope_MPb1, value=-1)
     along_MPN1 = torch.linalg.vecdot(push_MPNk, w_MPNk).unsqueeze(3)
-    grads.far_MPNk.addcmul_(push_MPNk, far_length)
+    torch.mul(push_MPNk, far_length, out=grads.far_MPNk)
     grads.far_MPNk.addcmul_(w_MPNk, along_MPN1.mul_(far_length), value=-1)
 
 
