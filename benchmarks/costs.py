@@ -85,9 +85,10 @@ def ranking(users: int, items: int, d: int, models: int = 1) -> Cost:
     return Cost(product(users, d, items, 1) * models, 4 * models * (users + items) * d)
 
 
-def replicated_bytes(G_users: float, G_items: float, d: int, c: int, members: int = 1) -> float:
-    """What a worker gives to a step's all-reduce: a gradient for every row that the global batch touches."""
-    return 4 * members * (G_users * (d + c) + G_items * d)
+def replicated_bytes(G_items: float, d: int, members: int = 1) -> float:
+    """What a worker gives to a step's all-reduce: a gradient for every item's row that the global batch touches. It
+    owns the rows of its users."""
+    return 4 * members * G_items * d
 
 
 def sharded_bytes(R_items: float, d: int, W: int, members: int = 1) -> float:
@@ -96,6 +97,7 @@ def sharded_bytes(R_items: float, d: int, W: int, members: int = 1) -> float:
     return (W - 1) / W * R_items * (4 + 2 * 4 * members * d)
 
 
-def table_bytes(users: float, items: float, d: int, c: int, owners: int = 1, members: int = 1) -> float:
-    """Of one worker: rows, Adam's two moments, and the copy of the best rows."""
-    return 4 * 4 * members * (users * (d + c) + items * d) / owners
+def table_bytes(users: float, items: float, k: int, d: int, members: int = 1) -> float:
+    """Of one worker: rows of its users, k wide, and of items, d wide, Adam's two moments, and the copy of the best
+    rows."""
+    return 4 * 4 * members * (users * k + items * d)

@@ -179,14 +179,14 @@ def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 16) -> Iterato
             if more:
                 predicted = costs.sharded_bytes(mean["items"], dim, 2)
             else:
-                predicted = costs.replicated_bytes(mean["all users"], mean["all items"], dim, 0)
+                predicted = costs.replicated_bytes(mean["all items"], dim)
             values |= {f"{name}, KiB": mean["sent"] / 1024, f"{name}, KiB (formula)": predicted / 1024}
             values[f"{name}, ms"] = mean["seconds"] * 1e3
         yield Row("bytes", f"sent by each of two workers in a step, {n:.0e} users, dim {dim}", values)
 
 
 def memory(folder: Path, size: Size | None = None, worlds: tuple[int, ...] = (1, 2, 4)) -> Iterator[Row]:
-    size = size or Size(10**6, 10**5, 200_000, ())
+    size = size or Size(10**6, 10**5, 3 * 10**6, ())
     root = made(size, folder / f"memory{size.users}").root
     config = load(None)
     for world in worlds:
@@ -195,7 +195,8 @@ def memory(folder: Path, size: Size | None = None, worlds: tuple[int, ...] = (1,
                 continue
             found = gang(world, stepped, "ids", ("backbone.nu=0", *more), root, 3)
             worst = max(found, key=lambda x: x["peak MiB"])
-            table = costs.table_bytes(size.users, size.items, config.backbone.dim, 0, world if more else 1)
+            items, dim = size.items / (world if more else 1), config.backbone.dim
+            table = costs.table_bytes(size.users / world, items, dim, dim)
             yield Row(
                 "memory",
                 f"of each of {world} workers, {name}, {size.users:.0e} users",
@@ -230,7 +231,8 @@ def large(folder: Path, size: Size = LARGE, values: tuple[str, ...] = LARGE_VALU
     config = load(None, values)
     lines = [line for line in error.splitlines() if line.startswith("merge")]
     seconds = time.perf_counter() - started
-    formula = costs.table_bytes(size.users, size.items, config.backbone.dim, 0, workers) / 2**30
+    dim = config.backbone.dim
+    formula = costs.table_bytes(size.users / workers, size.items / workers, dim, dim) / 2**30
     yield Row(
         "large",
         f"{size.users:.0e} users x {size.items:.0e} items, dim {config.backbone.dim}, {workers} workers, sharded",

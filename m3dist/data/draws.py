@@ -215,22 +215,10 @@ class Batch:
     filled: tuple[int, ...] | None = None
 
     @functools.cached_property
-    def _everyone(self) -> tuple[Tensor, Tensor]:
-        ids = self.user_Pb.flatten(), self.item_Pb.flatten()
-        if self.gather is None:
-            return ids
-        user_B, item_B = self.gather(torch.stack(ids, dim=1).int()).long().unbind(1)
-        return user_B, item_B
-
-    @property
-    def user_B(self) -> Tensor:
-        """Users of the whole global batch, in any order; U where there is none. Every worker must ask alike."""
-        return self._everyone[0]
-
-    @property
     def item_B(self) -> Tensor:
-        """Its items; I where there is none."""
-        return self._everyone[1]
+        """Items of the whole global batch, in any order; I where there is none. Every worker must ask alike."""
+        item_b1 = self.item_Pb.view(-1, 1)
+        return (item_b1 if self.gather is None else self.gather(item_b1.int()).long()).squeeze(1)
 
 
 class Draws:

@@ -12,9 +12,9 @@ from benchmarks.sizes import Size
 
 def test_bytes_by_hand() -> None:
     """3 users and 5 items, ids of width 2, content of width 4, two members, four workers."""
-    assert costs.replicated_bytes(3, 5, 2, 4, 2) == 4 * 2 * (3 * 6 + 5 * 2)
+    assert costs.replicated_bytes(5, 2, 2) == 4 * 2 * 5 * 2
     assert costs.sharded_bytes(5, 2, 4, 2) == 0.75 * (4 * 5 + 2 * 4 * 2 * 5 * 2)
-    assert costs.table_bytes(10, 20, 2, 4, 4, 3) == 16 * 3 * (10 * 6 + 20 * 2) / 4
+    assert costs.table_bytes(10 / 4, 20, 6, 2, 3) == 16 * 3 * (10 / 4 * 6 + 20 * 2)
 
 
 def test_measured_bytes_and_memory_are_the_predicted_ones(tmp_path: Path) -> None:

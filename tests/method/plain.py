@@ -110,7 +110,7 @@ class Member:
         if backbone.nu:
             items.append(self.backbones.weights.neighbours(batch.item_B, batch.columns_s)[0].flatten())
         slow = lr * backbone.projection_rate
-        tables = [(self.user, lr, batch.user_B), (self.ids, lr, torch.cat(items))]
+        tables = [(self.user, lr, batch.user_Pb.view(-1)), (self.ids, lr, torch.cat(items))]
         return [*tables, (self.W, slow, None), (self.bias, slow, None)]
 
 
