@@ -30,7 +30,7 @@ from m3dist.seeding import derive
 
 _GOLDEN = -7046029254386353131  # 0x9e3779b97f4a7c15 as int64: splitmix64 adds it for every number
 CHUNK = 1 << 18  # interactions that are sorted at once, at least a shard
-_EVEN = 1.1  # how much larger than the mean the largest group may be that is a run of shards
+_EVEN = 1.05  # how much larger than the mean the largest group may be that is a run of shards
 _SHARD_BITS = 9  # of a key that orders some shards: more than there are shards
 Gather = Callable[[Tensor], Tensor]  # rows of this worker -> of all workers
 

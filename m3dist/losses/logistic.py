@@ -163,11 +163,11 @@ def short(filled: tuple[int, ...] | None, b: int, device: torch.device) -> list[
     """(group, rows) of the groups that a worker shares with others, in which most of b positions may have no positive;
     none on a GPU, which takes all positions at once.
 
-    Groups of a batch differ by one position, which makes none of them short.
+    Groups of a batch differ by a few positions, which makes none of them short: taken together they cost less.
     """
     if device.type != "cpu":
         return []
-    return [(group, rows) for group, rows in enumerate(filled or ()) if rows < b - 1]
+    return [(group, rows) for group, rows in enumerate(filled or ()) if rows < b - max(1, b // 16)]
 
 
 def _add_negatives(
