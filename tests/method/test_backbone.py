@@ -163,7 +163,8 @@ def test_a_step_moves_the_rows_that_it_touches_alone(dataset: Dataset, tmp_path:
     before = [table.weight.clone() for table in (task.members.user, task.members.item)]
     task.step()
     items = torch.cat([batch.item_B, batch.negative_B.flatten(), near_sX.flatten()])
-    for table, was, ids in zip((task.members.user, task.members.item), before, (batch.user_Pb.view(-1), items), strict=True):
+    read = (batch.user_Pb.view(-1), items)
+    for table, was, ids in zip((task.members.user, task.members.item), before, read, strict=True):
         touched = torch.isin(torch.arange(table.n), ids)
         assert torch.equal(table.weight[:, ~touched], was[:, ~touched])
         moved = (table.weight[:, touched] - was[:, touched]).abs()
