@@ -30,7 +30,7 @@ DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
 _BESIDE = 0.2  # a loss whose metric is further behind adds nothing to members of the other
 _HOPELESS = 0.6  # of the softmax's metric: below it no other weight of rows brings UltraGCN's loss so far
-LONGER = 3  # times the short fit
+LONGER = 2  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
