@@ -47,25 +47,25 @@ class Rows:
     R: int
 
 
-def backbone(samples: Samples, rows: Rows, w: int, through: bool = False) -> Cost:
-    """One step of a backbone on content w wide. `through`: its content is trained too and needs its gradient."""
+def backbone(samples: Samples, rows: Rows, w: int) -> Cost:
+    """One step of a backbone on content w wide."""
     B, N, s, k = samples.B, samples.N, samples.s, rows.d + rows.c
-    flop = product(B, k, N) + 3 * 2 * B * (1 + s) * k + product(rows.R, w, rows.c or rows.d, 3 if through else 2)
+    flop = product(B, k, N) + 3 * 2 * B * (1 + s) * k + product(rows.R, w, rows.c or rows.d, 2)
     tables = 6 * 4 * (rows.U * k + rows.R * rows.d)
     return Cost(flop, tables + 4 * rows.R * w)
 
 
-def align(R: int, C: int, widths: list[int], D: int, h: int, identity: bool) -> Cost:
-    """What stage 1 adds to its backbone's step: encoders and heads of R rows, contrast and CLUB of C."""
-    flop = product(R, sum(widths), D, 2)  # f_all; the common representation is content of every row
-    flop += product(R, D, D)  # g of the common representation
-    rows = C if identity else R  # with the identity encoder f_m serves the contrast alone
+def align(C: int, widths: list[int], D: int, h: int, identity: bool) -> Cost:
+    """What stage 1 adds to the step of a backbone on all features, as wide as z: encoders and heads, contrast and CLUB
+    of C items. Encoders are linear, so that those of all rows are one map of the features with the projection."""
+    flop = product(D, D, sum(widths)) + product(C, sum(widths), D, 2) + product(C, D, D)  # that map; f_all and g of it
+    flop += product(C, D, C)  # common x common
     for width in widths:
         v = width if identity else D
-        flop += product(rows, width, D, 2) + product(C, D, D)
+        flop += product(C, width, D, 2) + product(C, D, D)
         if not identity:
-            flop += product(R, D, D)
-        flop += product(C, D, C) * 3  # z x common, z x z, common x common
+            flop += product(C, D, D)
+        flop += product(C, D, C) * 2  # z x common, z x z
         flop += product(C, D, h, 2) + 2 * product(C, h, v, 2)  # CLUB's bound, through a fixed q
         flop += product(C, D, h, 2) + 2 * product(C, h, v, 3)  # and q's likelihood
     return Cost(flop)

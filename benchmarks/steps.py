@@ -50,13 +50,13 @@ def cost(kind: str, subject: Subject) -> costs.Cost:
     if kind == "backbone":
         return costs.backbone(samples, rows, sum(widths))
     shared = {"code": D, "features": sum(widths), "both": D + sum(widths)}[config.align.shared]
-    own = widths if config.align.encoder == "identity" else [D] * len(widths)
     if kind == "merge":
+        own = widths if config.align.encoder == "identity" else [D] * len(widths)
         return sum((costs.backbone(samples, rows, width + shared) for width in own), costs.Cost())
     task.draws.seek(0, 0)
     C = int(task.contrast(task.draws.draw()).valid_MC.any(0).sum())
-    through = costs.backbone(samples, rows, sum(own) + D, through=True)
-    return through + costs.align(R, C, widths, D, config.align.club_hidden, config.align.encoder == "identity")
+    identity = config.align.encoder == "identity"
+    return costs.backbone(samples, rows, sum(widths)) + costs.align(C, widths, D, config.align.club_hidden, identity)
 
 
 def train(kind: str, subject: Subject, size: str, limits: Roof) -> Row:

@@ -87,7 +87,7 @@ def _race(stage: StageSpec, config: Config, dataset: Dataset) -> tuple[str, int]
     fits = len(race.candidates(config.backbone, features)) + (features and config.backbone.id_dropout is None)
     work, visits = _fitted(short, n, fits)
     longer = race.shortened(config, n, race.LONGER)
-    work = f"{fits} fits, each {work}"
+    work = f"at most {fits} fits, each {work}"
     if longer.epochs != short.epochs:
         more = 1 + sum(one.loss == "ultragcn" for one in race.candidates(config.backbone, features))
         work += f"; where losses are close {more} more of {longer.epochs:,} epochs"

@@ -76,7 +76,7 @@ def test_a_run_that_races_goes_on_without_racing_again(tmp_path: Path) -> None:
     assert raced.stat().st_mtime_ns == before
     assert again["test"] == straight["test"]
     race = again["stages"]["race"]
-    assert len(race["tried"]) == 7
+    assert 5 <= len(race["tried"]) <= 7  # a weight of content at the best temperature, of rows where it can matter
     assert race["backbone"]["loss"] == max(race["tried"], key=race["tried"].get).partition(" ")[0]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if line["stage"] in ("race", "align")] == ["race", "align", "align"]

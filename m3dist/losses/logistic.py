@@ -89,7 +89,8 @@ def ultragcn(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients
     item_MLk: rows of the s neighbours of every positive, [s, X], then of the positives [X], then of the negatives
     [P, N].
     """
-    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
+    out = Found({}, torch.zeros_like(user_MPbk), torch.empty_like(item_MLk))
+    out.item_grad_MLk[:, -samples.weight_PN.numel() :].zero_()  # those of the others are written, not added to
     add_logistic(user_MPbk, item_MLk, samples, coefficients, out)
     return out
 
@@ -112,10 +113,8 @@ def add_logistic(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coeffici
 
 
 def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found) -> Tensor:
-    """Add the gradients of weighted -log sigmoid(u . v) of every user and T items of its own; the sums [M, T].
-
-    The items are the first T X of the rows.
-    """
+    """Weighted -log sigmoid(u . v) of every user and T items of its own: adds the gradients of users, writes those of
+    the items, which are the first T X of the rows, and returns the sums [M, T]."""
     T, X = weight_TX.shape
     user_MXk, user_grad = user_MPbk.flatten(1, 2), out.user_grad_MPbk.flatten(1, 2)
     item_MTXk, item_grad = (x[:, : T * X].unflatten(1, (T, X)) for x in (item_MLk, out.item_grad_MLk))
@@ -123,7 +122,7 @@ def add_pairs(user_MPbk: Tensor, item_MLk: Tensor, weight_TX: Tensor, out: Found
     logarithm_MTX = F.logsigmoid(score_MTX)
     slope_MTX1 = torch.expm1(logarithm_MTX).mul_(weight_TX).unsqueeze(3)  # sigmoid(s) - 1
     for at in range(T):
-        item_grad[:, at].addcmul_(user_MXk, slope_MTX1[:, at])
+        torch.mul(user_MXk, slope_MTX1[:, at], out=item_grad[:, at])
         user_grad.addcmul_(item_MTXk[:, at], slope_MTX1[:, at])
     return logarithm_MTX.mul_(weight_TX).sum(2).neg_()
 

@@ -28,7 +28,7 @@ def ultragcn_own(
     """
     slot_MRk, slot_Xn = negatives
     share_X, n = samples.share_Pb.view(-1), slot_Xn.shape[1]
-    out = Found({}, torch.zeros_like(user_MPbk), torch.zeros_like(item_MLk))
+    out = Found({}, torch.zeros_like(user_MPbk), torch.empty_like(item_MLk))
     weight_TX = (samples.positive_Pb.view(-1) * share_X).unsqueeze(0)
     if samples.omega_sX is not None:
         weight_TX = torch.cat([samples.omega_sX * (coefficients.nu * share_X), weight_TX])

@@ -39,7 +39,7 @@ def softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, coefficients:
 
 
 def _put_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: float, out: Found) -> Tensor:
-    """Write the gradients of the weighted softmax, 0 for neighbours; its sum over positives, [M].
+    """Write the gradients of the weighted softmax, of neighbours none; its sum over positives, [M].
 
     On a CPU a block of positives goes through all of it while its rows are in cache.
     """
@@ -48,8 +48,6 @@ def _put_softmax(user_MPbk: Tensor, item_MLk: Tensor, samples: Samples, tau: flo
     own_MPbk, own_grad = (x[:, -(X + P * N) : -P * N].unflatten(1, (P, b)) for x in (item_MLk, out.item_grad_MLk))
     far_MPNk, far_grad = (x[:, -P * N :].unflatten(1, (P, N)) for x in (item_MLk, out.item_grad_MLk))
     weight_Pb, value_MPb = samples.share_Pb * samples.positive_Pb, user_MPbk.new_empty(M, P, b)
-    if samples.omega_sX is not None:
-        out.item_grad_MLk[:, : -(X + P * N)] = 0
     for group, there in short(samples.filled, b, user_MPbk.device):
         for x in (out.user_grad_MPbk, own_grad, value_MPb):
             x[:, group, there:] = 0

@@ -3,8 +3,8 @@
 L = L_rec + lambda_com L_com + lambda_MI L_MI, each a mean over its samples; CLUB's q(v|z) is fitted beside it on
 detached representations, and held fixed in the bound.
 
-Shapes: M modalities; R item slots of a worker's step; C items of the global batch under contrast, of which c are this
-worker's anchors; D width of z.
+Shapes: M modalities; V columns of all their features; R item slots of a worker's step; C items of the global batch
+under contrast, of which c are this worker's anchors; D width of z.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ from m3dist.training.steps import Rate
 class Contrast:
     """The items of a global batch under contrast, and this worker's anchors among them.
 
-    anchor_c: ids, I where there is none. valid_MC: 1 where an item is there and has the modality, else 0.
+    x_cV: features of the anchors, zeros where there is none. valid_MC: 1 where an item is there and has the modality,
+    else 0.
     """
 
-    anchor_c: Tensor
+    x_cV: Tensor
     valid_MC: Tensor
     anchors: Anchors
 
@@ -54,21 +55,18 @@ class AlignModel(nn.Module):
         self._tables = [backbones]  # in a list, so that it is no part of the module
 
     def forward(
-        self, sampled: Sampled, contrast: Contrast, rows: Rows, x_R: list[Tensor]
+        self, sampled: Sampled, contrast: Contrast, rows: Rows, x_RV: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Rows]:
-        """Terms, their sum, and the gradients of the rows."""
-        align, (tables,), project = self.config, self._tables, self.backbone.project
+        """Terms, their sum, and the gradients of the rows. x_RV: features of the item slots."""
+        align, (tables,), project, part = self.config, self._tables, self.backbone.project, sampled.part
         assert project is not None
-        at_c = sampled.item.slots.slot_L[sampled.scored :]
-        v, common, chosen = self.aligner(x_R, at_c)
-        content_Rc = project(torch.cat([*v, common], dim=1))
-        terms_M, loss, grads = backbone_loss(tables, sampled, rows, [content_Rc])
-        out = {name: x_M.sum() for name, x_M in terms_M.items()}
+        terms_M, loss, grads = backbone_loss(tables, sampled, rows, [self.aligner.projected(x_RV, project)])
+        out = {name: x for name, (x,) in terms_M.items()}
         if tables.config.projection_l2:
-            penalty = tables.config.projection_l2 * project.weight.square().sum() * sampled.part
+            penalty = project.weight.square().sum() * (tables.config.projection_l2 * part)
             out["l2"], loss = out["l2"] + penalty.detach(), loss + penalty
         out["recommendation"] = loss.detach()
-        common_CD, chosen = self._gathered(common.index_select(0, at_c), chosen)
+        common_CD, chosen = self._gathered(*self.aligner.chosen(contrast.x_cV))
         tau = self.aligner.tau
         com = contrastive(chosen.z_MCD, common_CD, contrast.valid_MC, tau, contrast.anchors)
         bounds_M, likelihood = self.club(chosen, contrast.valid_MC, contrast.anchors)
@@ -76,9 +74,9 @@ class AlignModel(nn.Module):
         total_M = bounds_M.detach().clone()
         self.engine.add_up([total_M])
         information = (bounds_M * (total_M > 0)).sum()
-        loss = loss + align.lambda_com * com + align.lambda_mi * information
+        loss = loss.add(com, alpha=align.lambda_com).add(information, alpha=align.lambda_mi)
         out |= {"contrastive": com.detach(), "club": information.detach(), "club_nll": likelihood.detach()}
-        out |= {"tau": tau.detach() * sampled.part, "loss": loss.detach()}
+        out |= {"tau": tau.detach() * part, "loss": loss.detach()}
         return out, loss + likelihood, grads
 
     def _gathered(self, common_cD: Tensor, chosen: Chosen) -> tuple[Tensor, Chosen]:
@@ -91,9 +89,9 @@ class AlignModel(nn.Module):
         common_CD, v_CW, *z = engine.gather(torch.cat(parts, dim=1), counts).split([x.shape[1] for x in parts], dim=1)
         return common_CD, Chosen(v_CW, torch.stack(z))
 
-    def catalogue(self, x: list[Tensor], id_Id: Tensor) -> Tensor:
+    def catalogue(self, x_IV: Tensor, id_Id: Tensor) -> Tensor:
         """Whole rows of items, whose product with users' rows is the score."""
-        v, common, _ = self.aligner(x)
+        v, common = self.aligner(x_IV)
         return self.backbone.item_rows(id_Id, torch.cat([*v, common], dim=1))
 
 
@@ -103,7 +101,7 @@ def represented(aligner: Aligner, x: list[Tensor], shared: str) -> list[Tensor]:
     A code of z's few dimensions, which interactions have shaped, tells members less of an item without any than all its
     features do; so features stand for the shared representation, or beside the code.
     """
-    v, code, _ = aligner(x)
+    v, code = aligner(torch.cat(x, dim=1))
     v, code = [one.float() for one in v], code.float()
     if shared == "code":
         return [*v, code]
@@ -129,14 +127,15 @@ class AlignTask:
     def __init__(self, context: Context):
         config, data, dataset = context.config, context.data, context.dataset
         self.config, self.data, self.evaluator = config.align, data, context.evaluator
-        self.x, align = [spared(x) for x in data.features], config.align
+        assert data.all_features is not None
+        self.x_IV, align = spared(data.all_features), config.align
         present = torch.stack([torch.from_numpy(dataset.present(m)) for m in dataset.modalities])
         self.present = F.pad(present.float(), (0, 1)).to(data.device)  # an item that is none has no modality
         C, engine = align.contrastive_items, data.engine
-        self.anchors = Anchors(C, share(C, engine.rank, engine.world), data.device)
+        self.anchors = Anchors(*share(C, engine.rank, engine.world))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(config.seed, "align", "init"))
-            widths = [x.shape[1] for x in self.x]
+            widths = [x.shape[1] for x in data.features]
             aligner = Aligner(widths, align.dim, align.encoder, align.tau, align.tau_fixed)
             widths = aligner.out_widths
             club = Club(align.dim, widths[:-1], align.club_hidden, data.device)
@@ -159,15 +158,16 @@ class AlignTask:
         C = self.config.contrastive_items
         item_C, _ = spread(distinct(batch.item_B, self.data.n_items).ids_R, self.data.n_items, C)
         anchors = self.anchors
-        return Contrast(item_C[anchors.low : anchors.high], self.present[:, item_C], anchors)
+        x_cV = self.x_IV.index_select(0, item_C[anchors.low : anchors.high])
+        return Contrast(x_cV, self.present[:, item_C], anchors)
 
     def step(self) -> dict[str, Tensor]:
         batch = self.draws.draw()
         contrast = self.contrast(batch)
-        sampled = self.member.sample(batch, contrast.anchor_c)
+        sampled = self.member.sample(batch)
         rows = self.member.rows(sampled)
-        x_R = [x.index_select(0, sampled.item.slots.ids_R) for x in self.x]
-        terms, loss, grads = self.dense(sampled, contrast, rows, x_R)
+        x_RV = self.x_IV.index_select(0, sampled.item.slots.ids_R)
+        terms, loss, grads = self.dense(sampled, contrast, rows, x_RV)
         move = self.member.send(sampled, rows, grads)  # under way while all else has its gradients
         self.dense.backward(loss)
         self.dense.step()
@@ -177,12 +177,12 @@ class AlignTask:
     def representations(self) -> list[Tensor]:
         """Those of every item."""
         with self.dense.reading() as model:
-            return represented(model.aligner, [x[:-1] for x in self.x], self.config.shared)
+            return represented(model.aligner, self.data.features, self.config.shared)
 
     def evaluate(self) -> dict[str, float]:
         with self.dense.reading() as model:
             (id_Id,) = self.member.item.whole(self.data.engine)
-            item_Id = self.member.scored(model.catalogue([x[:-1] for x in self.x], id_Id).float())
+            item_Id = self.member.scored(model.catalogue(self.x_IV[:-1], id_Id).float())
         product, low = ranking.Product(self.member.users()[0], item_Id), self.member.user.low
         return self.evaluator.evaluate(lambda user_u, mask: (product(user_u - low), None), "val")[0]
 

@@ -55,8 +55,8 @@ def scored(rows: Tensor, loss: str) -> Tensor:
 class Sampled:
     """A step's batch, the rows of users and items that it touches, and what its samples weigh.
 
-    The L ids of items are the s neighbours of every positive, [s, X], the positives [X], the negatives, [P, N] or
-    [X, n], and whatever else the stage reads. user_l2_R1, item_l2_R1: how much of L2 each slot's row has.
+    The L ids of items are the s neighbours of every positive, [s, X], the positives [X] and the negatives, [P, N] or
+    [X, n]. user_l2_R1, item_l2_R1: how much of L2 each slot's row has.
     kept_MR1: 0 where content alone speaks for a slot's item in this step, 1 elsewhere; None without `id_dropout`.
     """
 
@@ -64,7 +64,6 @@ class Sampled:
     user: Touched
     item: Touched
     samples: Samples
-    scored: int  # how many of the L ids the loss scores
     user_l2_R1: Tensor
     item_l2_R1: Tensor
     kept_MR1: Tensor | None = None
@@ -138,8 +137,8 @@ class Backbones:
         """Steps over the training interactions."""
         return self.data.draws(key, batch_size, plan(self.config), self.config.groups, self.pool)
 
-    def sample(self, batch: Batch, more: Tensor | None = None) -> Sampled:
-        """What a step reads for a batch. more: further items [C] that the stage reads."""
+    def sample(self, batch: Batch) -> Sampled:
+        """What a step reads for a batch."""
         weights = self.weights
         user_X, item_X = batch.user_Pb.view(-1), batch.item_Pb.view(-1)
         ids, everyone, omega_sX = [item_X, batch.negative.view(-1)], [batch.item_B, batch.negative_B.view(-1)], None
@@ -153,14 +152,11 @@ class Backbones:
             batch.valid_Pb / batch.size, weights.positive(batch.user_Pb, batch.item_Pb), base, scale_Pb,
             weights.c_I[batch.negative].flatten(0, -2), omega_sX, batch.filled,
         )  # fmt: skip
-        scored = sum(x.numel() for x in ids)
-        ids += [] if more is None else [more]
-        sizes = [x.numel() for x in ids]
         wanted = [Wanted(self.user, user_X), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
         user, item = touch(self.engine, wanted)
-        l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch, sizes))
+        l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch))
         kept_MR1 = self._kept(item.slots.ids_R, batch) if self.config.id_dropout and self._reads_content else None
-        return Sampled(batch, user, item, samples, scored, l2[0].squeeze(0), l2[1].squeeze(0), kept_MR1)
+        return Sampled(batch, user, item, samples, l2[0].squeeze(0), l2[1].squeeze(0), kept_MR1)
 
     def _kept(self, ids_R: Tensor, batch: Batch) -> Tensor:
         """Which items' ids a step keeps, drawn for every member of its own: the same for an item on every worker."""
@@ -168,7 +164,7 @@ class Backbones:
         hash_MR = mix(mix(ids_R + batch.hashes_X[0]) + member_M1)
         return (uniform(hash_MR) >= self.config.id_dropout).float().unsqueeze(2)
 
-    def _l2(self, samples: Samples, batch: Batch, sizes: Sequence[int]) -> Tensor:
+    def _l2(self, samples: Samples, batch: Batch) -> Tensor:
         """How much of L2 the L ids of items have, [1, L, 1]: as samples, and under the softmax as negatives alone.
 
         These are drawn alike, so that L2 holds the ids of popular items as much as others: beside content, ids that
@@ -180,8 +176,8 @@ class Backbones:
         parts = [samples.share_Pb.view(-1), each.reshape(-1)]
         if self.config.loss == "softmax":
             parts[0] = torch.zeros_like(parts[0])
-        weight_L, before = torch.cat(parts), sizes[0] if self.config.nu else 0
-        return F.pad(weight_L, (before, sum(sizes) - before - len(weight_L))).view(1, -1, 1)
+        before = 0 if samples.omega_sX is None else samples.omega_sX.numel()
+        return F.pad(torch.cat(parts), (before, 0)).view(1, -1, 1)
 
     def rows(self, sampled: Sampled) -> Rows:
         """The rows that a step reads."""
@@ -241,13 +237,13 @@ def backbone_loss(
         M, d = len(item_MRk), id_MRd.shape[2]
         user_slots, item_slots = sampled.user.slots, sampled.item.slots
         user_MPbk = rows.user_MRk.index_select(1, user_slots.slot_L).view(M, *sampled.batch.user_Pb.shape, -1)
-        item_MLk = item_MRk.index_select(1, item_slots.slot_L[: sampled.scored])
-        at_own = None
-        if sampled.batch.negative.ndim == 3:
-            n = sampled.batch.negative.numel()
-            at_Xn = item_slots.slot_L[sampled.scored - n : sampled.scored].view(-1, sampled.batch.negative.shape[2])
+        own = sampled.batch.negative.numel() if sampled.batch.negative.ndim == 3 else 0  # whose rows are not copied
+        slot_L, slot_n = item_slots.slot_L.split([len(item_slots.slot_L) - own, own])
+        item_MLk, at_own = item_MRk.index_select(1, slot_L), None
+        if own:
+            at_Xn = slot_n.view(-1, sampled.batch.negative.shape[2])
             found, at_own = ultragcn_own(
-                user_MPbk, item_MLk[:, :-n], (item_MRk, at_Xn), sampled.samples, backbones.coefficients
+                user_MPbk, item_MLk, (item_MRk, at_Xn), sampled.samples, backbones.coefficients
             )
         elif settings.loss == "softmax":
             tau = max(settings.tau, COLDEST)
@@ -255,9 +251,7 @@ def backbone_loss(
         else:
             found = logistic.ultragcn(user_MPbk, item_MLk, sampled.samples, backbones.coefficients)
         user_grad = user_slots.sum(found.user_grad_MPbk.flatten(1, 2))
-        further = len(item_slots.slot_L) - found.item_grad_MLk.shape[1]  # items that the loss scores otherwise or not
-        scored = F.pad(found.item_grad_MLk, (0, 0, 0, further)) if further else found.item_grad_MLk
-        item_grad = item_slots.sum(scored)
+        item_grad = item_slots.sum(F.pad(found.item_grad_MLk, (0, 0, 0, own)) if own else found.item_grad_MLk)
         if at_own is not None:
             item_grad += at_own
         content_MRc = item_grad.clone() if backbones.adds else item_grad[:, :, d:]  # the gradient of content

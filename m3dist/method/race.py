@@ -29,12 +29,13 @@ ROWS = (3e-2, 5e-2)  # L2 of rows under UltraGCN's loss, on which the metrics de
 DROPOUT = 0.2  # of items' ids, which sparse data gain by and dense data lose by
 _CLOSE = 0.05  # losses whose metrics differ by less are close
 _BESIDE = 0.2  # a loss whose metric is further behind adds nothing to members of the other
-LONGER = 3  # times the short fit
+_HOPELESS = 0.6  # of the softmax's metric: below it no other weight of rows brings UltraGCN's loss so far
+LONGER = 2  # times the short fit
 _LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
 
 
 def candidates(backbone: Backbone, features: bool = True) -> list[ResolvedBackbone]:
-    """What is raced first: the softmax and UltraGCN's loss, each with all values of what the config leaves open.
+    """What may be raced: the softmax and UltraGCN's loss, each with all values of what the config leaves open.
 
     features: whether items have any; without them what content weighs is not raced.
     """
@@ -71,36 +72,85 @@ def _named(backbone: ResolvedBackbone) -> str:
     return f"softmax tau {backbone.tau:g} projection_l2 {backbone.projection_l2:g}{dropout}"
 
 
+class _Tried:
+    """What candidates reached, by name. Each is fitted once, also where the stage is cut off and goes on."""
+
+    def __init__(self, context: Context, what: str):
+        self.what, self.checkpoints = what, context.checkpoints
+        saved = self.checkpoints.latest() if self.checkpoints else None
+        self.reached: dict[str, float] = dict(saved.meta["tried"]) if saved else {}
+
+    def metric(self, name: str, context: Context, contents: list[Tensor | None], times: int = 1) -> float:
+        """The validation metric of a short fit of stage 3, or of one `times` as long, under the context's backbone."""
+        if name not in self.reached:
+            config, metric = context.config, context.config.evaluation.metric
+            settings = shortened(config, context.dataset.size("train"), times)
+            task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
+            plan = Plan(f"{self.what} {name}", settings, metric, (config.backbone,))
+            self.reached[name] = fit(task, plan, context.tracker)[metric]
+            if self.checkpoints is not None:
+                self.checkpoints.save(f"{len(self.reached):05d}", {"tried": self.reached}, {})
+        return self.reached[name]
+
+
+Metric = Callable[[ResolvedBackbone], float]  # of a short fit
+
+
+def softmaxes(candidates: list[ResolvedBackbone], metric: Metric) -> list[tuple[ResolvedBackbone, float]]:
+    """Candidates under the softmax of which the best is among the best of all, and their metrics: every temperature at
+    the first weight of content, and the other weights at the best of these.
+
+    Where the temperatures were level and another weight is best, all have that weight, too: `chosen` may take what lies
+    between them.
+    """
+    content = candidates[0].projection_l2
+    raced = [(one, metric(one)) for one in candidates if one.projection_l2 == content]
+    best, reached = max(raced, key=lambda pair: pair[1])
+    level = [one.tau for one, value in raced if value >= reached * (1 - _LEVEL)]
+    others = [one for one in candidates if one.projection_l2 != content]
+    raced += [(one, metric(one)) for one in others if one.tau == best.tau]
+    content = max(raced, key=lambda pair: pair[1])[0].projection_l2
+    done = [one for one, _ in raced]
+    missing = [one for one in others if one.projection_l2 == content and one.tau in level and one not in done]
+    return [*raced, *((one, metric(one)) for one in missing)]
+
+
 def run(context: Context) -> Output:
     """Race the candidates: no tensors; in the meta the winner, `backbone`, every candidate's metric, `tried`, and the
     best of the other loss, `second`, unless it is far behind."""
-    tried: dict[str, float] = {}
+    tried, features = _Tried(context, "race"), context.data.all_features is not None
 
     def metric(backbone: ResolvedBackbone, times: int = 1) -> float:
         name = _named(backbone) + (" longer" if times > 1 else "")
         here = context.under(context.config.model_copy(update={"backbone": backbone}))
-        tried[name] = _short(here, [here.data.all_features], f"race {name}", times)
-        return tried[name]
+        return tried.metric(name, here, [here.data.all_features], times)
 
-    features = context.data.all_features is not None
-    raced = [(backbone, metric(backbone)) for backbone in candidates(context.config.backbone, features)]
-    softmax = chosen([pair for pair in raced if pair[0].loss == "softmax"])
-    other, reached = max((pair for pair in raced if pair[0].loss == "ultragcn"), key=lambda pair: pair[1])
-    best_softmax = max(value for backbone, value in raced if backbone.loss == "softmax")
+    every = candidates(context.config.backbone, features)
+    raced = softmaxes([one for one in every if one.loss == "softmax"], metric)
+    softmax, best_softmax = chosen(raced), max(value for _, value in raced)
     if features and context.config.backbone.id_dropout is None:
         dropping = softmax.model_copy(update={"id_dropout": DROPOUT})
         if (value := metric(dropping)) > best_softmax:
             softmax, best_softmax = dropping, value
     short, longer = (shortened(context.config, context.dataset.size("train"), times).epochs for times in (1, LONGER))
-    if longer != short and min(best_softmax, reached) > (1 - _CLOSE) * max(best_softmax, reached):
+
+    def close(value: float) -> bool:
+        return longer != short and min(best_softmax, value) > (1 - _CLOSE) * max(best_softmax, value)
+
+    others, raced = [one for one in every if one.loss == "ultragcn"], []
+    for one in others:
+        raced.append((one, value := metric(one)))
+        if close(value) or value < _HOPELESS * best_softmax:
+            break
+    other, reached = max(raced, key=lambda pair: pair[1])
+    if close(reached):
         best_softmax = metric(softmax, LONGER)
-        fits = [(backbone, metric(backbone, LONGER)) for backbone, _ in raced if backbone.loss == "ultragcn"]
-        other, reached = max(fits, key=lambda pair: pair[1])
+        other, reached = max(((one, metric(one, LONGER)) for one in others), key=lambda pair: pair[1])
     best = softmax if best_softmax >= reached else other
     second, behind = (other, reached) if best == softmax else (softmax, best_softmax)
     beside = behind >= (1 - _BESIDE) * max(best_softmax, reached)
     return _said(
-        context, "race", _named(best), tried,
+        context, "race", _named(best), tried.reached,
         {"backbone": best.model_dump(mode="json"), "second": second.model_dump(mode="json") if beside else None},
     )  # fmt: skip
 
@@ -116,17 +166,11 @@ def of_features(context: Context) -> Output:
 
 
 def _masks(context: Context, contents: Callable[[Context, str], list[Tensor | None]]) -> Output:
-    tried = {masks: _short(context, contents(context, masks), f"masks {masks}") for masks in ("learned", "one")}
-    best = max(tried, key=tried.__getitem__)  # learned where they are level
-    return _said(context, "selection", best, tried, {"masks": best})
-
-
-def _short(context: Context, contents: list[Tensor | None], name: str, times: int = 1) -> float:
-    """The validation metric of a short fit of stage 3, or of one `times` as long."""
-    config, metric = context.config, context.config.evaluation.metric
-    settings = shortened(config, context.dataset.size("train"), times)
-    task = MergeTask(context.under(config.model_copy(update={"merge": settings})), contents)
-    return fit(task, Plan(name, settings, metric, (config.backbone,)), context.tracker)[metric]
+    tried = _Tried(context, "masks")
+    for masks in ("learned", "one"):
+        tried.metric(masks, context, contents(context, masks))
+    best = max(tried.reached, key=tried.reached.__getitem__)  # learned where they are level
+    return _said(context, "selection", best, tried.reached, {"masks": best})
 
 
 def _said(context: Context, stage: str, best: str, tried: dict[str, float], meta: dict[str, Any]) -> Output:

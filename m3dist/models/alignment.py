@@ -1,7 +1,7 @@
 """Stage 1's networks (section 4.1): encoders f_r, shared head g, specific heads k_m.
 
-Shapes: R items, c of them under contrast, d_m width of modality m, M modalities, D representation width, W width of all
-v_m side by side.
+Shapes: R items, C of them under contrast, of which c are this worker's, d_m width of modality m, V columns of all
+modalities' features, M modalities, D representation width, W width of all v_m side by side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3dist.losses.club import Samples, club
@@ -56,21 +57,46 @@ class Aligner(nn.Module):
         """Widths of v_1..v_M and z_{M+1}."""
         return [*(self.widths if self.encoder == "identity" else [self.dim] * len(self.widths)), self.dim]
 
-    def forward(self, x: list[Tensor], at_c: Tensor | None = None) -> tuple[list[Tensor], Tensor, Chosen | None]:
-        """x_m [R, d_m] -> v_m [R, D] for m = 1..M, z_{M+1} [R, D], and further outputs of the rows at_c."""
-        h = [] if self.encoder == "identity" else [f(part) for f, part in zip(self.f, x, strict=True)]
-        v = [k(part) for k, part in zip(self.k, h, strict=True)] if h else x
-        all_RW = torch.cat(x, dim=1)
-        common = self.g(self.f_all(all_RW))
-        if at_c is None:
-            return v, common, None
-        if h:
-            some = [part.index_select(0, at_c) for part in h]
-            v_CW = torch.cat([part.index_select(0, at_c) for part in v], dim=1)
-        else:
-            v_CW = all_RW.index_select(0, at_c)
-            some = [f(part) for f, part in zip(self.f, v_CW.split(self.widths, dim=1), strict=True)]
-        return v, common, Chosen(v_CW, self.g(torch.stack(some)))
+    def forward(self, x_RV: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features of all modalities side by side -> v_m [R, D] for m = 1..M, and z_{M+1} [R, D]."""
+        v = list(x_RV.split(self.widths, dim=1))
+        if self.encoder != "identity":
+            v = [k(f(x)) for k, f, x in zip(self.k, self.f, v, strict=True)]
+        return v, self.g(self.f_all(x_RV))
+
+    def chosen(self, x_cV: Tensor) -> tuple[Tensor, Chosen]:
+        """z_{M+1} [c, D] of items under contrast, and their v_m and z_m."""
+        h = [f(x) for f, x in zip(self.f, x_cV.split(self.widths, dim=1), strict=True)]
+        v_cW = x_cV
+        if self.encoder != "identity":
+            v_cW = torch.cat([k(x) for k, x in zip(self.k, h, strict=True)], dim=1)
+        return self.g(self.f_all(x_cV)), Chosen(v_cW, self.g(torch.stack(h)))
+
+    def projected(self, x_RV: Tensor, project: nn.Linear) -> Tensor:
+        """What `project` makes of v_1..v_M and z_{M+1} side by side, [R, c].
+
+        Where all on the way is linear, it is one product of the features with the product of all maps.
+        """
+        if self.encoder == "mlp":
+            v, common = self(x_RV)
+            return project(torch.cat([*v, common], dim=1))
+        with torch.autocast(x_RV.device.type, enabled=False):
+            weight_cV, bias_c = self._composed(project)
+        return F.linear(x_RV, weight_cV, bias_c)
+
+    def _composed(self, project: nn.Linear) -> tuple[Tensor, Tensor]:
+        """The one linear map of the features that linear encoders, heads and `project` make up."""
+        assert isinstance(self.f_all, nn.Linear)
+        weight, of_code = project.weight.split([sum(self.out_widths) - self.dim, self.dim], dim=1)
+        bias = torch.addmv(project.bias, of_code, self.g.bias)
+        if self.encoder == "linear":
+            heads, encoders = ([x for x in layers if isinstance(x, nn.Linear)] for layers in (self.k, self.f))
+            maps = [W @ k.weight for W, k in zip(weight.split(self.dim, dim=1), heads, strict=True)]
+            bias = torch.addmv(bias, weight, torch.cat([k.bias for k in heads]))
+            bias = torch.addmv(bias, torch.cat(maps, dim=1), torch.cat([f.bias for f in encoders]))
+            weight = torch.cat([W @ f.weight for W, f in zip(maps, encoders, strict=True)], dim=1)
+        of_all = of_code @ self.g.weight
+        return torch.addmm(weight, of_all, self.f_all.weight), torch.addmv(bias, of_all, self.f_all.bias)
 
 
 class Club(nn.Module):
@@ -94,7 +120,7 @@ class Club(nn.Module):
         """The bounds on I(v_m; z_m), [M], whose gradients leave q as it is, and the mean of -log q, a scalar, whose
         gradient is q's alone: this worker's shares of the means over valid items. See losses.club."""
         parameters = (self.hidden_MDH, self.hidden_bias, self.out_2HW, self.out_bias)
-        samples = Samples(*chosen, valid_MC, self.columns, (anchors.low, anchors.high))
+        samples = Samples(*chosen, valid_MC, self.columns, anchors)
         with torch.autocast(valid_MC.device.type, enabled=False):
             return club(samples, parameters)
 

@@ -28,10 +28,6 @@ def some(M: int, C: int) -> torch.Tensor:
     return valid
 
 
-def anchors_of(C: int, bounds: tuple[int, int]) -> Anchors:
-    return Anchors(C, bounds, torch.device("cpu"))
-
-
 def eq_2_to_4(
     z_MCD: torch.Tensor, common_CD: torch.Tensor, valid_MC: torch.Tensor, tau: torch.Tensor, bounds: tuple[int, int]
 ) -> torch.Tensor:
@@ -55,7 +51,7 @@ def test_contrast_of_two_orthogonal_items() -> None:
     """The positive's cosine is 1 and the three negatives' are 0, for each of both items, whatever their lengths."""
     z = torch.tensor([[[2.0, 0.0], [0.0, 3.0]]])
     tau = torch.tensor(0.5)
-    value = contrastive(z, 7 * z[0], torch.ones(1, 2), tau, anchors_of(2, (0, 2)))
+    value = contrastive(z, 7 * z[0], torch.ones(1, 2), tau, Anchors(0, 2))
     assert float(value) == pytest.approx(-math.log(math.exp(1 / 0.5) / 3), rel=1e-6)
 
 
@@ -71,7 +67,7 @@ def test_contrast_is_eq_2_to_4(M: int, C: int, bounds: tuple[int, int]) -> None:
     want = eq_2_to_4(doubles[0], doubles[1], valid, doubles[2], bounds)
     for x in given:
         x.requires_grad_()
-    got = contrastive(given[0], given[1], valid, given[2], anchors_of(C, bounds))
+    got = contrastive(given[0], given[1], valid, given[2], Anchors(*bounds))
     torch.testing.assert_close(got.double(), want, **CLOSE)
     gradients = zip(torch.autograd.grad(got, given), torch.autograd.grad(want, doubles), strict=True)
     for mine, theirs in gradients:
@@ -85,7 +81,7 @@ def test_workers_anchors_add_up(cuts: tuple[int, ...]) -> None:
     valid = some(3, 7)
 
     def found(bounds: tuple[int, int]) -> list[torch.Tensor]:
-        value = contrastive(z, common, valid, tau, anchors_of(7, bounds))
+        value = contrastive(z, common, valid, tau, Anchors(*bounds))
         return [value.detach(), *torch.autograd.grad(value, given)]
 
     whole, parts = found((0, 7)), [found(bounds) for bounds in itertools.pairwise(cuts)]
@@ -100,7 +96,7 @@ def test_contrast_of_cold_temperatures_and_rows_of_zeros_is_finite() -> None:
     valid = torch.ones(2, 6)
     valid[:, 2] = 0
     given = [z.requires_grad_(), common.requires_grad_(), torch.tensor(0.05).requires_grad_()]
-    value = contrastive(given[0], given[1], valid, given[2], anchors_of(6, (0, 6)))
+    value = contrastive(given[0], given[1], valid, given[2], Anchors(0, 6))
     for x in (value, *torch.autograd.grad(value, given)):
         assert torch.isfinite(x).all()
 
@@ -109,7 +105,7 @@ def test_on_a_device_the_same_numbers_without_waiting(counted: Counted) -> None:
     def found(device: str) -> list[torch.Tensor]:
         z, common = (x.to(device) for x in (randn(3, 7, 4), randn(7, 4, seed=1)))
         tau, valid = torch.full((), 0.4, device=device), some(3, 7).to(device)
-        inputs, anchors = [x.requires_grad_() for x in (z, common, tau)], Anchors(7, (2, 6), torch.device(device))
+        inputs, anchors = [x.requires_grad_() for x in (z, common, tau)], Anchors(2, 6)
         counted.clear()
         value = contrastive(z, common, valid, tau, anchors)
         assert (counted.waits, counted.copies) == (0, 0)

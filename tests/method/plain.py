@@ -151,7 +151,7 @@ def align(task, config: Config, batches: list[Batch], total: int) -> list[float]
     """Losses of stage 1's steps, without that of CLUB's own q, of features as they are given (encoder=identity)."""
     settings, model = config.align, task.dense.module
     p = {name: leaf(x) for name, x in model.named_parameters() if not name.startswith("backbone.")}
-    x, member, adam, out = [x[:-1].double() for x in task.x], Member(task.member, 0), Adam(total), []
+    x, member, adam, out = [x.double() for x in task.data.features], Member(task.member, 0), Adam(total), []
     widths = [part.shape[1] for part in x]
 
     def linear(name: str, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,9 @@ def test_a_step_leaves_out_ids_beside_content(dataset: Dataset) -> None:
     found = []
     for number in range(2):
         task.draws.seek(0, number)
-        sampled = task.members.sample(task.draws.draw(), torch.arange(I))
-        further = task.members.sample(task.draws.draw())
+        batch = task.draws.draw()
+        every = dataclasses.replace(batch, negative=torch.arange(I).repeat(len(batch.negative), 1))
+        sampled, further = task.members.sample(every), task.members.sample(batch)
         assert sampled.kept_MR1 is not None
         assert further.kept_MR1 is not None
         assert sampled.item.slots.ids_R[:I].tolist() == [*range(I)]  # and the spare row where a place has no item

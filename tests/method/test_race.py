@@ -17,6 +17,7 @@ from m3dist import pipeline
 from m3dist.config import Config, ResolvedBackbone, load
 from m3dist.data.dataset import Dataset
 from m3dist.method import race, registry
+from m3dist.training.callbacks import Callback, Stopped
 from m3dist.training.context import Context
 
 
@@ -72,6 +73,36 @@ def test_candidates_have_a_share_of_the_epochs(interactions: int, values: list[s
     assert (found.lr, found.batch_size, found.decay) == (0.07, config.merge.batch_size, "linear")
 
 
+P, Q = race.CONTENT
+LOW, HIGH = race.TEMPERATURES
+ALL = [(LOW, P), (HIGH, P), (LOW, Q), (HIGH, Q)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "asked", "winner"),
+    [
+        ({(LOW, P): 0.3, (HIGH, P): 0.2, (LOW, Q): 0.31}, [(LOW, P), (HIGH, P), (LOW, Q)], (LOW, Q)),
+        ({(LOW, P): 0.2, (HIGH, P): 0.3, (HIGH, Q): 0.29}, [(LOW, P), (HIGH, P), (HIGH, Q)], (HIGH, P)),
+        ({(LOW, P): 0.3, (HIGH, P): 0.299, (LOW, Q): 0.2}, [(LOW, P), (HIGH, P), (LOW, Q)], (0.2828, P)),
+        ({(LOW, P): 0.3, (HIGH, P): 0.299, (LOW, Q): 0.31, (HIGH, Q): 0.309}, ALL, (0.2828, Q)),
+        ({(LOW, P): 0.3, (HIGH, P): 0.299, (LOW, Q): 0.31, (HIGH, Q): 0.32}, ALL, (HIGH, Q)),
+    ],
+)
+def test_weights_of_content_are_tried_at_the_best_temperature(
+    metrics: dict[tuple[float, float], float], asked: list[tuple[float, float]], winner: tuple[float, float]
+) -> None:
+    found: list[tuple[float, float]] = []
+
+    def metric(one: ResolvedBackbone) -> float:
+        found.append((one.tau, one.projection_l2))
+        return metrics[found[-1]]
+
+    raced = race.softmaxes([x for x in race.candidates(load(None).backbone) if x.loss == "softmax"], metric)
+    assert found == asked
+    best = race.chosen(raced)
+    assert (best.tau, best.projection_l2) == winner
+
+
 def won(*raced: tuple[float, float, float]) -> ResolvedBackbone:
     """raced: (tau, projection_l2, metric)."""
     pairs = []
@@ -108,6 +139,7 @@ def test_losses_that_are_close_have_a_longer_fit(
 ) -> None:
     values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.l2=0.03", "race.share=0.1", "race.steps=1"]
     values += ["merge.epochs=100", "backbone.id_dropout=0"]
+    long = 10 * race.LONGER
     asked: list[tuple[str, int]] = []
 
     def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
@@ -121,12 +153,14 @@ def test_losses_that_are_close_have_a_longer_fit(
     assert meta["backbone"]["loss"] == winner
     far = max(short) == 0.3 and longer is None
     assert (meta["second"] or {}).get("loss") == (None if far else {"softmax", "ultragcn"}.difference([winner]).pop())
-    assert asked == [("softmax", 10), ("ultragcn", 10), *([("softmax", 30), ("ultragcn", 30)] if longer else [])]
+    assert asked == [("softmax", 10), ("ultragcn", 10), *([("softmax", long), ("ultragcn", long)] if longer else [])]
     assert len(meta["tried"]) == len(asked)
 
 
 def test_a_longer_fit_decides_between_weights_of_l2_too(planted_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = {10: {"softmax": 0.3, 0.03: 0.31, 0.05: 0.29}, 30: {"softmax": 0.34, 0.03: 0.28, 0.05: 0.33}}
+    """And alone does where the first weight's short fit is close."""
+    long = 10 * race.LONGER
+    metrics = {10: {"softmax": 0.3, 0.03: 0.31}, long: {"softmax": 0.34, 0.03: 0.28, 0.05: 0.33}}
 
     def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
         config = task.members.config
@@ -137,7 +171,29 @@ def test_a_longer_fit_decides_between_weights_of_l2_too(planted_root: Path, monk
     config = load(None, [*values, "race.steps=1", "merge.epochs=100"])
     meta = race.run(Context(Dataset(planted_root), config)).meta
     assert (meta["backbone"]["loss"], meta["second"]["loss"], meta["second"]["l2"]) == ("softmax", "ultragcn", 0.05)
-    assert len(meta["tried"]) == 6
+    assert len(meta["tried"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "tried", "second"),
+    [(0.17, ["0.03"], None), (0.19, ["0.03", "0.05"], 0.05), (0.29, ["0.03", "0.03 longer", "0.05 longer"], 0.03)],
+)
+def test_ultragcns_second_weight_is_tried_where_it_can_matter(
+    first: float, tried: list[str], second: float | None, planted_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where the first is hopeless beside a softmax of 0.3, nor by a short fit where both have a longer one."""
+
+    def fit(task: Any, plan: Any, tracker: Any) -> dict[str, float]:
+        config = task.members.config
+        return {"ndcg@10": 0.3 if config.loss == "softmax" else first if config.l2 == 0.03 else 0.25}
+
+    monkeypatch.setattr(race, "fit", fit)
+    values = ["backbone.tau=0.3", "backbone.projection_l2=0.01", "backbone.id_dropout=0", "race.share=0.1"]
+    config = load(None, [*values, "race.steps=1", "merge.epochs=100"])
+    meta = race.run(Context(Dataset(planted_root), config)).meta
+    assert [name.partition("l2 ")[2] for name in meta["tried"] if "ultragcn" in name] == tried
+    assert meta["backbone"]["loss"] == "softmax"
+    assert (meta["second"] or {}).get("l2") == second
 
 
 @pytest.mark.parametrize(("dropping", "want"), [(0.31, race.DROPOUT), (0.3, 0.0)])
@@ -216,6 +272,33 @@ def test_a_fixed_loss_has_no_race(tmp_path: Path) -> None:
     longer = trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2", "merge.patience=1")
     assert longer["skipped"] == ["graph"]  # the race's section, and what comes after it
     assert trained(tmp_path, "model=ultragcn", "backbone.loss=auto", "race.steps=2")["skipped"] == ["graph", "race"]
+
+
+class Cut(Callback):
+    """Notes what is fitted, and ends the run in the epoch given."""
+
+    def __init__(self, at: str = "") -> None:
+        self.at, self.fitted = at, list[str]()
+
+    def on_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
+        if epoch == 0:
+            self.fitted.append(stage)
+        if f"{stage} {epoch}" == self.at:
+            raise Stopped
+
+
+@pytest.mark.parametrize("stage", ["race", "masks"])
+def test_what_is_cut_off_goes_on_with_the_candidate_that_was_fitted(stage: str, tmp_path: Path) -> None:
+    at = {"race": "race softmax tau 0.4 projection_l2 0.001", "masks": "masks one"}[stage]
+    values = ("backbone.loss=auto", "race.steps=8", "merge.masks=auto", "merge.losses=one")
+    whole = trained(tmp_path / "whole", *values, callbacks=[all_of := Cut()])
+    with pytest.raises(Stopped):
+        trained(tmp_path / "run", *values, callbacks=[first := Cut(f"{at} 1")])
+    again = trained(tmp_path / "run", *values, callbacks=[then := Cut()])
+    assert again["stages"]["race"]["tried"] == whole["stages"]["race"]["tried"]
+    assert again["test"] == whole["test"]
+    assert first.fitted[-1] == at == then.fitted[0]
+    assert [*first.fitted, *then.fitted[1:]] == all_of.fitted
 
 
 def test_stages_that_read_the_race_see_its_winner(planted_root: Path) -> None:
