@@ -187,16 +187,17 @@ def sent(folder: Path, users: tuple[int, ...] = USERS, dim: int = 16) -> Iterato
 
 def memory(folder: Path, size: Size | None = None, worlds: tuple[int, ...] = (1, 2, 4)) -> Iterator[Row]:
     size = size or Size(10**6, 10**5, 3 * 10**6, ())
-    root = made(size, folder / f"memory{size.users}").root
-    config = load(None)
+    dataset = made(size, folder / f"memory{size.users}")
+    root, config = dataset.root, load(None)
     for world in worlds:
         for name, more in (("replicated", ()), ("sharded", (SHARDED,))):
             if world == 1 and more:
                 continue
             found = gang(world, stepped, "ids", ("backbone.nu=0", *more), root, 3)
             worst = max(found, key=lambda x: x["peak MiB"])
+            users = [high - low for low, high in (dataset.part(rank, world).users for rank in range(world))]
             items, dim = size.items / (world if more else 1), config.backbone.dim
-            table = costs.table_bytes(size.users / world, items, dim, dim)
+            table = costs.table_bytes(max(users), items, dim, dim)
             yield Row(
                 "memory",
                 f"of each of {world} workers, {name}, {size.users:.0e} users",
