@@ -36,7 +36,7 @@ def test_trials_share_stages_and_the_best_config_is_tested_once(ray_here: None, 
     assert summary["final"]["0"]["validation"][plan.metric] == pytest.approx(best["metric"], rel=1e-6)
     again = driver.run(plan, quiet=True)  # everything is known: nothing is trained or tested again
     assert (again["final"], again["trials"]) == (summary["final"], {"finished": 6})
-    assert [e["seed"] for e in events(plan.out) if e["event"] == "final"] == [0, 1]
+    assert sorted(e["seed"] for e in events(plan.out) if e["event"] == "final") == [0, 1]  # they end in any order
 
 
 @pytest.mark.timeout(900)
