@@ -143,7 +143,7 @@ def _cuts(n: int, steps: int, groups: int, shards: Sequence[int] | None) -> list
     and read the negatives of no more than they train; else they are ranges of as many positions.
     """
     if shards is not None:
-        cuts = [int(shards[share(len(shards) - 1, group, groups)[0]]) for group in range(groups)] + [n]
+        cuts = [shards[share(len(shards) - 1, group, groups)[0]] for group in range(groups)] + [n]
         if max(b - a for a, b in itertools.pairwise(cuts)) * groups <= _EVEN * n:
             return cuts
     size = -(-n // steps)

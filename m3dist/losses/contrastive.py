@@ -42,7 +42,7 @@ def _contrastive(unit_NCD: Tensor, valid_MC: Tensor, tau: Tensor, anchors: Ancho
 
     Eq. 3 sums over pairs of z with z, z with common and common with common; the last are the same whatever the
     modality, which says only who counts. Which items count is asked after the exponentials, of their sums and of the
-    rows that they weigh. Cosines are at most 1 and tau is no less than 1 / 80, so that no exponential needs a maximum.
+    rows that they weigh. Cosines are at most 1 and tau is held at 0.1 at least, so that no exponential needs a maximum.
     """
     (low, high), (M, C), D = anchors, valid_MC.shape, unit_NCD.shape[2]
     z_MCD, common_CD = unit_NCD[:M], unit_NCD[M]

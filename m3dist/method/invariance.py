@@ -116,7 +116,7 @@ class State:
         """Between rounds: every worker writes its own interactions' environments."""
         logits = {f"logit.{r}": logit_D for r, logit_D in enumerate(self.logits)}
         name = f"{len(self.history):05d}-0000000"
-        checkpoints.save(name, {"history": self.history}, logits, Rows(self.environments, sharded=True))
+        checkpoints.save(name, {"history": self.history}, logits, Rows(parts=self.environments))
 
     def load(self, saved: Saved) -> None:
         """Go on from a checkpoint, of however many workers."""

@@ -53,11 +53,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Rows:
-    """Of tables, and of series with a number for each interaction: what this worker writes where they are sharded, and
-    all rows, the same on every worker, elsewhere."""
+    """Of tables, and of series with a number for each interaction. whole: of those that every worker has alike, all
+    rows, which rank 0 writes; parts: of those that workers share out, the ones that this worker holds."""
 
-    tables: dict[str, Tensor] = field(default_factory=dict)
-    sharded: bool = False
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -110,13 +110,14 @@ class Checkpoints:
         0's, whole. needs: checkpoints that it leans on.
         """
         folder, rows, engine = self.folder / name, rows or Rows(), self.engine
-        rank, shards = (engine.rank, engine.world) if rows.sharded else (0, 1)
-        if rows.sharded or engine.rank_zero:
-            Shards(folder, shards).write(rank, rows.tables)
-        each = engine.collect({name: len(x) for name, x in rows.tables.items()})[:shards]
+        mine = rows.whole | rows.parts if engine.rank_zero else rows.parts
+        shards = engine.world if rows.parts else 1
+        if rows.parts or engine.rank_zero:
+            Shards(folder, shards).write(engine.rank, mine)
+        each = engine.collect({name: len(x) for name, x in mine.items()})[:shards]
         if self.engine.rank_zero:
             digest = folder.write_tensors("state.safetensors", tensors)
-            counts = {name: [count[name] for count in each] for name in rows.tables}
+            counts = {name: [count.get(name, 0) for count in each] for name in mine}
             folder.write_json("meta.json", {**meta, "rows": counts, "needs": [*needs], DIGEST: digest})
             if name[0].isdigit():
                 self._prune()

@@ -121,27 +121,18 @@ class Fitting:
         if self.checkpoints is None:
             return
         tables, rows = self.task.tables, self.rows()
-        sharded = any(table.sharded for table in tables.values())
-
-        def written(x_rd: Tensor, table: RowTables) -> Tensor:
-            """Of rows that every worker holds, rank 0 writes all and the others none."""
-            return x_rd if table.sharded or self.engine.rank_zero else x_rd[:0]
-
         self.at.sums = self.engine.totals(self.sums.read())
         best = f"best-{self.at.best['epoch']:05.0f}" if self.at.best else ""
         if best and best != self._saved_best:
             dense = {name: x for name, x in self.kept.items() if name not in rows}
-            kept = {name: written(self.kept[name], table) for name, (_, table) in rows.items()}
-            self.checkpoints.save(best, {}, dense, Rows(kept, sharded))
+            self.checkpoints.save(best, {}, dense, _rows({x: (self.kept[x], table) for x, (_, table) in rows.items()}))
             self._saved_best = best
         tensors = {f"model/{name}": x for name, x in self.task.dense.state().items()}
         tensors |= {f"adam/{name}": x for name, x in self.task.dense.moments().items()}
-        kept = {
-            f"{name}/{key}": written(x, table) for name, table in tables.items() for key, x in table.parts().items()
-        }
+        kept = {f"{name}/{key}": (x, table) for name, table in tables.items() for key, x in table.parts().items()}
         name = f"{self.at.epoch:05d}-{self.at.step:07d}"
         meta = {"progress": dataclasses.asdict(self.at), "steps": {name: float(x.steps) for name, x in tables.items()}}
-        self.checkpoints.save(name, meta, tensors, Rows(kept, sharded), [best] if best else [])
+        self.checkpoints.save(name, meta, tensors, _rows(kept), [best] if best else [])
 
     def _load(self, saved: Saved) -> None:
         tensors = saved.tensors()
@@ -155,6 +146,12 @@ class Fitting:
             for key, x in table.parts().items():
                 saved.read(f"{name}/{key}", x, table.low)
             table.steps.fill_(saved.meta["steps"][name])
+
+
+def _rows(kept: dict[str, tuple[Tensor, RowTables]]) -> Rows:
+    """Rows of tables, each with its table, as a checkpoint takes them."""
+    whole, parts = ({name: x for name, (x, table) in kept.items() if table.sharded == part} for part in (False, True))
+    return Rows(whole, parts)
 
 
 def fit(task: Task, plan: Plan, tracker: Tracker, checkpoints: Checkpoints | None = None) -> dict[str, float]:
