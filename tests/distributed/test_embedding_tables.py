@@ -51,27 +51,33 @@ def test_one_worker_holds_all(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "world", "then"),
+    ("stage", "world", "then", "embeddings"),
     [
-        ("align", 2, None),
-        ("merge", 2, None),
-        pytest.param("align", 3, 2, marks=pytest.mark.slow),
-        pytest.param("merge", 2, 4, marks=pytest.mark.slow),
+        ("align", 2, None, "sharded"),
+        ("merge", 2, None, "sharded"),
+        ("merge", 2, None, "replicated"),
+        pytest.param("align", 3, 2, "sharded", marks=pytest.mark.slow),
+        pytest.param("merge", 2, 4, "sharded", marks=pytest.mark.slow),
+        pytest.param("align", 3, 2, "replicated", marks=pytest.mark.slow),
     ],
 )
-def test_checkpoints_go_on_anywhere(stage: str, world: int, then: int | None, root: Path, tmp_path: Path) -> None:
-    """Begun with shards, gone on by another number of shards, ended by one worker with whole tables; and back."""
+def test_checkpoints_go_on_anywhere(
+    stage: str, world: int, then: int | None, embeddings: str, root: Path, tmp_path: Path
+) -> None:
+    """Begun with users' rows in parts and items' in parts or whole, gone on by another number of workers, ended by one
+    worker with whole tables; and back."""
     config = small(f"{stage}.epochs=4", f"{stage}.patience=0")
+    shared = config.model_copy(update={"embeddings": embeddings})
     straight = fitted(0, 1, stage, config, root, tmp_path / "straight", None)
     saved = tmp_path / "there"
-    spawn(world, fitted, stage, sharded(config), root, saved, 0)
+    spawn(world, fitted, stage, shared, root, saved, 0)
     assert len(list(saved.glob("0*/rows-*"))) == world
     if then is not None:
-        spawn(then, fitted, stage, sharded(config), root, saved, 1)
+        spawn(then, fitted, stage, shared, root, saved, 1)
     ends = [fitted(0, 1, stage, config, root, saved, None)]
     saved = tmp_path / "back"
     fitted(0, 1, stage, config, root, saved, 1)
-    ends += spawn(world, fitted, stage, sharded(config), root, saved, None)
+    ends += spawn(world, fitted, stage, shared, root, saved, None)
     for end in ends:
         assert set(end) == set(straight)
         for name, value in straight.items():
