@@ -36,6 +36,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import environments
 from m3dist.method.align import AlignTask
+from m3dist.method.content import Contents
 from m3dist.method.merge import MergeTask
 from m3dist.training.context import Context
 from m3dist.training.loop import Fitting
@@ -63,7 +64,7 @@ def task_of(kind: str, config: Config, root: Path, engine: Engine) -> Task:
     context = Context(Dataset(root), config, engine)
     if kind == "align":
         return AlignTask(context)
-    return MergeTask(context, [None] if kind == "ids" else [*context.data.features])
+    return MergeTask(context, Contents.beside([None] if kind == "ids" else context.data.features))
 
 
 def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Path, steps: int) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def startup(folder: Path) -> Iterator[Row]:
     align = timed("align's objects, s", lambda: AlignTask(context))
     tensors = environments.Frozen.tensors(context.dataset, align.output({}).tensors)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
-    timed("merge's objects, s", lambda: MergeTask(context, [*context.data.features]))
+    timed("merge's objects, s", lambda: MergeTask(context, Contents.beside(context.data.features)))
     yield Row("startup", "seconds until a stage can step, ml1m", values)
 
 

@@ -84,7 +84,7 @@ def _together(kind: str, subject: Subject) -> str:
 def _plain(kind: str, subject: Subject) -> Callable[[], object] | None:
     """The same work by plain torch, where there is such."""
     if kind in ("backbone", "merge"):
-        return plain_members(subject, getattr(subject, kind).contents)
+        return plain_members(subject, getattr(subject, kind).contents.each())
     if kind == "environments":
         return plain_environments(subject, plain_batches(subject, subject.config.invariance.batch_size))[1]
     return None

@@ -18,8 +18,9 @@ from m3dist.method import environments
 from m3dist.method.align import AlignTask
 from m3dist.method.assignment import Models
 from m3dist.method.backbone import Backbones
+from m3dist.method.content import Contents
 from m3dist.method.fused import Fused
-from m3dist.method.merge import MergeTask
+from m3dist.method.merge import MergeTask, joined, whole
 from m3dist.method.trainer import Steps, Trainer
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
@@ -77,7 +78,7 @@ class Subject:
     @cached_property
     def backbone(self) -> MergeTask:
         """One member on the concatenated features: naive UltraGCN."""
-        return MergeTask(self.context, [self.data.all_features])
+        return MergeTask(self.context, whole(self.context))
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ class Subject:
     @cached_property
     def ids(self) -> MergeTask:
         """One member on ids alone, as matrix factorisation has it."""
-        return MergeTask(self.context, [None])
+        return MergeTask(self.context, Contents.beside([None]))
 
     @cached_property
     def align(self) -> AlignTask:
@@ -114,8 +115,7 @@ class Subject:
 
     @cached_property
     def merge(self) -> MergeTask:
-        *specific, common = self.representations
-        return MergeTask(self.context, [torch.cat([v, common], dim=1) for v in specific])
+        return MergeTask(self.context, joined(self.context, "one", self.representations))
 
     @cached_property
     def fused(self) -> Fused:

@@ -73,14 +73,14 @@ def plain_members(subject: Subject, contents: list[torch.Tensor | None]) -> Call
 def backbone(subject: Subject, size: str) -> Row:
     task = subject.backbone
     ours = stepping(task, subject.config.merge)
-    return _against(f"backbone step, {size}", subject, ours, plain_members(subject, task.contents))
+    return _against(f"backbone step, {size}", subject, ours, plain_members(subject, task.contents.each()))
 
 
 def merge(subject: Subject, size: str) -> Row:
     """Stage 3's members; the plain ones step after one another."""
     task = subject.merge
     ours = stepping(task, subject.config.merge)
-    return _against(f"merge step, {size}", subject, ours, plain_members(subject, task.contents))
+    return _against(f"merge step, {size}", subject, ours, plain_members(subject, task.contents.each()))
 
 
 def environments(subject: Subject, size: str) -> Row:

@@ -123,7 +123,7 @@ class _Plain:
     """The plain backbone, which starts where ours does."""
 
     def __init__(self, subject: Subject, task: MergeTask):
-        self.lr, content = subject.config.merge.lr, task.contents[0]
+        self.lr, content = subject.config.merge.lr, task.contents.each()[0]
         project = task.members.models[0].project
         assert content is not None
         assert project is not None

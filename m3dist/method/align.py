@@ -9,7 +9,6 @@ under contrast, of which c are this worker's anchors; D width of z.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct, spread
 from m3dist.evaluation import ranking
 from m3dist.losses.contrastive import Anchors, contrastive
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, spared
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss
+from m3dist.method.content import evening, spared
 from m3dist.models.alignment import Aligner, Chosen, Club
 from m3dist.seeding import derive
 from m3dist.storage.artifacts import Output
@@ -105,8 +105,8 @@ def represented(aligner: Aligner, x: list[Tensor], shared: str) -> list[Tensor]:
     v, code = [one.float() for one in v], code.float()
     if shared == "code":
         return [*v, code]
-    parts = {"features": x, "both": [*x, F.normalize(code, dim=1)]}[shared]
-    return [*v, F.normalize(torch.cat(parts, dim=1), dim=1) * math.sqrt(2)]
+    whole = torch.cat({"features": x, "both": [*x, F.normalize(code, dim=1)]}[shared], dim=1)
+    return [*v, whole * evening(whole)]
 
 
 def encoded(align: Align, trained: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:

@@ -41,11 +41,6 @@ def plan(backbone: ResolvedBackbone) -> Plan:
     )  # fmt: skip
 
 
-def spared(x_Iw: Tensor) -> Tensor:
-    """Items' content with a row of zeros behind, for places of a step where there is no item, [I + 1, w]."""
-    return torch.cat([x_Iw, x_Iw.new_zeros(1, x_Iw.shape[1])])
-
-
 def scored(rows: Tensor, loss: str) -> Tensor:
     """Rows of users or items, of any shape [..., k], as products of them are scores."""
     return F.normalize(rows, dim=-1) if loss == "softmax" else rows

@@ -27,7 +27,7 @@ from m3dist.losses.known import known
 from m3dist.losses.masks import Columns, Everyone, Moments, Penalties, Sums, mask_loss
 from m3dist.losses.projection import Projection, Samples, Tiles, projection_fits
 from m3dist.losses.softmax import COLDEST
-from m3dist.method.backbone import spared
+from m3dist.method.content import spared
 from m3dist.models.gate import Gate
 from m3dist.models.ultragcn import Weights
 from m3dist.seeding import derive, torch_rng

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from m3dist.config import ResolvedBackbone
 from m3dist.method import fused, second, warm
 from m3dist.method.align import encoded
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
+from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored
+from m3dist.method.content import Contents, Part, Picked
 from m3dist.method.fused import Fused, Members
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
@@ -30,52 +31,49 @@ from m3dist.training.steps import Rate
 class MergeModel(nn.Module):
     """The members' projections; forward computes the worker's share of all their losses."""
 
-    def __init__(self, backbones: Backbones):
+    def __init__(self, backbones: Backbones, contents: Contents):
         super().__init__()
         self.backbones = nn.ModuleList(backbones.models)
-        self._tables = [backbones]  # in a list, so that it is no part of the module
+        self._held = [(backbones, contents)]  # in a list, so that they are no part of the module
 
-    def forward(
-        self, sampled: Sampled, rows: Rows, contents: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], Tensor, Rows]:
-        """Terms [M], their sum, and the gradients of the rows. contents: of the item slots, [R, w] of each member."""
-        (tables,) = self._tables
+    def forward(self, sampled: Sampled, rows: Rows, content: Picked | None) -> tuple[dict[str, Tensor], Tensor, Rows]:
+        """Terms [M], their sum, and the gradients of the rows. content: of the item slots."""
+        ((tables, contents),) = self._held
         projections = [backbone.project for backbone in tables.models]
-        projected = [None if p is None else p(x) for p, x in zip(projections, contents, strict=True)]
-        terms, loss, grads = backbone_loss(tables, sampled, rows, projected)
+        terms, loss, grads = backbone_loss(tables, sampled, rows, contents.project(projections, content))
         weights = [p.weight for p in projections if p is not None]
         if weights and tables.config.projection_l2:
             penalty_m = torch.stack([W.square().sum() for W in weights]) * (tables.config.projection_l2 * sampled.part)
             terms, loss = {**terms, "l2": terms["l2"] + penalty_m.detach()}, loss + penalty_m.sum()
         return terms, loss, grads
 
-    def catalogue(self, m: int, id_Id: Tensor, content_Iw: Tensor | None) -> Tensor:
-        """Whole rows of a member's items."""
-        return self._tables[0].models[m].item_rows(id_Id, content_Iw)
+    def catalogue(self, id_MId: Tensor) -> list[Tensor]:
+        """Whole rows of every member's items."""
+        ((tables, contents),) = self._held
+        projected = contents.project([model.project for model in tables.models], contents.items)
+        return [model.joined(*pair) for model, *pair in zip(tables.models, id_MId, projected, strict=True)]
 
 
 class MergeTask:
-    """Stage 3 under training. contents: Q_m of every member [I, w], or None of one on ids alone; init: of Backbones."""
+    """Stage 3 under training. contents: Q_m of every member, on the device; init: of Backbones."""
 
     fixed = True
 
-    def __init__(self, context: Context, contents: list[Tensor | None], init: dict[str, Tensor] | None = None):
+    def __init__(self, context: Context, contents: Contents, init: dict[str, Tensor] | None = None):
         data, config = context.data, context.config
         self.data, self.config, self.evaluator = data, config.merge, context.evaluator
-        self.contents = [None if x is None else spared(x.to(data.device)) for x in contents]
-        widths = [0 if x is None else x.shape[1] for x in contents]
+        self.contents, widths = contents, contents.widths
         self.members = Backbones(data, config, widths, [("merge", m) for m in range(len(widths))], init)
         self.tables = {"user": self.members.user, "item": self.members.item}
         self.draws = self.members.draws(derive(config.seed, "merge"), config.merge.batch_size)
-        self.dense = data.engine.wrap(MergeModel(self.members), [self.members.parameters(config.merge.lr)])
+        self.dense = data.engine.wrap(MergeModel(self.members, contents), [self.members.parameters(config.merge.lr)])
         self.lr = Rate(config.merge.lr, data.device)
         self.rates = [self.lr]
 
     def step(self) -> dict[str, Tensor]:
         sampled = self.members.sample(self.draws.draw())
         rows = self.members.rows(sampled)
-        contents = [None if x is None else x.index_select(0, sampled.item.slots.ids_R) for x in self.contents]
-        terms, loss, grads = self.dense(sampled, rows, contents)
+        terms, loss, grads = self.dense(sampled, rows, self.contents.rows(sampled.item.slots.ids_R))
         move = self.members.send(sampled, rows, grads)  # under way while projections have their gradients
         self.dense.backward(loss)
         self.dense.step()
@@ -87,10 +85,8 @@ class MergeTask:
         """The items' whole matrices."""
         item_MId = self.members.item.whole(self.data.engine)
         with self.dense.reading() as model:
-            return {
-                f"{m}.matrix": self.members.scored(model.catalogue(m, id_Id, None if x is None else x[:-1]).float())
-                for m, (id_Id, x) in enumerate(zip(item_MId, self.contents, strict=True))
-            }
+            rows = model.catalogue(item_MId)
+            return {f"{m}.matrix": self.members.scored(x.float()) for m, x in enumerate(rows)}
 
     def ranked(self, matrices: dict[str, Tensor]) -> Members:
         """The members as they are, for the users whose rows this worker holds."""
@@ -111,7 +107,7 @@ class MergeTask:
         return self.members.output(tensors, meta, tables)
 
 
-Made = tuple[list[Tensor | None], dict[str, Tensor] | None]  # contents and init of a `MergeTask`
+Made = tuple[Contents, dict[str, Tensor] | None]  # contents and init of a `MergeTask`
 
 
 def fitted(context: Context, made: Made) -> tuple[MergeTask, dict[str, float]]:
@@ -189,18 +185,18 @@ def _second(context: Context, made: Callable[[Context], Made]) -> Output:
     if backbone is None:
         return Output({}, {})
     under = context.under(context.config.model_copy(update={"backbone": backbone}))
-    contents, _ = made(under)  # rows of the first loss are no start for this one's
-    task, best = fitted(under, (contents, None))
+    read, _ = made(under)  # rows of the first loss are no start for this one's
+    task, best = fitted(under, (read, None))
     meta = {"validation": {k: v for k, v in best.items() if k != "epoch"}, "epoch": best.get("epoch")}
     return task.output(task.ranked(task.matrices()), {}, meta)
 
 
 def _plain(context: Context) -> Made:
-    return [context.data.all_features], None
+    return whole(context), None
 
 
 def _several(context: Context) -> Made:
-    return [context.data.all_features] * len(context.dataset.modalities), None
+    return whole(context, len(context.dataset.modalities)), None
 
 
 def _masked(context: Context) -> Made:
@@ -211,29 +207,35 @@ def _modalities(context: Context) -> Made:
     return modalities(context, context.masks), _start(context, "align", "member")
 
 
-def features(context: Context, masks: str) -> list[Tensor | None]:
-    """What InvRL's member reads: all features [I, sum of widths] through the masks of that name, see `masked_by`."""
-    x = context.data.all_features
-    assert x is not None
-    return [masked_by(context, masks, 0, x)]
+def whole(context: Context, members: int = 1) -> Contents:
+    """What members read that each read all features side by side; of a data set without features, nothing."""
+    return _whole(context.data.features, members)
 
 
-def modalities(context: Context, masks: str) -> list[Tensor | None]:
-    """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), [I, D_m + D], through the masks of that name."""
+def _whole(x: list[Tensor], members: int, scale_V: Tensor | None = None) -> Contents:
+    part = [Part(0, sum(one.shape[1] for one in x), scale_V)] if x else []
+    return Contents(x, [part] * members)
+
+
+def features(context: Context, masks: str) -> Contents:
+    """What InvRL's member reads: all features through the masks of that name, see `scale_of`."""
+    return _whole(context.data.features, 1, scale_of(context, masks, 0))
+
+
+def modalities(context: Context, masks: str) -> Contents:
+    """What members read: Q_m = [Phi_m; Phi_{M+1}] (eq. 9, 11), D_m + D wide, through the masks of that name."""
     aligned, M = context.read("align"), len(context.dataset.modalities)
-    return _joined(context, masks, [aligned[f"representation.{r}"].float() for r in range(M + 1)])
+    return joined(context, masks, [aligned[f"representation.{r}"] for r in range(M + 1)])
 
 
-def contents(context: Context, x: list[Tensor]) -> list[Tensor | None]:
+def contents(context: Context, x: list[Tensor]) -> Contents:
     """What the members of the final stage read of any items, from their features as `DeviceData.prepared` has them."""
     assert context.stage is not None
     kind = context.stage.run.partition(":")[2]
     if kind == "per_modality":
-        return _joined(context, context.masks, encoded(context.config.align, context.read("align"), x))
-    whole = torch.cat(x, dim=1)
-    if kind == "several":
-        return [whole] * len(x)
-    return [masked_by(context, context.masks, 0, whole) if kind == "masked" else whole]
+        return joined(context, context.masks, encoded(context.config.align, context.read("align"), x))
+    scale_V = scale_of(context, context.masks, 0) if kind == "masked" else None
+    return _whole(x, len(x) if kind == "several" else 1, scale_V)
 
 
 def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> list[Tensor]:
@@ -249,40 +251,46 @@ def new_rows(context: Context, tensors: dict[str, Tensor], x: list[Tensor]) -> l
     return [torch.cat(pair, dim=1) for pair in zip(rows, beside, strict=True)]
 
 
-def _new_rows(backbone: ResolvedBackbone, tensors: dict[str, Tensor], contents: list[Tensor | None]) -> list[Tensor]:
+def _new_rows(backbone: ResolvedBackbone, tensors: dict[str, Tensor], contents: Contents) -> list[Tensor]:
     """The same under one loss."""
-    out = []
-    for m, content in enumerate(contents):
-        assert content is not None
+    items, models = contents.items, []
+    assert items is not None
+    for m, width in enumerate(contents.widths):
         state = {k.removeprefix(f"{m}.model."): v for k, v in tensors.items() if k.startswith(f"{m}.model.")}
         adds = backbone.content == "add"
-        model = UltraGCN(content.shape[1], backbone.dim if adds else backbone.content_dim, adds)
+        model = UltraGCN(width, backbone.dim if adds else backbone.content_dim, adds)
         model.load_state_dict(state)
-        row_nk = model.to(content.device).item_rows(content.new_zeros(len(content), backbone.dim), content).detach()
-        out.append(scored(row_nk, backbone.loss))
-    return out
+        models.append(model.to(items.x_RV.device))
+    projected = contents.project([model.project for model in models], items)
+    id_nd = items.x_RV.new_zeros(len(items.x_RV), backbone.dim)
+    return [scored(model.joined(id_nd, x).detach(), backbone.loss) for model, x in zip(models, projected, strict=True)]
 
 
-def _joined(context: Context, masks: str, v: list[Tensor]) -> list[Tensor | None]:
+def joined(context: Context, masks: str, v: list[Tensor]) -> Contents:
     """Q_m of representations v_1..v_M and z_{M+1}."""
-    *phi, shared = (masked_by(context, masks, r, x) for r, x in enumerate(v))
-    return [torch.cat([one, shared], dim=1) for one in phi]
+    align, parts, at = context.config.align, [], 0
+    derived = align.encoder == "identity" and align.shared == "features"  # z_{M+1} is v_1..v_M in rows of even length
+    scales = [scale_of(context, masks, r) for r in range(len(v))]
+    for x, scale in zip(v[:-1], scales, strict=False):
+        parts.append([Part(at, at := at + x.shape[1], scale)])
+    common = Part(0, at, scales[-1], even=True) if derived else Part(at, at + v[-1].shape[1], scales[-1])
+    blocks = [x.to(context.data.device).float() for x in (v[:-1] if derived else v)]
+    return Contents(blocks, [[*own, common] for own in parts])
 
 
-def masked_by(context: Context, masks: str, r: int, x_ID: Tensor) -> Tensor:
-    """Representation r through its mask: the learned one, its entries shuffled over dimensions as a control, or one."""
+def scale_of(context: Context, masks: str, r: int) -> Tensor | None:
+    """What the mask of representation r multiplies its dimensions by, [D]: the learned mask, or its entries shuffled as
+    a control; None with masks of one.
+
+    Its mean square is 1: a mask says what dimensions are worth beside each other, not what content is worth.
+    """
     if masks == "one":
-        return x_ID
+        return None
     mask_D = context.read("invariance")[f"mask.{r}"]
     if masks == "shuffled":
         generator = torch.Generator().manual_seed(derive(context.config.seed, "masks", r))
         mask_D = mask_D[torch.randperm(len(mask_D), generator=generator)]
-    return _scaled(mask_D).to(x_ID.device) * x_ID
-
-
-def _scaled(mask_D: Tensor) -> Tensor:
-    """A mask whose mean square is 1: it says what dimensions are worth beside each other, not what content is worth."""
-    return mask_D / mask_D.square().mean().sqrt().clamp(min=1e-6)
+    return (mask_D / mask_D.square().mean().sqrt().clamp(min=1e-6)).to(context.data.device)
 
 
 def _start(context: Context, stage: str, prefix: str) -> dict[str, Tensor] | None:

@@ -13,10 +13,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from m3dist.config import Backbone, Config, Fit, ResolvedBackbone
 from m3dist.method import merge
+from m3dist.method.content import Contents
 from m3dist.method.merge import MergeTask
 from m3dist.storage.artifacts import Output
 from m3dist.training.callbacks import Stopped
@@ -80,7 +79,7 @@ class _Tried:
         saved = self.checkpoints.latest() if self.checkpoints else None
         self.reached: dict[str, float] = dict(saved.meta["tried"]) if saved else {}
 
-    def metric(self, name: str, context: Context, contents: list[Tensor | None], times: int = 1) -> float:
+    def metric(self, name: str, context: Context, contents: Contents, times: int = 1) -> float:
         """The validation metric of a short fit of stage 3, or of one `times` as long, under the context's backbone."""
         if name not in self.reached:
             config, metric = context.config, context.config.evaluation.metric
@@ -118,12 +117,12 @@ def softmaxes(candidates: list[ResolvedBackbone], metric: Metric) -> list[tuple[
 def run(context: Context) -> Output:
     """Race the candidates: no tensors; in the meta the winner, `backbone`, every candidate's metric, `tried`, and the
     best of the other loss, `second`, unless it is far behind."""
-    tried, features = _Tried(context, "race"), context.data.all_features is not None
+    tried, features = _Tried(context, "race"), bool(context.dataset.modalities)
 
     def metric(backbone: ResolvedBackbone, times: int = 1) -> float:
         name = _named(backbone) + (" longer" if times > 1 else "")
         here = context.under(context.config.model_copy(update={"backbone": backbone}))
-        return tried.metric(name, here, [here.data.all_features], times)
+        return tried.metric(name, here, merge.whole(here), times)
 
     every = candidates(context.config.backbone, features)
     raced = softmaxes([one for one in every if one.loss == "softmax"], metric)
@@ -165,7 +164,7 @@ def of_features(context: Context) -> Output:
     return _masks(context, merge.features)
 
 
-def _masks(context: Context, contents: Callable[[Context, str], list[Tensor | None]]) -> Output:
+def _masks(context: Context, contents: Callable[[Context, str], Contents]) -> Output:
     tried = _Tried(context, "masks")
     for masks in ("learned", "one"):
         tried.metric(masks, context, contents(context, masks))

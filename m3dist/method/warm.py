@@ -114,10 +114,10 @@ def carry(context: Context, task: MergeTask) -> None:
     state = {f"backbones.{name.replace('model.', '', 1)}": x for name, x in trained.items() if ".model." in name}
     task.dense.load({name: x.to(data.device) for name, x in state.items()})
     place_U, place_I = (_places(context.dataset, before.dataset, kind) for kind in (0, 1))
-    members = range(len(task.contents))
+    members = range(len(task.contents.parts))
     k = tables["user"].weight.shape[2]  # what stands beside is of the second loss
     user_MUk, item_MId = (torch.stack([trained[f"{m}.{kind}"][:, :k] for m in members]) for kind in ("user", "item"))
-    if any(x is not None for x in task.contents):
+    if any(task.contents.widths):
         tables["item"].weight.zero_()  # an item that is new starts by its content alone
     _put(tables["item"], item_MId, place_I)
     _put(tables["user"], user_MUk, place_U)

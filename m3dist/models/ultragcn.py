@@ -31,7 +31,12 @@ class UltraGCN(nn.Module):
         if self.project is None:
             return id_Rd
         assert content_Rw is not None
-        content_Rc = self.project(content_Rw)
+        return self.joined(id_Rd, self.project(content_Rw))
+
+    def joined(self, id_Rd: Tensor, content_Rc: Tensor | None) -> Tensor:
+        """The same of content that is projected; None: of ids alone."""
+        if content_Rc is None:
+            return id_Rd
         return id_Rd + content_Rc if self.adds else torch.cat([id_Rd, content_Rc], dim=1)
 
 

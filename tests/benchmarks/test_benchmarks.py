@@ -51,7 +51,7 @@ def plain(subject: Subject, content: torch.Tensor) -> PlainBackbone:
 )
 def test_plain_backbone_computes_our_loss(subject: Subject, values: list[str]) -> None:
     task = subject.other("backbone.init_std=0.3", *values).backbone
-    project, content = task.members.models[0].project, task.contents[0]
+    project, content = task.members.models[0].project, task.contents.each()[0]
     assert project is not None
     assert content is not None
     model = plain(subject.other(*values), content[: subject.data.n_items])

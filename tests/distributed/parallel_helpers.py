@@ -27,6 +27,7 @@ from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import invariance
 from m3dist.method.align import AlignTask
+from m3dist.method.content import Contents
 from m3dist.method.merge import MergeTask
 from m3dist.storage.artifacts import Output, Store
 from m3dist.storage.checkpoints import Checkpoints
@@ -162,7 +163,7 @@ def engine_of(config: Config, rank: int, world: int) -> Engine:
 
 def task_of(stage: str, config: Config, root: Path, engine: Engine) -> AlignTask | MergeTask:
     context = Context(Dataset(root), config, engine)
-    return AlignTask(context) if stage == "align" else MergeTask(context, [*context.data.features])
+    return AlignTask(context) if stage == "align" else MergeTask(context, Contents.beside(context.data.features))
 
 
 def trajectory(rank: int, world: int, stage: str, config: Config, root: Path, steps: int) -> dict[str, Any]:

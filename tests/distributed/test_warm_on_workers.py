@@ -15,6 +15,7 @@ from m3dist.config import Config
 from m3dist.data import synthetic
 from m3dist.data.dataset import SPLITS, Dataset
 from m3dist.method import warm
+from m3dist.method.content import Contents
 from m3dist.method.merge import MergeTask
 from m3dist.run_folder import earlier
 from m3dist.training.context import Context
@@ -40,7 +41,7 @@ def carried(rank: int, world: int, config: Config) -> dict[str, torch.Tensor]:
     engine = engine_of(config, rank, world)
     context = Context(Dataset(config.data), config, engine)
     context.before = earlier(config, engine)
-    task = MergeTask(context, [context.data.all_features])
+    task = MergeTask(context, Contents.beside([context.data.all_features]))
     warm.carry(context, task)
     return whole(task, engine)
 
@@ -55,7 +56,8 @@ def test_new_users_have_the_rows_of_one_worker(embeddings: str, tmp_path: Path) 
     values = ["model=ultragcn", f"data={later}", f"out={tmp_path / 'next'}", f"warm_from={tmp_path / 'run'}"]
     alone = carried(0, 1, small(*values))
     fresh = whole(
-        MergeTask(context := Context(Dataset(later), small(*values)), [context.data.all_features]), context.engine
+        MergeTask(context := Context(Dataset(later), small(*values)), Contents.beside([context.data.all_features])),
+        context.engine,
     )
     assert len(Dataset(later).user_ids) == len(Dataset(earlier_data).user_ids) + 5
     assert (alone["user"] != fresh["user"]).any(2).all()

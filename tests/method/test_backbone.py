@@ -16,6 +16,7 @@ from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.data.writer import Writer
 from m3dist.method.backbone import Backbones, backbone_loss
+from m3dist.method.content import Contents
 from m3dist.method.merge import MergeTask
 from m3dist.training.context import Context
 
@@ -57,7 +58,9 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
     """The first step of an epoch has an interaction more than the last, whose shapes have a place for it, too."""
     context = Context(dataset, load(None, [*SMALL, *values]))
     features = context.data.features
-    task = MergeTask(context, {"ids": [None], "all": [context.data.all_features], "each": [*features]}[members])
+    task = MergeTask(
+        context, Contents.beside({"ids": [None], "all": [context.data.all_features], "each": features}[members])
+    )
     backbones, draws = task.members, task.draws
     draws.seek(0, step % draws.steps)
     batch = draws.draw()
@@ -67,7 +70,7 @@ def test_a_step_against_autograd(members: str, values: list[str], step: int, dat
     rows = backbones.rows(sampled)
     ids_R = sampled.item.slots.ids_R
     projects = [model.project for model in backbones.models]
-    pairs = [*zip(projects, task.contents, strict=True)]
+    pairs = [*zip(projects, task.contents.each(), strict=True)]
     contents = [None if p is None or x is None else p(x[ids_R]) for p, x in pairs]
     terms, loss, grads = backbone_loss(backbones, sampled, rows, contents)
     torch.testing.assert_close(loss.detach(), torch.stack([*terms.values()]).sum())
@@ -105,7 +108,7 @@ def test_a_step_leaves_out_ids_beside_content(dataset: Dataset) -> None:
     alone."""
     context = Context(dataset, load(None, [*SMALL, "backbone.loss=softmax", "backbone.id_dropout=0.4"]))
     x, I = context.data.all_features, context.data.n_items
-    task = MergeTask(context, [x, x])
+    task = MergeTask(context, Contents.beside([x, x]))
     found = []
     for number in range(2):
         task.draws.seek(0, number)
@@ -123,7 +126,7 @@ def test_a_step_leaves_out_ids_beside_content(dataset: Dataset) -> None:
     assert float(kept.mean()) == pytest.approx(0.6, abs=0.08)  # of 360
     for a, b in [(kept[0, 0], kept[0, 1]), (kept[0, 0], kept[1, 0]), (kept[0, 1], kept[1, 0])]:
         assert 0.3 < float((a != b).double().mean()) < 0.7  # 0.48 where they are independent
-    alone = MergeTask(context, [None])
+    alone = MergeTask(context, Contents.beside([None]))
     alone.draws.seek(0, 0)
     assert alone.members.sample(alone.draws.draw()).kept_MR1 is None
 
@@ -158,7 +161,7 @@ def test_live_rows_by_name(dataset: Dataset) -> None:
 def test_a_step_moves_the_rows_that_it_touches_alone(dataset: Dataset, tmp_path: Path) -> None:
     config = load(None, [*SMALL, "merge.batch_size=8", "backbone.groups=2"])
     context = Context(dataset, config)
-    task = MergeTask(context, [*context.data.features])
+    task = MergeTask(context, Contents.beside(context.data.features))
     task.draws.seek(0, 0)
     batch = task.draws.draw()
     near_sX = task.members.weights.neighbours(batch.item_B, batch.columns_s)[0]
@@ -198,7 +201,7 @@ def trained(dataset: Dataset, values: list[str], ids_alone: bool = False) -> Mer
     """Members on each modality, or one on ids alone, after an epoch."""
     small = ["merge.batch_size=8", "backbone.groups=2", "backbone.negatives=6", "backbone.dim=4", "merge.lr=0.05"]
     context = Context(dataset, load(None, [*small, "backbone.content_dim=3", *values]))
-    task = MergeTask(context, [None] if ids_alone else [*context.data.features])
+    task = MergeTask(context, Contents.beside([None] if ids_alone else context.data.features))
     task.draws.seek(0, 0)
     for _ in range(task.draws.steps):
         task.step()
@@ -228,7 +231,7 @@ def test_an_item_that_was_never_seen_ranks_by_content_alone(values: list[str], c
     warm = torch.tensor([i for i in range(14) if i not in COLD_ITEMS])
     assert (item_MId[:, warm].norm(dim=2) > 1e-3).all()
     assert drawn(task) == set(warm.tolist())
-    for m, (matrix_Ik, x) in enumerate(zip(task.matrices().values(), task.contents, strict=True)):
+    for m, (matrix_Ik, x) in enumerate(zip(task.matrices().values(), task.contents.each(), strict=True)):
         project = task.members.models[m].project
         assert project is not None
         assert x is not None
@@ -268,7 +271,7 @@ def test_scores_under_the_softmax_are_cosines(cold: Dataset) -> None:
     members = task.ranked(task.matrices())
     known = torch.tensor([u for u in range(12) if u not in COLD_USERS])
     for m, score_uI in enumerate(members.scores(known)):
-        content_Ic = task.members.models[m].project(task.contents[m][:-1])  # type: ignore[misc, index]
+        content_Ic = task.members.models[m].project(task.contents.each()[m][:-1])  # type: ignore[misc, index]
         item_Ik = task.members.item.weight[m] + content_Ic.detach()
         want = F.cosine_similarity(task.members.user.weight[m, known][:, None], item_Ik, dim=2)
         torch.testing.assert_close(score_uI, want, rtol=1e-4, atol=1e-6)

@@ -14,6 +14,7 @@ from m3dist.data import synthetic
 from m3dist.data.dataset import Dataset
 from m3dist.data.draws import Batch, Draws
 from m3dist.method.align import AlignTask
+from m3dist.method.content import Contents
 from m3dist.method.environments import Frozen
 from m3dist.method.merge import MergeTask
 from m3dist.method.trainer import Steps, Trainer
@@ -102,7 +103,7 @@ def losses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     want["masks"] = plain.masks(given, config, batches(steps.draws), reads, start)
     found["masks"] = second(steps)
     assert steps.sums.read()["0/variance"] > 1e-2  # of the last step
-    merge = MergeTask(context, [x[0], x[1]])
+    merge = MergeTask(context, Contents.beside(x[:2]))
     want["merge"] = plain.merge(merge.members, [x[0], x[1]], batches(merge.draws), total(merge), config.merge.lr)
     found["merge"] = fitted(merge, context)
     return request.param, found, want
