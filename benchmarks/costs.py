@@ -47,12 +47,12 @@ class Rows:
     R: int
 
 
-def backbone(samples: Samples, rows: Rows, w: int) -> Cost:
-    """One step of a backbone on content w wide."""
+def backbone(samples: Samples, rows: Rows, w: int, read: int | None = None) -> Cost:
+    """One step of a backbone on content w wide, of which it reads `read` columns, by default all, from memory."""
     B, N, s, k = samples.B, samples.N, samples.s, rows.d + rows.c
     flop = product(B, k, N) + 3 * 2 * B * (1 + s) * k + product(rows.R, w, rows.c or rows.d, 2)
     tables = 6 * 4 * (rows.U * k + rows.R * rows.d)
-    return Cost(flop, tables + 4 * rows.R * w)
+    return Cost(flop, tables + 4 * rows.R * (w if read is None else read))
 
 
 def align(C: int, widths: list[int], D: int, h: int, identity: bool) -> Cost:

@@ -52,7 +52,8 @@ def cost(kind: str, subject: Subject) -> costs.Cost:
     shared = {"code": D, "features": sum(widths), "both": D + sum(widths)}[config.align.shared]
     if kind == "merge":
         own = widths if config.align.encoder == "identity" else [D] * len(widths)
-        return sum((costs.backbone(samples, rows, width + shared) for width in own), costs.Cost())
+        members = sum((costs.backbone(samples, rows, width + shared, read=0) for width in own), costs.Cost())
+        return members + costs.Cost(moved=4 * R * task.contents.columns)
     task.draws.seek(0, 0)
     C = int(task.contrast(task.draws.draw()).valid_MC.any(0).sum())
     identity = config.align.encoder == "identity"

@@ -76,6 +76,11 @@ class Contents:
         return [sum(part.last - part.first for part in own) for own in self.parts]
 
     @property
+    def columns(self) -> int:
+        """Columns of the matrix that all read from."""
+        return 0 if self._x_SV is None else self._x_SV.shape[1]
+
+    @property
     def items(self) -> Picked | None:
         """All items' rows."""
         if self._x_SV is None:

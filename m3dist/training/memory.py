@@ -30,7 +30,7 @@ def interactions(config: Config, dataset: Dataset, workers: int = 1) -> int:
 
 def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     """Of each worker: tables with Adam's moments and the best copy, the second loss's rows and those of both side by
-    side at the end of stage 3, features, and one step's scores."""
+    side at the end of stage 3, features and representations, and one step's scores."""
     backbone, M = config.backbone, max(len(dataset.modalities), 1)
     spec = registry.model(config.model)
     members = M if spec.members == "modalities" else 1
@@ -47,7 +47,7 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
     out = {
         "tables": members * (users // of_users + items // of_items) * 4 * 4,
         "both losses": members * (dataset.n_users // of_users + dataset.n_items) * row_of_both,
-        "features": dataset.n_items * (sum(dataset.modalities.values()) + 3 * M * config.align.dim) * 4,
+        "features": _features(config, dataset),
         "interactions": interactions(config, dataset, of_users),
         "step": 4 * batch * negatives * 4,
         "ranking": 3
@@ -58,3 +58,14 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
         "libraries": 400 << 20,
     }
     return {**out, "total": sum(out.values())}
+
+
+def _features(config: Config, dataset: Dataset) -> int:
+    """Bytes of features as they are prepared and as members read them, side by side; and of what stage 1 leaves, until
+    that is written."""
+    given, D = sum(dataset.modalities.values()), config.align.dim
+    columns = 2 * given
+    if any(stage.name == "align" for stage in registry.model(config.model).planned(config)):
+        columns += given if config.align.encoder == "identity" else len(dataset.modalities) * D
+        columns += {"code": D, "features": given, "both": D + given}[config.align.shared]
+    return 4 * dataset.n_items * columns
