@@ -36,8 +36,8 @@ from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
 from m3dist.method import environments
 from m3dist.method.align import AlignTask
-from m3dist.method.content import Contents
-from m3dist.method.merge import MergeTask
+from m3dist.method.content import Contents, evening
+from m3dist.method.merge import MergeTask, joined
 from m3dist.training.context import Context
 from m3dist.training.loop import Fitting
 from m3dist.training.tracking import Tracker
@@ -60,11 +60,18 @@ LARGE_VALUES = (
 
 
 def task_of(kind: str, config: Config, root: Path, engine: Engine) -> Task:
-    """`align`, `merge` with a member for each modality, or `ids`: a member on ids alone."""
+    """`align`, `merge` with a member for each modality as M3-InvRL has them, or `ids`: a member on ids alone."""
     context = Context(Dataset(root), config, engine)
     if kind == "align":
         return AlignTask(context)
-    return MergeTask(context, Contents.beside([None] if kind == "ids" else context.data.features))
+    return MergeTask(context, Contents.beside([None]) if kind == "ids" else unmasked(context))
+
+
+def unmasked(context: Context) -> Contents:
+    """What members read where nothing is masked and features stand for the representations."""
+    x, whole = context.data.features, context.data.all_features
+    assert whole is not None
+    return joined(context, "one", [*x, whole * evening(whole)])
 
 
 def stepped(rank: int, world: int, kind: str, values: tuple[str, ...], root: Path, steps: int) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def startup(folder: Path) -> Iterator[Row]:
     align = timed("align's objects, s", lambda: AlignTask(context))
     tensors = environments.Frozen.tensors(context.dataset, align.output({}).tensors)
     timed("invariance's objects, s", lambda: environments.Frozen(tensors, "cpu", config))
-    timed("merge's objects, s", lambda: MergeTask(context, Contents.beside(context.data.features)))
+    timed("merge's objects, s", lambda: MergeTask(context, unmasked(context)))
     yield Row("startup", "seconds until a stage can step, ml1m", values)
 
 

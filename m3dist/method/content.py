@@ -116,12 +116,13 @@ class Contents:
             x_Rw = picked.x_RV
             if part.last - part.first < x_Rw.shape[1]:
                 x_Rw = x_Rw[:, part.first : part.last]
-            weight, bias = (_stacked([pair[k] for pair in members.values()]) for k in (0, 1))
-            found = F.linear(x_Rw, weight, bias if leads else None)
+            weights, biases = zip(*members.values(), strict=True)
+            found = F.linear(x_Rw, _stacked(weights), _stacked(biases) if leads else None)
             if part.even:
                 assert picked.even_R1 is not None
                 found = found * picked.even_R1
-            for m, y_Rc in zip(members, found.chunk(len(members), dim=1), strict=True):
+            each = (found,) if len(members) == 1 else found.chunk(len(members), dim=1)
+            for m, y_Rc in zip(members, each, strict=True):
                 before = out[m]
                 out[m] = y_Rc if before is None else before + y_Rc
         return out
@@ -132,7 +133,9 @@ class Contents:
         for m, (own, project) in enumerate(zip(self.parts, projections, strict=True)):
             if project is None:
                 continue
-            weights = project.weight.split([part.last - part.first for part in own], dim=1)
+            weights = (project.weight,)  # a split has launches of its own on a GPU
+            if len(own) > 1:
+                weights = project.weight.split([part.last - part.first for part in own], dim=1)
             for part, weight in zip(own, weights, strict=True):
                 columns = Part(part.first, part.last, even=part.even)
                 scaled = weight if part.scale_w is None else weight * part.scale_w
@@ -143,5 +146,5 @@ class Contents:
 _Groups = dict[tuple[Part, bool], dict[int, tuple[Tensor, Tensor]]]  # by columns, and whether they are members' first
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
+def _stacked(tensors: tuple[Tensor, ...]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
