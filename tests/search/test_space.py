@@ -26,7 +26,7 @@ def test_the_papers_grid(tmp_path: Path) -> None:
     assert (config.align.lr, config.merge.lr, config.align.tau) == (0.0001, 0.0001, 5)
 
 
-@pytest.mark.parametrize("name", ["quick.yaml", "ml1m.yaml"])
+@pytest.mark.parametrize("name", ["quick.yaml", "ml1m.yaml", "plain.yaml"])
 def test_shipped_searches_are_valid(name: str, tmp_path: Path) -> None:
     space.load(TUNE / name, [f"out={tmp_path}", "data=synthetic", *small_synthetic()])
 
