@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from m3dist.config import ResolvedBackbone
 from m3dist.method import fused, second, warm
 from m3dist.method.align import encoded
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored, spared
+from m3dist.method.backbone import Ahead, Backbones, Rows, Sampled, backbone_loss, scored, spared
 from m3dist.method.fused import Fused, Members
 from m3dist.models.ultragcn import UltraGCN
 from m3dist.seeding import derive
@@ -67,12 +67,13 @@ class MergeTask:
         self.members = Backbones(data, config, widths, [("merge", m) for m in range(len(widths))], init)
         self.tables = {"user": self.members.user, "item": self.members.item}
         self.draws = self.members.draws(derive(config.seed, "merge"), config.merge.batch_size)
+        self.ahead = Ahead(self.members, self.draws)
         self.dense = data.engine.wrap(MergeModel(self.members), [self.members.parameters(config.merge.lr)])
         self.lr = Rate(config.merge.lr, data.device)
         self.rates = [self.lr]
 
     def step(self) -> dict[str, Tensor]:
-        sampled = self.members.sample(self.draws.draw())
+        sampled = self.ahead()
         rows = self.members.rows(sampled)
         contents = [None if x is None else x.index_select(0, sampled.item.slots.ids_R) for x in self.contents]
         terms, loss, grads = self.dense(sampled, rows, contents)
