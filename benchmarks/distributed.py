@@ -15,14 +15,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 import torch
 from rich.console import Console
 
@@ -31,6 +29,7 @@ from benchmarks.gang import gang, peak_mib
 from benchmarks.measure import Report, Row
 from benchmarks.sizes import SIZES, Size, made
 from benchmarks.subjects import configured, stepping
+from benchmarks.trained import Highest
 from m3dist.config import Backbone, Config, load
 from m3dist.data.dataset import Dataset
 from m3dist.distributed.engine import Engine
@@ -230,13 +229,12 @@ def large(folder: Path, size: Size = LARGE, values: tuple[str, ...] = LARGE_VALU
         text=True,
         env={**os.environ, "RAY_memory_monitor_refresh_ms": "0"},  # there is a limit here, and none on neighbours
     )
-    highest: dict[str, float] = {"resident": 0.0, "own": 0.0, "worker": 0.0}
-    watch = threading.Thread(target=_watch, args=(child, highest), daemon=True)
-    watch.start()
+    highest = Highest(child, LIMIT_GIB * 2**30)
+    highest.start()
     _, error = child.communicate()
-    watch.join()
+    highest.join()
     if child.returncode:
-        raise RuntimeError(f"the training ended with {child.returncode} at {highest} bytes: {error[-2000:]}")
+        raise RuntimeError(f"the training ended with {child.returncode} at {highest.together} bytes: {error[-2000:]}")
     config = load(None, values)
     lines = [line for line in error.splitlines() if line.startswith("merge")]
     seconds = time.perf_counter() - started
@@ -246,38 +244,17 @@ def large(folder: Path, size: Size = LARGE, values: tuple[str, ...] = LARGE_VALU
         "large",
         f"{size.users:.0e} users x {size.items:.0e} items, dim {config.backbone.dim}, {workers} workers, sharded",
         {
-            "GiB of all processes": highest["own"] / 2**30,
-            "GiB with shared pages counted in each": highest["resident"] / 2**30,
-            "GiB of the largest worker": highest["worker"] / 2**30,
+            "GiB of all processes": highest.together / 2**30,
+            "GiB with shared pages counted in each": highest.resident / 2**30,
+            "GiB of the largest worker": highest.largest / 2**30,
             "its tables by formula, GiB": formula,
             "seconds in all": seconds,
             "interactions/s": float(lines[-1].split("interactions/s ")[1].split()[0]) if lines else float("nan"),
         },
         f"limit {LIMIT_GIB} GiB; {' | '.join(lines)}",
     )
-    if highest["own"] > LIMIT_GIB * 2**30:
-        raise RuntimeError(f"more than {LIMIT_GIB} GiB: {highest}")
-
-
-def _watch(child: subprocess.Popen, highest: dict[str, float]) -> None:
-    """Keep the largest sums over the process and all it started: resident, and proportional where pages are shared."""
-    while child.poll() is None:
-        resident = own = worker = 0.0
-        try:
-            processes = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-        except psutil.Error:
-            return
-        for process in processes:
-            try:
-                found = process.memory_full_info()
-            except (psutil.Error, OSError):
-                continue
-            resident, own, worker = resident + found.rss, own + found.pss, max(worker, found.rss)
-        for name, value in (("resident", resident), ("own", own), ("worker", worker)):
-            highest[name] = max(highest[name], value)
-        if own > LIMIT_GIB * 2**30:
-            child.terminate()
-        time.sleep(0.3)
+    if highest.together > LIMIT_GIB * 2**30:
+        raise RuntimeError(f"more than {LIMIT_GIB} GiB: {highest.together} bytes")
 
 
 SECTIONS: dict[str, Callable[[Path], Iterator[Row]]] = {

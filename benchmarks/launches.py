@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Row
@@ -23,6 +24,7 @@ from m3dist.evaluation.ranking import Users
 MOST = {"backbone": 208, "align": 450, "merge": 300, "environments": 225, "masks": 325}  # launches of a step
 BLOCK = 82  # of an evaluation block, which may wait once
 LOSSES = ("softmax", "ultragcn")
+EMBEDDINGS = ("replicated", "sharded")
 SHARED = 65  # launches more of a step of one of several workers
 
 
@@ -39,6 +41,11 @@ class OneOfTwo(Engine):
     def adding_up(self, flat: Tensor) -> Callable[[], object]:
         flat.mul_(2)
         return lambda: None
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """What this worker gives to itself, and from the other what it gives first, or zeros."""
+        theirs = x[: receive[1]]
+        return torch.cat([x[: send[0]], F.pad(theirs, (0, receive[1] - len(theirs)))])
 
     def gather(self, x_cd: Tensor, counts: list[int]) -> Tensor:
         return torch.cat([x_cd, x_cd])
@@ -58,17 +65,21 @@ def measure(dataset: Dataset, size: str, *overrides: str) -> Iterator[Row]:
             subject = Subject(dataset, *overrides, f"backbone.loss={loss}", device=NAME)
             for kind in STEPS:
                 yield _counts(f"{kind} step, {loss}, {size}", subject.step(kind), counted, MOST[kind])
-            half = Subject(dataset, *subject.overrides, device=NAME, engine=OneOfTwo(NAME))
-            for kind in ("align", "merge"):
-                step, most = half.step(kind, captured=False), MOST[kind] + SHARED
-                yield _counts(f"{kind} step of one of two workers, {loss}, {size}", step, counted, most)
+            for embeddings in EMBEDDINGS:
+                values = (*subject.overrides, f"embeddings={embeddings}")
+                half = Subject(dataset, *values, device=NAME, engine=OneOfTwo(NAME))
+                for kind in ("align", "merge"):
+                    step, most = half.step(kind, captured=False), MOST[kind] + SHARED
+                    yield _counts(
+                        f"{kind} step of one of two workers, {embeddings}, {loss}, {size}", step, counted, most
+                    )
     with Standin() as counted:
         block = f"evaluation.block={min(256, dataset.n_users // 2)}"
         yield _block(Subject(dataset, block, *overrides, device=NAME), size, counted)
 
 
 def _counts(what: str, step: Callable[[], object], counted: Counted, most: int) -> Row:
-    """Of the third step: the first makes the optimiser's state."""
+    """Of the third step: the first makes the optimiser's state, and an epoch's last one begins no further one."""
     for _ in range(2):
         step()
     counted.clear()

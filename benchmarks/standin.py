@@ -7,8 +7,10 @@
 Its tensors keep their values on the CPU, so results are those of the CPU. What differs is what a GPU makes costly or
 refuses: every operation that is not a view is a launch; an operation whose result the host needs, be it a value or the
 size of an output, is a wait; a transfer between the host and the device is a copy, and needs an explicit one: an
-operation that meets tensors of both devices fails as it does under CUDA. There is neither autocast nor torch.compile,
-and of CUDA graphs only what they ask of a step: the same launches each time, no waits and no copies.
+operation that meets tensors of both devices fails as it does under CUDA. A transfer to the host that does not block is
+a launch instead, and waiting for an event is a wait if it was recorded since the last `clear`. There is neither
+autocast nor torch.compile, and of CUDA graphs only what they ask of a step: the same launches each time, no waits and
+no copies.
 
 It registers PyTorch's spare backend (PrivateUse1) when imported, of which a process can have one.
 """
@@ -43,14 +45,29 @@ class Counted:
     waits: int = 0
     copies: int = 0
     by_name: collections.Counter[str] = field(default_factory=collections.Counter)
+    cleared: int = 0  # how often
 
     def clear(self) -> None:
+        self.cleared += 1
         self.launches = self.waits = self.copies = 0
         self.by_name.clear()
 
 
+class Event:
+    """A moment of the device, which the host can wait for; one of before the last `clear` is long over."""
+
+    def record(self) -> None:
+        self.counted = _counting()
+        self.cleared = self.counted.cleared
+
+    def synchronize(self) -> None:
+        self.counted.waits += self.counted.cleared == self.cleared
+
+
 class _Backend:
     """What PyTorch asks of the module of a device."""
+
+    Event = Event
 
     @staticmethod
     def is_available() -> bool:
@@ -146,6 +163,15 @@ def _sizes_itself(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
     return name == "segment_reduce" and not kwargs.get("unsafe", False)
 
 
+def _does_not_block(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the host goes on while a transfer is under way."""
+    return bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,)))
+
+
+def _counting() -> Counted:
+    return _Dispatch.active.counted if _Dispatch.active is not None else _ignored
+
+
 def _run(op: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
     """An operation on the values behind its tensors, counted; raises RuntimeError where devices are mixed."""
     name = op._schema.name.partition("::")[2]
@@ -159,7 +185,7 @@ def _run(op: Any, args: Any, kwargs: dict[str, Any], counted: Counted) -> Any:
     if name == "copy_":
         leaves = not isinstance(args[0], DeviceTensor)
         enters = not isinstance(args[1], DeviceTensor)
-    counted.copies += leaves or enters
+    counted.copies += enters or (leaves and not _does_not_block(name, args, kwargs))
     counted.waits += name in _READS or _sizes_itself(name, args, kwargs)
     if not _is_view(op):
         counted.launches += 1

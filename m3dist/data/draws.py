@@ -293,12 +293,13 @@ class Draws:
         low = int(position_b[0])
         return slice(max(first - low, 0), max(behind - low, 0)), -(-(self.pairs.total - self.here) // steps)
 
-    def draw(self) -> Batch:
-        """The batch of the step that `step` says."""
+    def draw(self, further: int = 0) -> Batch:
+        """The batch of the step that `step` says, or of one so many steps further in the epoch."""
         plan, layout = self.plan, self.layout
-        number = (self.step + self._before) * self._stride
+        step = self.step + further if further else self.step
+        number = (step + self._before) * self._stride
         drawn, columns, hashes_X = mix(self._lane + number).split(self._parts)
-        index_Pb, valid_Pb, user_Pb, item_Pb = self._interactions()
+        index_Pb, valid_Pb, user_Pb, item_Pb = self._interactions(step)
         all_negatives = self._negatives(drawn)
         if not plan.per_positive:
             negative = all_negatives[layout.first : layout.first + len(self._place_Pb)]
@@ -308,16 +309,16 @@ class Draws:
             negative = all_negatives.index_select(0, self._own.view(-1)).view(*self._own.shape, plan.negatives)
         if plan.columns:
             columns = torch.argsort(columns)[: plan.columns]
-        size = torch.div(self.pairs.total - 1 - self.step, self.steps, rounding_mode="floor") + 1
+        size = torch.div(self.pairs.total - 1 - step, self.steps, rounding_mode="floor") + 1
         return Batch(
             index_Pb, valid_Pb, user_Pb, item_Pb, negative, columns, hashes_X, size.float(), all_negatives, self.gather,
             self._filled,
         )  # fmt: skip
 
-    def _interactions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(index, whether there is one, user, item) of the step's interactions."""
+    def _interactions(self, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(index, whether there is one, user, item) of a step's interactions."""
         n = len(self.pairs.user)
-        place_Pb = self._place_Pb + self.step
+        place_Pb = self._place_Pb + step
         valid_Pb = (place_Pb >= self._low_P1) & (place_Pb < self._high_P1)
         index = self._order.index_select(0, place_Pb.clamp(0, max(n - 1, 0)).view(-1))
         shape = place_Pb.shape

@@ -138,6 +138,20 @@ class Engine:
         dist.all_to_all_single(out, x, receive, send)
         return out
 
+    def later(self, numbers: Tensor) -> Callable[[], Any]:
+        """Begin to copy numbers to the host; what it returns gives them as lists, and waits until they are there."""
+        if self.device.type == "cpu":
+            return numbers.tolist
+        here = numbers.to("cpu", non_blocking=True)  # whose memory torch pins
+        there = torch.get_device_module(self.device).Event()
+        there.record()
+
+        def read() -> Any:
+            there.synchronize()
+            return here.tolist()
+
+        return read
+
     def wrap(self, module: nn.Module, groups: list[dict[str, Any]]) -> Dense:
         """Make a module trainable by Adam with these parameter groups; its forward is what synchronises."""
         module.to(self.device)

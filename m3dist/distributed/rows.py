@@ -138,6 +138,7 @@ class RowTables:
         M, r, d = weight_Mrd.shape
         self.sharded, self.dense = owners is not None, dense
         self.owners = list(owners or (0, r))
+        self.owners_W1 = torch.tensor(self.owners, device=weight_Mrd.device)
         self.low, self.n = self.owners[rank] if self.sharded else 0, self.owners[-1]
         self._weight, self._first, self._second = (weight_Mrd.new_zeros(M, r + 1, d) for _ in range(3))
         self._weight[:, :r] = weight_Mrd

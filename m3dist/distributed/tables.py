@@ -6,6 +6,9 @@ gradients, that of the rows which the global batch touches. Sharded, each worker
 a step asks the owners for the rows that it reads and sends them gradients back, and each owner moves its rows. Either
 way the bytes of a step do not depend on the tables, and the numbers are the same.
 
+Asking takes two exchanges: of how many rows (`ask`), and of which (`routed`), whose sizes the host must know. Whoever
+does the first one step before the second makes no host wait for its device.
+
 Rows are owned in contiguous blocks rather than by id modulo W: ids in ascending order are in the order of their owners
 then, an owner makes its first rows without the others', a checkpoint of any number of shards is read by range, and
 each worker ranks the users that it owns. The price is that popular ids which stand together have one owner.
@@ -17,9 +20,10 @@ and R slots of distinct ones; G slots of the global batch, or of the rows that w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from m3dist.distributed.engine import Engine
@@ -28,14 +32,33 @@ from m3dist.distributed.rows import Moved, RowTables, Slots, adam_rows, distinct
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a step reads of a table: ids of this worker's share [L], and of the global batch [B].
+    """What a step reads of a table: ids of this worker's share [L], and what finds those of the global batch [B].
 
-    ids_B: None where every worker reads rows alone that it holds and no other worker reads.
+    ids_B: None where every worker reads rows alone that it holds and no other worker reads; called where others read
+    them and the table is replicated.
     """
 
     table: RowTables
     ids_L: Tensor
-    ids_B: Tensor | None = None
+    ids_B: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Rows of a step that this worker is about to ask of their owners.
+
+    at_R, int32: where each of its ids_R stands at its owner; the spare row, whose slots are the last, is not asked for.
+    read: reads how many each worker owns of them, and how many of this worker's rows each one asks for, of every
+    table that travels; the host waits until its device has them. table: which of these.
+    """
+
+    at_R: Tensor
+    read: Callable[[], list[tuple[list[int], list[int]]]]
+    table: int
+
+    @property
+    def counts(self) -> tuple[list[int], list[int]]:
+        return self.read()[self.table]
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,8 @@ class Route:
     """Which worker gives which rows of a step to whom.
 
     send: how many of this worker's ids_R each worker owns. receive: how many rows each worker asks of this one, which
-    stand at `asked_A` in its block, in rank order; these are the distinct rows_G at `at_A` among them.
+    stand at `asked_A` in its block, in rank order; these are the distinct rows_G, and the spare one, at `at_A` among
+    them.
     """
 
     send: list[int]
@@ -57,27 +81,50 @@ class Route:
 class Touched:
     """The rows of a table that a step reads: this worker's slots, which stand at `at_R` among those of all, ids_G.
 
-    Rows that this worker alone reads have their places in its table instead, own_R; those of sharded tables a route.
+    Rows that this worker alone reads have their places in its table instead, own_R; those of sharded tables are asked
+    for, and then have a route.
     """
 
     table: RowTables
     slots: Slots
     ids_G: Tensor | None = None
     at_R: Tensor | None = None
+    asking: Asking | None = None
     route: Route | None = None
     own_R: Tensor | None = None
 
 
-@torch.no_grad()
 def touch(engine: Engine, wanted: Sequence[Wanted]) -> list[Touched]:
     """The distinct rows that this worker reads of every table, and what their gradients need to find back."""
+    return routed(engine, ask(engine, wanted))
+
+
+@torch.no_grad()
+def ask(engine: Engine, wanted: Sequence[Wanted]) -> list[Touched]:
+    """The distinct rows that this worker reads of every table; of those that travel, owners know how many."""
     found = [(x, distinct(x.ids_L, x.table.n)) for x in wanted]
-    travel = [(slots.ids_R, x.table.owners) for x, slots in found if _travels(engine, x)]
-    routes = iter(_routes(engine, travel) if travel else [])
+    travel = [(x.table, slots.ids_R) for x, slots in found if _travels(engine, x)]
+    asking = iter(_asking(engine, travel) if travel else [])
     return [
-        Touched(x.table, slots, route=next(routes)) if _travels(engine, x) else _here(engine, x, slots)
+        Touched(x.table, slots, asking=next(asking)) if _travels(engine, x) else _here(engine, x, slots)
         for x, slots in found
     ]
+
+
+@torch.no_grad()
+def routed(engine: Engine, touched: Sequence[Touched]) -> list[Touched]:
+    """The same rows; of those that travel, owners know which."""
+    asking = [(x.table, x.asking.at_R, *x.asking.counts) for x in touched if x.asking]
+    parts = [(at_R[: sum(send)].unsqueeze(1), send, receive) for _, at_R, send, receive in asking]
+    came = _swap(engine, parts) if parts else []
+    routes = iter([_route(table, x, sent, got) for (table, _, sent, got), x in zip(asking, came, strict=True)])
+    return [replace(x, asking=None, route=next(routes)) if x.asking else x for x in touched]
+
+
+def _route(table: RowTables, asked_A1: Tensor, send: list[int], receive: list[int]) -> Route:
+    asked_A = asked_A1.squeeze(1).long()
+    found = distinct(asked_A, table.weight.shape[1])
+    return Route(send, receive, asked_A, found.ids_R, found.slot_L)
 
 
 def _travels(engine: Engine, wanted: Wanted) -> bool:
@@ -91,7 +138,7 @@ def _here(engine: Engine, wanted: Wanted, mine: Slots) -> Touched:
     if engine.world == 1 or wanted.ids_B is None:
         own_R = (mine.ids_R - table.low).clamp_(max=table.weight.shape[1]) if table.sharded else mine.ids_R
         return Touched(table, mine, own_R=own_R)
-    ids_G = distinct(wanted.ids_B, table.n).ids_R
+    ids_G = distinct(wanted.ids_B(), table.n).ids_R
     # a share may have places without an interaction where the batch has none: their spare row, after all others
     at_R = torch.searchsorted(ids_G, mine.ids_R).clamp_(max=len(ids_G) - 1)
     return Touched(table, mine, ids_G, at_R)
@@ -104,7 +151,9 @@ def pull(engine: Engine, touched: Sequence[Touched]) -> list[Tensor]:
     parts = [(_flat(x.table.rows(route.asked_A)), route.receive, route.send) for x, route in routed]
     came = iter(_swap(engine, parts) if parts else [])
     return [
-        _members(next(came), x.table) if x.route else x.table.rows(x.slots.ids_R if x.own_R is None else x.own_R)
+        _members(next(came), x.table, len(x.slots.ids_R))
+        if x.route
+        else x.table.rows(x.slots.ids_R if x.own_R is None else x.own_R)
         for x in touched
     ]
 
@@ -151,12 +200,14 @@ def _added_up(engine: Engine, touched: Sequence[tuple[Touched, Tensor]]) -> tupl
 def _to_owners(engine: Engine, touched: Sequence[tuple[Touched, Route, Tensor]]) -> list[Moved]:
     if not touched:
         return []
-    parts, moved = [(_flat(grad_MRd), route.send, route.receive) for _, route, grad_MRd in touched], []
+    parts = [(_flat(grad_MRd[:, : sum(route.send)]), route.send, route.receive) for _, route, grad_MRd in touched]
+    moved = []
     for (x, route, _), grad_Ad in zip(touched, _swap(engine, parts), strict=True):
-        grad_Gd = grad_Ad.new_zeros(len(route.rows_G), grad_Ad.shape[1])
+        G = len(route.rows_G)
+        grad_Gd = grad_Ad.new_zeros(G, grad_Ad.shape[1])
         for at, grad in zip(route.at_A.split(route.receive), grad_Ad.split(route.receive), strict=True):
             grad_Gd.index_add_(0, at, grad)  # in rank order, so that every run adds alike
-        moved.append(Moved(x.table, route.rows_G, x.table.rows(route.rows_G), _members(grad_Gd, x.table)))
+        moved.append(Moved(x.table, route.rows_G, x.table.rows(route.rows_G), _members(grad_Gd, x.table, G)))
     return moved
 
 
@@ -165,28 +216,25 @@ def _flat(x_MRd: Tensor) -> Tensor:
     return x_MRd.transpose(0, 1).flatten(1)
 
 
-def _members(x_Rk: Tensor, table: RowTables) -> Tensor:
-    return x_Rk.unflatten(1, (len(table.weight), -1)).transpose(0, 1).contiguous()
+def _members(x_nk: Tensor, table: RowTables, R: int) -> Tensor:
+    """[M, R, d] of n rows of all members, with the spare one behind them where R is more."""
+    rows_Mnd = x_nk.unflatten(1, (len(table.weight), -1)).transpose(0, 1)
+    return F.pad(rows_Mnd, (0, 0, 0, R - len(x_nk))) if len(x_nk) < R else rows_Mnd.contiguous()
 
 
-def _routes(engine: Engine, wanted: Sequence[tuple[Tensor, list[int]]]) -> list[Route]:
-    """Tell the owners which rows this worker reads: ids_R of tables with these owners, all in two collectives."""
-    world, device = engine.world, engine.device
-    local, sends = [], []
-    for ids_R, owners in wanted:
-        low_W = torch.tensor(owners[:-1], device=device)
-        owner_R = torch.searchsorted(low_W, ids_R, right=True) - 1  # of the spare row, n: the last
-        local.append((ids_R - low_W[owner_R]).int())
-        sends.append(torch.bincount(owner_R, minlength=world))
-    each = [len(wanted)] * world
-    counts_WT = engine.exchange(torch.stack(sends, dim=1).flatten(), each, each).view(world, -1)
-    send, receive = (x.T.tolist() for x in (torch.stack(sends, dim=1), counts_WT))
-    asked = _swap(engine, [(ids.unsqueeze(1), *pair) for ids, *pair in zip(local, send, receive, strict=True)])
-    out = []
-    for ids, sent, received in zip(asked, send, receive, strict=True):
-        asked_A = ids.squeeze(1).long()
-        out.append(Route(sent, received, asked_A, *torch.unique(asked_A, return_inverse=True)))
-    return out
+def _asking(engine: Engine, wanted: Sequence[tuple[RowTables, Tensor]]) -> list[Asking]:
+    """Tell the owners how many rows this worker reads, ids_R of some tables, all in one collective."""
+    world = engine.world
+    at, sends = [], []
+    for table, ids_R in wanted:
+        low_W = table.owners_W1[:-1]
+        owner_R = torch.searchsorted(low_W, ids_R, right=True) - 1
+        at.append((ids_R - low_W.index_select(0, owner_R)).int())
+        sends.append(torch.searchsorted(ids_R, table.owners_W1).diff())
+    send_TW, each = torch.stack(sends), [len(wanted)] * world
+    receive_WT = engine.exchange(send_TW.T.flatten(), each, each).view(world, -1)
+    read = engine.later(torch.stack([send_TW, receive_WT.T], dim=1))
+    return [Asking(at_R, read, t) for t, at_R in enumerate(at)]
 
 
 def _swap(engine: Engine, parts: Sequence[tuple[Tensor, list[int], list[int]]]) -> list[Tensor]:

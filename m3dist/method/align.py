@@ -22,7 +22,7 @@ from m3dist.data.parts import share
 from m3dist.distributed.rows import distinct, spread
 from m3dist.evaluation import ranking
 from m3dist.losses.contrastive import Anchors, contrastive
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss
+from m3dist.method.backbone import Ahead, Backbones, Rows, Sampled, backbone_loss
 from m3dist.method.content import evening, spared
 from m3dist.models.alignment import Aligner, Chosen, Club
 from m3dist.seeding import derive
@@ -142,6 +142,7 @@ class AlignTask:
         self.member = Backbones(data, config, [sum(widths)], [("align", "member")])
         self.tables = {"user": self.member.user, "item": self.member.item}
         self.draws = self.member.draws(derive(config.seed, "align"), align.batch_size)
+        self.ahead = Ahead(self.member, self.draws)
         self.dense = data.engine.wrap(
             AlignModel(context, aligner, club, self.member),
             [
@@ -162,9 +163,8 @@ class AlignTask:
         return Contrast(x_cV, self.present[:, item_C], anchors)
 
     def step(self) -> dict[str, Tensor]:
-        batch = self.draws.draw()
-        contrast = self.contrast(batch)
-        sampled = self.member.sample(batch)
+        sampled = self.ahead()
+        contrast = self.contrast(sampled.batch)
         rows = self.member.rows(sampled)
         x_RV = self.x_IV.index_select(0, sampled.item.slots.ids_R)
         terms, loss, grads = self.dense(sampled, contrast, rows, x_RV)

@@ -10,7 +10,7 @@ slots of distinct ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from m3dist.config import Config, ResolvedBackbone
 from m3dist.data.draws import Batch, Draws, Plan, mix, uniform
 from m3dist.distributed.rows import RowTables, random_rows
-from m3dist.distributed.tables import Touched, Wanted, pull, push, touch
+from m3dist.distributed.tables import Touched, Wanted, ask, pull, push, routed
 from m3dist.losses import logistic
 from m3dist.losses.known import known
 from m3dist.losses.logistic import Coefficients, Samples
@@ -134,24 +134,38 @@ class Backbones:
 
     def sample(self, batch: Batch) -> Sampled:
         """What a step reads for a batch."""
+        return self.routed(self.ask(batch))
+
+    def routed(self, sampled: Sampled) -> Sampled:
+        """The same, and owners know which rows of sharded tables this worker reads."""
+        user, item = routed(self.engine, [sampled.user, sampled.item])
+        return replace(sampled, user=user, item=item)
+
+    def ask(self, batch: Batch) -> Sampled:
+        """What a step reads for a batch; owners of sharded tables know how many rows."""
         weights = self.weights
         user_X, item_X = batch.user_Pb.view(-1), batch.item_Pb.view(-1)
-        ids, everyone, omega_sX = [item_X, batch.negative.view(-1)], [batch.item_B, batch.negative_B.view(-1)], None
+        ids, omega_sX = [item_X, batch.negative.view(-1)], None
         if self.config.nu:
             near_sX, omega_sX = weights.neighbours(item_X, batch.columns_s)
             ids.insert(0, near_sX.view(-1))
-            if self.engine.world > 1:
-                everyone.append(weights.neighbours(batch.item_B, batch.columns_s)[0].view(-1))
         base, scale_Pb = weights.negative(batch.user_Pb)
         samples = Samples(
             batch.valid_Pb / batch.size, weights.positive(batch.user_Pb, batch.item_Pb), base, scale_Pb,
             weights.c_I[batch.negative].flatten(0, -2), omega_sX, batch.filled,
         )  # fmt: skip
-        wanted = [Wanted(self.user, user_X), Wanted(self.item, torch.cat(ids), torch.cat(everyone))]
-        user, item = touch(self.engine, wanted)
+        wanted = [Wanted(self.user, user_X), Wanted(self.item, torch.cat(ids), lambda: self._everyone(batch))]
+        user, item = ask(self.engine, wanted)
         l2 = user.slots.sum(samples.share_Pb.view(1, -1, 1)), item.slots.sum(self._l2(samples, batch))
         kept_MR1 = self._kept(item.slots.ids_R, batch) if self.config.id_dropout and self._reads_content else None
         return Sampled(batch, user, item, samples, l2[0].squeeze(0), l2[1].squeeze(0), kept_MR1)
+
+    def _everyone(self, batch: Batch) -> Tensor:
+        """Ids of items that a step of all workers reads."""
+        ids = [batch.item_B, batch.negative_B.view(-1)]
+        if self.config.nu:
+            ids.append(self.weights.neighbours(batch.item_B, batch.columns_s)[0].view(-1))
+        return torch.cat(ids)
 
     def _kept(self, ids_R: Tensor, batch: Batch) -> Tensor:
         """Which items' ids a step keeps, drawn for every member of its own: the same for an item on every worker."""
@@ -212,6 +226,31 @@ class Backbones:
         parted = {"user": self.user.sharded, "item": self.item.sharded}
         rows = {name: x for name, x in tables.items() if parted[name.rpartition(".")[2]]}
         return Output(tensors | {name: x for name, x in tables.items() if name not in rows}, meta, rows)
+
+
+class Ahead:
+    """What each step of a fit reads, as `Backbones.sample` has it of its batch.
+
+    A step's batch says which rows it reads, and follows from the step's number alone. So where items' tables are
+    sharded, the next step of the epoch asks for its rows while this one runs, and what comes after needs only numbers
+    that its worker's device has had for long: no step but an epoch's first makes the host wait for its own.
+    """
+
+    def __init__(self, backbones: Backbones, draws: Draws):
+        self.backbones, self.draws = backbones, draws
+        self._early = backbones.engine.world > 1 and backbones.item.sharded
+        self._next: tuple[int, Sampled] | None = None
+
+    def __call__(self) -> Sampled:
+        """Of the step at which `draws` stands; every worker must call it alike."""
+        draws, backbones = self.draws, self.backbones
+        if not self._early:
+            return backbones.sample(draws.draw())
+        number, early = draws.number_here, self._next
+        asked = early[1] if early and early[0] == number else backbones.ask(draws.draw())
+        sampled, last = backbones.routed(asked), draws.here + 1 == draws.steps
+        self._next = None if last else (number + 1, backbones.ask(draws.draw(1)))
+        return sampled
 
 
 def backbone_loss(

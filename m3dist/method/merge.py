@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from m3dist.config import ResolvedBackbone
 from m3dist.method import fused, second, warm
 from m3dist.method.align import encoded
-from m3dist.method.backbone import Backbones, Rows, Sampled, backbone_loss, scored
+from m3dist.method.backbone import Ahead, Backbones, Rows, Sampled, backbone_loss, scored
 from m3dist.method.content import Contents, Part, Picked
 from m3dist.method.fused import Fused, Members
 from m3dist.models.ultragcn import UltraGCN
@@ -66,12 +66,13 @@ class MergeTask:
         self.members = Backbones(data, config, widths, [("merge", m) for m in range(len(widths))], init)
         self.tables = {"user": self.members.user, "item": self.members.item}
         self.draws = self.members.draws(derive(config.seed, "merge"), config.merge.batch_size)
+        self.ahead = Ahead(self.members, self.draws)
         self.dense = data.engine.wrap(MergeModel(self.members, contents), [self.members.parameters(config.merge.lr)])
         self.lr = Rate(config.merge.lr, data.device)
         self.rates = [self.lr]
 
     def step(self) -> dict[str, Tensor]:
-        sampled = self.members.sample(self.draws.draw())
+        sampled = self.ahead()
         rows = self.members.rows(sampled)
         terms, loss, grads = self.dense(sampled, rows, self.contents.rows(sampled.item.slots.ids_R))
         move = self.members.send(sampled, rows, grads)  # under way while projections have their gradients

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from benchmarks import costs, distributed
 from benchmarks.sizes import Size
+from benchmarks.trained import Highest
 
 
 def test_bytes_by_hand() -> None:
@@ -30,3 +34,28 @@ def test_an_unknown_section_is_refused() -> None:
     refused = CliRunner().invoke(distributed.main, ["starts"])
     assert refused.exit_code == 2
     assert "startup" in refused.output
+
+
+def test_memory_of_a_process_and_of_those_below_it() -> None:
+    """100 MiB in a process that goes by the name of a worker, under one that waits for it."""
+    worker = "x = b'x' * (100 << 20); import sys; sys.stdin.read()"
+    named = ["ray::RayTrainWorker", "-c", worker]
+    under = f"import subprocess, sys; subprocess.run({named!r}, executable=sys.executable)"
+    child = subprocess.Popen([sys.executable, "-c", under], stdin=subprocess.PIPE)
+    watch = Highest(child)
+    watch.start()
+    assert child.stdin is not None
+    while not watch.together >> 20 >= 100:
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.stdin.close()
+    watch.join()
+    assert [x >> 20 for x in watch.workers.values()] == [watch.largest >> 20]
+    assert 100 <= watch.largest >> 20 <= watch.resident >> 20 < 200
+
+
+def test_more_than_the_limit_ends_it() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "x = b'x' * (100 << 20); import time; time.sleep(600)"])
+    watch = Highest(child, limit=50 << 20)
+    watch.start()
+    assert child.wait(60) < 0

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.launches import BLOCK, LOSSES, MOST, SHARED, measure
+from benchmarks.launches import BLOCK, EMBEDDINGS, LOSSES, MOST, SHARED, measure
 from benchmarks.sizes import Size, made
 
 ALONE = [f"{kind} step, {loss}" for loss in LOSSES for kind in MOST]
-STEPS = [*ALONE, *(f"{kind} step of one of two workers, {loss}" for loss in LOSSES for kind in ("align", "merge"))]
+OF_TWO = [
+    f"{kind} step of one of two workers, {embeddings}, {loss}"
+    for loss in LOSSES
+    for embeddings in EMBEDDINGS
+    for kind in ("align", "merge")
+]
+STEPS = [*ALONE, *OF_TWO]
 Counts = dict[str, dict[str, float]]
 
 
@@ -16,7 +22,7 @@ Counts = dict[str, dict[str, float]]
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counts]:
     """At two sizes of tables, both with items that have no interactions, and batches as they are by default."""
     found = {}
-    for name, size in (("small", Size(600, 1500, 6000, (16, 12, 8))), ("large", Size(6000, 9000, 6000, (16, 12, 8)))):
+    for name, size in (("small", Size(600, 1500, 9000, (16, 12, 8))), ("large", Size(6000, 9000, 9000, (16, 12, 8)))):
         rows = measure(made(size, tmp_path_factory.mktemp("launches") / name), name)
         found[name] = {row.what.removesuffix(f", {name}"): row.values for row in rows}
     return found

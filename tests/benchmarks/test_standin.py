@@ -58,6 +58,22 @@ def test_what_copies(counted: Any) -> None:
     assert counted.copies == 7
 
 
+def test_what_came_to_the_host_meanwhile(counted: Any) -> None:
+    """A copy that does not block is a launch, and only an event of before the last `clear` is over."""
+    x = torch.arange(3.0).to(NAME)
+    counted.clear()
+    here, there = x.to("cpu", non_blocking=True), torch.get_device_module(NAME).Event()
+    there.record()
+    assert (counted.launches, counted.waits, counted.copies) == (1, 0, 0)
+    there.synchronize()
+    assert counted.waits == 1
+    counted.clear()
+    there.synchronize()
+    assert (counted.waits, here.tolist()) == (0, [0, 1, 2])
+    x.copy_(torch.ones(3), non_blocking=True)
+    assert counted.copies == 1  # from memory that nobody pinned
+
+
 @pytest.mark.parametrize(
     "mix",
     [

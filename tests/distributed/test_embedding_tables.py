@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_helpers import RUNS, STEPS, agree, fitted, same_everywhere, small, spawn, trajectories, whole_run
+from parallel_helpers import (
+    RUNS,
+    STEPS,
+    agree,
+    engine_of,
+    fitted,
+    same_everywhere,
+    small,
+    spawn,
+    task_of,
+    trajectories,
+    whole_run,
+)
 
 from m3dist import pipeline
 from m3dist.config import Config, ConfigError
@@ -146,32 +158,35 @@ def ids_of(n: int, step: int, B: int = 12) -> torch.Tensor:
     return torch.randint(n + 1, (B,), generator=torch.Generator().manual_seed(100 * n + step))
 
 
-def stepped(rank: int, world: int, shards: bool, dense: bool) -> list[dict[str, torch.Tensor]]:
+def stepped(engine: Engine, shards: bool, dense: bool) -> list[dict[str, torch.Tensor]]:
     """All rows and moments of two tables after some steps, in which id l of the batch has the gradient l - 3 rows."""
-    engine, out = Engine(rank, world), []
+    rank, world, device = engine.rank, engine.world, engine.device
+    out = []
     tables = []
     for n in (USERS, ITEMS):
         low, high = share(n, rank, world) if shards else (0, n)
         owners = [share(n, other, world)[0] for other in range(world)] + [n]
-        tables.append(RowTables(start_of(n, 2)[:, low:high], dense, owners if shards else None, rank))
+        tables.append(RowTables(start_of(n, 2)[:, low:high].to(device), dense, owners if shards else None, rank))
     for step in range(STEPPED):
-        batches = [ids_of(table.n, step) for table in tables]
+        batches = [ids_of(table.n, step).to(device) for table in tables]
         mine = [slice(*share(len(ids), rank, world)) for ids in batches]
-        wanted = [Wanted(table, ids[at], ids) for table, ids, at in zip(tables, batches, mine, strict=True)]
+        wanted = [
+            Wanted(table, ids[at], lambda ids=ids: ids) for table, ids, at in zip(tables, batches, mine, strict=True)
+        ]
         touched = touch(engine, wanted)
         rows = pull(engine, touched)
         grads = []
         for x, row_MRd, at in zip(touched, rows, mine, strict=True):
-            slope_L = torch.arange(12.0)[at]
+            slope_L = torch.arange(12.0, device=device)[at]
             of_L = slope_L[:, None] - 3 * row_MRd[:, x.slots.slot_L]
             there_L = x.slots.ids_R[x.slots.slot_L] < x.table.n
             grads.append(x.slots.sum(of_L * there_L[:, None]))
-        push(engine, touched, rows, grads)(torch.tensor(0.1))
+        push(engine, touched, rows, grads)(torch.tensor(0.1, device=device))
     for table in tables:
-        kept = {name: x.clone() for name, x in table.parts().items()}
+        kept = {name: x.cpu().clone() for name, x in table.parts().items()}
         assert float(table.steps) == STEPPED
-        assert (table.rows(torch.tensor([table.weight.shape[1]])) == 0).all()  # the spare row
-        out.append({"whole": table.whole(engine).clone(), **kept})
+        assert (table.rows(torch.tensor([table.weight.shape[1]], device=device)) == 0).all()  # the spare row
+        out.append({"whole": table.whole(engine).cpu().clone(), **kept})
     return out
 
 
@@ -197,7 +212,7 @@ def by_adam(n: int, dense: bool) -> torch.Tensor:
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("shards", [False, True])
 def test_one_worker_moves_rows_as_adam_does(shards: bool, dense: bool) -> None:
-    for n, table in zip((USERS, ITEMS), stepped(0, 1, shards, dense), strict=True):
+    for n, table in zip((USERS, ITEMS), stepped(Engine(), shards, dense), strict=True):
         torch.testing.assert_close(table["whole"], by_adam(n, dense), rtol=1e-5, atol=1e-6)
 
 
@@ -205,7 +220,7 @@ CHOICES = [(shards, dense) for shards in (False, True) for dense in (False, True
 
 
 def all_stepped(rank: int, world: int) -> list[list[dict[str, torch.Tensor]]]:
-    return [stepped(rank, world, *choice) for choice in CHOICES]
+    return [stepped(Engine(rank, world), *choice) for choice in CHOICES]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -213,7 +228,7 @@ def test_workers_move_rows_as_one_does(world: int) -> None:
     """Whole tables are the same bits everywhere; of sharded ones each worker has its part."""
     results = spawn(world, all_stepped)
     for at, (shards, dense) in enumerate(CHOICES):
-        for k, (n, alone) in enumerate(zip((USERS, ITEMS), stepped(0, 1, False, dense), strict=True)):
+        for k, (n, alone) in enumerate(zip((USERS, ITEMS), stepped(Engine(), False, dense), strict=True)):
             for rank in range(world):
                 ours = results[rank][at][k]
                 torch.testing.assert_close(ours["whole"], alone["whole"], rtol=1e-5, atol=1e-6)
@@ -224,12 +239,60 @@ def test_workers_move_rows_as_one_does(world: int) -> None:
                         torch.testing.assert_close(ours[name], x[low:high], rtol=1e-5, atol=1e-6)
 
 
+class ByHost(Engine):
+    """A worker whose device has no collectives of its own."""
+
+    def exchange(self, x: torch.Tensor, send: list[int], receive: list[int]) -> torch.Tensor:
+        return super().exchange(x.cpu(), send, receive).to(self.device)
+
+    def gather(self, x_cd: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        return super().gather(x_cd.cpu(), counts).to(self.device)
+
+
+def stepped_on_a_device(rank: int, world: int) -> list[list[dict[str, torch.Tensor]]]:
+    from benchmarks.standin import NAME, Standin
+
+    with Standin():
+        return [stepped(ByHost(rank, world, NAME), True, dense) for dense in (False, True)]
+
+
+def test_on_a_device_slots_that_no_id_needs_change_nothing() -> None:
+    """Shapes do not follow the data there: rows that a worker reads and owners move have spare ones behind them."""
+    on_device, here = spawn(2, stepped_on_a_device), spawn(2, all_stepped)
+    for ours, theirs in zip(on_device, here, strict=True):
+        wanted = [tables for (shards, _), tables in zip(CHOICES, theirs, strict=True) if shards]
+        for found, want in zip(ours, wanted, strict=True):
+            for x, y in zip(found, want, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+def begun_early(rank: int, world: int, root: Path) -> list[list[torch.Tensor]]:
+    """What steps read, by a fit that goes from step to step and elsewhere, and of the batch alone, in turns."""
+    task = task_of("merge", sharded(small()), root, engine_of(small(), rank, world))
+    out, last = [], task.draws.steps - 1
+    for epoch, step in [(0, 0), (0, 1), (0, 2), (0, 4), (0, 1), (1, 2), (1, last), (2, 0), (2, 1), (0, 2)]:
+        task.draws.seek(epoch, step)
+        for sampled in (task.ahead(), task.members.sample(task.draws.draw())):
+            route = sampled.item.route
+            kept = [sampled.batch.index_Pb, sampled.item.slots.ids_R, route.asked_A, route.rows_G, route.at_A]
+            out.append([x.clone() for x in kept] + [torch.tensor([route.send, route.receive])])
+    return out
+
+
+def test_what_is_asked_for_early_is_what_the_step_reads(root: Path) -> None:
+    """Also at an epoch's end, and for a fit that goes on elsewhere than where it has asked."""
+    for found in spawn(2, begun_early, root):
+        for ours, theirs in zip(found[::2], found[1::2], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+        assert not torch.equal(found[0][0], found[2][0])
+
+
 def one_step(rank: int, world: int, n: int) -> tuple[int, list[torch.Tensor]]:
     """Bytes of a step over the same ids scattered in a table of n rows, and that table's moved rows."""
     engine = Engine(rank, world)
     ids = torch.tensor([[0, 1, 4, 6], [1, 4, 5, 7]][rank]) * (n // 8)
     table = RowTables(torch.zeros(1, n // world, 3), owners=[0, n // 2, n], rank=rank)
-    touched = touch(engine, [Wanted(table, ids, ids)])
+    touched = touch(engine, [Wanted(table, ids, lambda: ids)])
     rows = pull(engine, touched)
     push(engine, touched, rows, [torch.full_like(rows[0], rank + 1.0)])(torch.tensor(0.1))
     at = torch.tensor([0, 1, 2, 3]) * (n // 8)
@@ -260,7 +323,7 @@ def replicated(rank: int, world: int) -> list[tuple[int, list[float]]]:
         ids = torch.tensor([[0, 1, 4, 6], [1, 4, 5, 7]])
         table = RowTables(torch.zeros(1, n, 3))
         share_L = ids[rank] if rank else torch.cat([ids[rank], torch.tensor([n])])  # and a place without an interaction
-        touched = touch(engine, [Wanted(table, share_L, ids.flatten())])
+        touched = touch(engine, [Wanted(table, share_L, ids.flatten)])
         rows = pull(engine, touched)
         there_R1 = (touched[0].slots.ids_R < n).float().unsqueeze(1)
         push(engine, touched, rows, [torch.ones_like(rows[0]) * there_R1])(torch.tensor(0.1))
