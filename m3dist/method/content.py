@@ -20,9 +20,9 @@ def spared(x_Iw: Tensor) -> Tensor:
 
 
 def evening(x_IV: Tensor) -> Tensor:
-    """What every row is multiplied by to have the length sqrt(2), whatever modalities an item lacks, [I, 1]; a row of
-    zeros stays one."""
-    return 2**0.5 / torch.linalg.vector_norm(x_IV, dim=1, keepdim=True).clamp(min=1e-12)
+    """What gives every row the length sqrt(2), whatever modalities an item lacks, [I, 1]; 0 of a row of zeros."""
+    length_I1 = torch.linalg.vector_norm(x_IV, dim=1, keepdim=True)
+    return torch.where(length_I1 > 0, 2**0.5 / length_I1, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Picked:
 class Contents:
     """What each member reads: some parts of a matrix [I, V] side by side, the first of them not even; or nothing.
 
+    A member's projection is a linear layer of as many inputs as its parts have columns. Scales multiply its weights and
+    not the matrix, so that the weights of members that read the same columns meet them in one product.
     blocks: the matrix's columns, float32 on the device; none where no member reads content.
-    A member's projection is a linear layer of as many inputs as its parts have columns. Scales stand in its weights'
-    place, so that members which read the same columns have them multiplied once: by all their weights at a time.
     """
 
     def __init__(self, blocks: Sequence[Tensor], parts: Sequence[Sequence[Part]]):
@@ -95,7 +95,7 @@ class Contents:
         return Picked(self._x_SV.index_select(0, ids_R), even_R1)
 
     def each(self) -> list[Tensor | None]:
-        """What every member reads, as a matrix of its own, [I + 1, w]: what `project` saves."""
+        """What every member reads, as a matrix of its own with a row of zeros behind, [I + 1, w]."""
         return [self._whole(own) if own else None for own in self.parts]
 
     def _whole(self, own: list[Part]) -> Tensor:
