@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from m3dist.training.allocator import keep_freed_memory
+
 
 def gang(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """What work(rank, world, *args) returns in `world` fresh processes of one thread each."""
@@ -22,6 +24,7 @@ def gang(world: int, work: Callable[..., Any], *args: Any) -> list[Any]:
 
 def _child(rank: int, world: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
     os.environ["LOCAL_RANK"] = str(rank)  # which DeepSpeed asks for
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
