@@ -19,6 +19,7 @@ from benchmarks.sizes import SIZES, made
 from benchmarks.subjects import Subject
 from m3dist.config import load
 from m3dist.distributed import devices
+from m3dist.training.allocator import keep_freed_memory
 
 
 @dataclass
@@ -101,6 +102,7 @@ def main(
     some: tuple[str, ...], budget: float, target: float, values: tuple[str, ...], path: Path | None, old: Path | None,
 ) -> None:  # fmt: skip
     console = Console()
+    keep_freed_memory()  # as a run does
     options = Options(data, pythons or (sys.executable,), some, peers.Limits(budget, target), values)
     try:
         chosen, chosen_sizes = measure.only(SECTIONS, sections, "section"), measure.only(SIZES, sizes, "size")
