@@ -89,6 +89,7 @@ def test_an_elastic_run_grows_and_shrinks(embeddings, tmp_path):
         elastic = ("workers=[1,2]", f"embeddings={embeddings}", "cluster.resize_seconds=2", f"out={out}", *PACED)
         process, said = _paced(place, "small.yaml", *elastic)
         _says(process, said, "1 worker on ")
+        wait(lambda: _workers_logged(out) == {1.0}, 200)  # a second one may come before the first has ended an epoch
         assert place.script("add", "1", CPUS="1", PYTHONPATH=str(ROOT)).returncode == 0
         _says(process, said, "2 workers now, 1 before, new: ")
         wait(lambda: _workers_logged(out) == {1.0, 2.0}, 200)
