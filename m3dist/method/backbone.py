@@ -119,6 +119,7 @@ class Backbones:
             for name, x in (("user", self.user), ("item", self.item)):
                 x.weight[:, :, : backbone.dim] = init[name][x.low : x.low + x.weight.shape[1], : backbone.dim]
         self.known_U1 = data.with_interactions(0, data.bounds(0)).unsqueeze(1)
+        self._unknown_n = (self.known_U1.squeeze(1) == 0).nonzero().squeeze(1)
         self.l2_k = torch.full((backbone.dim + content,), backbone.l2, device=data.device)
         self.l2_k[backbone.dim :] = backbone.content_l2
         self.coefficients = Coefficients(backbone.nu, backbone.negative_weight)
@@ -204,9 +205,12 @@ class Backbones:
         Cosines are products of rows of length 1. A user without training interactions has the mean of the others' rows.
         """
         out = self.scored(self.user.weight)
-        total, count = (out * self.known_U1).sum(1, keepdim=True), self.known_U1.sum()
-        self.engine.add_up([total, count])
-        return torch.where(self.known_U1 > 0, out, total / count)
+        if self.config.loss != "softmax":
+            out = out.clone()
+        total_M1k, count = self.known_U1.T @ out, self.known_U1.sum()
+        self.engine.add_up([total_M1k, count])
+        out[:, self._unknown_n] = total_M1k / count
+        return out
 
     def scored(self, rows: Tensor) -> Tensor:
         """Rows as products of them are scores."""
