@@ -22,7 +22,7 @@ class Fit(Section):
     decay: Literal["linear", "none"] = "linear"  # of lr: to 0 at the end of the last epoch, or constant
     patience: NonNegativeInt = 0  # evaluations without a better validation metric; 0, as lr falls, never stops early
     level: NonNegativeFloat = (
-        0.01  # of epochs whose validation metrics are within this share of the best, the last is kept
+        0.03  # of epochs whose validation metrics are within this share of the best, the last is kept
     )
     evaluate_every: PositiveInt | Literal["auto"] = "auto"  # epochs; auto: a tenth of them all
 
