@@ -69,3 +69,18 @@ def test_interactions_take_what_is_predicted(rounds: int, tmp_path: Path) -> Non
         predicted.append(memory.interactions(load(None, values), dataset))
     print([x / 2**20 for x in (*peaks, *predicted)])
     assert peaks[1] - peaks[0] == pytest.approx(predicted[1] - predicted[0], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "columns"),
+    [
+        (["model=ultragcn"], 2 * 5),  # as they are prepared, and as the member reads them
+        ([], 2 * 5 + 5 + 5),  # and the representations that stage 1 leaves: the features, and all of them once more
+        (["align.shared=code"], 2 * 5 + 5 + 7),
+        (["align.encoder=linear", "align.shared=both"], 2 * 5 + 2 * 7 + 7 + 5),
+    ],
+)
+def test_features_count_as_often_as_they_are_held(values: list[str], columns: int, tmp_path: Path) -> None:
+    dataset = made(Size(users=30, items=20, pairs=100, widths=(3, 2)), tmp_path / "data")
+    config = load(None, ["align.dim=7", *values])
+    assert memory.predict(config, dataset)["features"] == 4 * 20 * columns
