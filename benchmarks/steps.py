@@ -49,9 +49,8 @@ def cost(kind: str, subject: Subject) -> costs.Cost:
     samples = costs.Samples(task.draws.layout.size, backbone.negatives, s)
     if kind == "backbone":
         return costs.backbone(samples, rows, sum(widths))
-    shared = {"code": D, "features": sum(widths), "both": D + sum(widths)}[config.align.shared]
     if kind == "merge":
-        own = widths if config.align.encoder == "identity" else [D] * len(widths)
+        *own, shared = config.align.representations(widths)
         members = sum((costs.backbone(samples, rows, width + shared, read=0) for width in own), costs.Cost())
         return members + costs.Cost(moved=4 * R * task.contents.columns)
     task.draws.seek(0, 0)

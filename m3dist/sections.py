@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
@@ -175,6 +176,11 @@ class Align(Fit):
     club_hidden: PositiveInt = 64
     club_lr: PositiveFloat = 1e-3
     encoder_lr: PositiveFloat = 1e-3  # of f, g, k and tau; slow, so that dimensions of z_{M+1} keep their meaning
+
+    def representations(self, given: Sequence[int]) -> list[int]:
+        """Widths of v_1..v_M and of the shared representation, of features of these widths."""
+        own = list(given) if self.encoder == "identity" else [self.dim] * len(given)
+        return [*own, {"code": self.dim, "features": sum(given), "both": self.dim + sum(given)}[self.shared]]
 
 
 class Invariance(Section):

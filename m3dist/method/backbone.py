@@ -206,7 +206,7 @@ class Backbones:
         """
         out = self.scored(self.user.weight)
         if self.config.loss != "softmax":
-            out = out.clone()
+            out = out.clone()  # which are the tables' own rows then
         total_M1k, count = self.known_U1.T @ out, self.known_U1.sum()
         self.engine.add_up([total_M1k, count])
         out[:, self._unknown_n] = total_M1k / count

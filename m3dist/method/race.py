@@ -30,7 +30,8 @@ _CLOSE = 0.05  # losses whose metrics differ by less are close
 _BESIDE = 0.2  # a loss whose metric is further behind adds nothing to members of the other
 _HOPELESS = 0.6  # of the softmax's metric: below it no other weight of rows brings UltraGCN's loss so far
 LONGER = 2  # times the short fit
-_LEVEL = 0.01  # temperatures whose metrics differ by less are level, what lies between them is taken; epochs, too
+_LEVEL = 0.01  # temperatures whose metrics differ by less are level; what lies between them is taken
+_KEPT = 0.01  # of epochs this close to the best the last counts; more would favour a loss that is not past its best
 
 
 def candidates(backbone: Backbone, features: bool = True) -> list[ResolvedBackbone]:
@@ -53,7 +54,7 @@ def shortened(config: Config, interactions: int, times: int = 1) -> Fit:
     epochs = times * max(round(merge.length(interactions) * settings.share), math.ceil(settings.steps / per_epoch))
     epochs = max(1, min(epochs, merge.length(interactions)))
     every = epochs if times == 1 else "auto"
-    return merge.model_copy(update={"epochs": epochs, "evaluate_every": every, "patience": 0, "level": _LEVEL})
+    return merge.model_copy(update={"epochs": epochs, "evaluate_every": every, "patience": 0, "level": _KEPT})
 
 
 def chosen(raced: list[tuple[ResolvedBackbone, float]]) -> ResolvedBackbone:

@@ -63,9 +63,8 @@ def predict(config: Config, dataset: Dataset) -> dict[str, int]:
 def _features(config: Config, dataset: Dataset) -> int:
     """Bytes of features as they are prepared and as members read them, side by side; and of what stage 1 leaves, until
     that is written."""
-    given, D = sum(dataset.modalities.values()), config.align.dim
-    columns = 2 * given
+    given = list(dataset.modalities.values())
+    columns = 2 * sum(given)
     if any(stage.name == "align" for stage in registry.model(config.model).planned(config)):
-        columns += given if config.align.encoder == "identity" else len(dataset.modalities) * D
-        columns += {"code": D, "features": given, "both": D + given}[config.align.shared]
+        columns += sum(config.align.representations(given))
     return 4 * dataset.n_items * columns

@@ -1,7 +1,5 @@
 """What members read of one matrix, against matrices of their own."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -81,7 +79,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize("values", [[], ["align.shared=code"], ["align.shared=both"], ["align.encoder=linear"]])
 @pytest.mark.parametrize("masks", ["learned", "one"])
 def test_members_read_their_modality_and_the_shared_representation(
-    masks: str, values: list[str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    masks: str, values: list[str], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Q_m = [mask_m v_m; mask_{M+1} z_{M+1}] with masks of mean square 1, however the columns are held."""
     context = Context(dataset, load(None, ["align.dim=3", "backbone.loss=softmax", *values]))
