@@ -15,7 +15,6 @@ from m3dist.distributed.tables import Wanted, pull, push, touch
 from m3dist.seeding import torch_rng
 
 pytestmark = pytest.mark.timeout(600)  # many workers may share few cores
-BOTH = pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 
 
 def test_rows_are_drawn_without_those_of_others() -> None:
