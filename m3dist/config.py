@@ -55,6 +55,7 @@ _OURS_IN_DEEPSPEED = {  # keys of DeepSpeed's config that would change what a ru
     "fp16": "precision",
     "bf16": "precision",
 }
+_FOLDERS = ("data", "out", "artifacts", "warm_from")  # keys that name one
 
 
 class Config(Section):
@@ -102,7 +103,7 @@ class Config(Section):
         registry.model(model)
         return model
 
-    @pydantic.field_validator("data", "out", "artifacts", "warm_from", mode="before")
+    @pydantic.field_validator(*_FOLDERS, mode="before")
     @classmethod
     def _folder(cls, path: Any) -> Any:
         """~ as the shell has it; YAML reads a lone ~ as None."""
@@ -150,6 +151,12 @@ class Config(Section):
         if int(k) not in self.evaluation.k:
             raise ValueError(f"evaluation.metric is at {k}, which evaluation.k {list(self.evaluation.k)} lacks")
         return self
+
+    def placed(self) -> Config:
+        """The same with absolute paths of all folders, for processes that have another current folder."""
+        named = {name: getattr(self, name) for name in _FOLDERS if (name, self.data) != ("data", "synthetic")}
+        local = {name: path for name, path in named.items() if path and "://" not in path}
+        return self.model_copy(update={name: str(Path(path).absolute()) for name, path in local.items()})
 
     @property
     def fuses_losses(self) -> bool:

@@ -66,10 +66,7 @@ def run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None = 
 
 def _settings(config: Config) -> dict[str, str]:
     """What Ray Train reads from the environment and otherwise has other values of, which do not suit a run."""
-    out = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: ends and failures are seen sooner
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a config's paths may be relative
-    }
+    out = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # of 2: ends and failures are seen sooner
     elastic = isinstance(config.workers, tuple)
     if elastic:  # of 60: after a lost node it may first ask for more than there is room for
         out["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
@@ -104,8 +101,7 @@ def _run(task: Task, config: Config, tracker: Tracker, callbacks: Heard | None) 
 def _trainer(task: Task, config: Config, relay: Any, listens: bool) -> Trainer:
     storage = Folder(config.out) / "ray"
     # packed, since Ray Train's controller would load torch to unpack it
-    packed = ray.cloudpickle.dumps((config, task.work, listens))
-    loop = {"relay": relay, "packed": packed, "folder": os.getcwd()}
+    loop = {"relay": relay, "packed": ray.cloudpickle.dumps((config, task.work, listens))}
     growth = {"elastic_resize_monitor_interval_s": config.cluster.resize_seconds}
     return Trainer(
         worker.train,

@@ -5,8 +5,6 @@ Workers import this and not the driver's side, which loads more of Ray than they
 
 from __future__ import annotations
 
-import contextlib
-import os
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +24,8 @@ Work = Callable[[Engine, Tracker], None]
 
 
 def train(loop: dict[str, Any]) -> None:
-    """The training function of Ray Train.
-
-    loop: `relay`; `packed`: config, work, whether the driver listens; `folder`: the driver's current one, from which a
-    config's relative paths are read where it is on this node, too.
-    """
+    """The training function of Ray Train. loop: `relay`, and `packed`: config, work, whether the driver listens."""
     relay = loop["relay"]
-    with contextlib.suppress(OSError):
-        os.chdir(loop["folder"])
     if ray.get(relay.ended.remote()) is not None:  # a restart after an error that a restart cannot mend
         return
     config, work, listens = ray.cloudpickle.loads(loop["packed"])

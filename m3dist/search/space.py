@@ -269,9 +269,8 @@ def _placed(search: Search, base: Config) -> tuple[Config, Dataset]:
         made = stages.open_data(base.model_copy(update={"out": search.out})).root
         base = base.model_copy(update={"data": str(made)})
     dataset = stages.open_data(base)
-    data = base.data if "://" in base.data else str(Path(base.data).absolute())
-    artifacts = str(Path(base.artifacts or Path(search.out) / "artifacts").absolute())
-    return base.model_copy(update={"data": data, "out": search.out, "artifacts": artifacts}), dataset
+    artifacts = base.artifacts or str(Path(search.out) / "artifacts")
+    return base.model_copy(update={"out": search.out, "artifacts": artifacts}).placed(), dataset
 
 
 def _first_changed(space: Mapping[str, Dimension], base: Config, dataset: Dataset) -> dict[str, str]:

@@ -70,6 +70,18 @@ def test_two_workers_give_the_numbers_of_one_process(extra: list[str], tmp_path:
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
+@pytest.mark.parametrize("where", ["workers=1", "actors=1"])
+def test_a_config_s_paths_are_read_from_the_folder_of_the_command(
+    where: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the one where Ray was started, nor from one that Ray Train makes for workers."""
+    (tmp_path / "data").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    result = trained(Path("runs/mine"), "data=data", where)
+    assert (tmp_path / "runs" / "mine" / "result.json").exists()
+    assert result["test"]["ndcg@10"] > 0
+
+
 @pytest.mark.timeout(600)
 def test_callbacks_hear_workers_and_end_them(tmp_path: Path, alone: dict[str, Any]) -> None:
     """Twice, after an epoch and after a step; what was trained till then stays."""
