@@ -154,6 +154,8 @@ class _Driver:
                 events, end = self._pull()
                 for event in events:
                     self.handled += 1
+                    if event[0] == "failed" and end is not None:  # told as the run's end: a restart would meet it again
+                        continue
                     try:
                         self._show(event)
                     except Stopped:

@@ -136,12 +136,16 @@ def test_an_error_of_a_worker_is_one_line_and_no_retry(tmp_path: Path) -> None:
             file.write("x")
         raise KeyError("lost\nin three\nlines")
 
+    said: list[str] = []
+    tracker = Tracker(None)
+    tracker.say = said.append  # type: ignore[method-assign]
     with pytest.raises(RunFailed) as raised:
-        launch.run(launch.Task(work, "error"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+        launch.run(launch.Task(work, "error"), small("workers=1", f"out={tmp_path}"), tracker)
     assert str(raised.value).startswith("worker 0 failed: KeyError: ")
     assert "test_ray_train.py" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert begun.read_text() == "x"
+    assert not [line for line in said if "failed" in line or "again" in line]  # it is the run's end and no more
 
 
 def test_a_killed_worker_is_told_as_killed_and_the_run_ends(tmp_path: Path) -> None:
