@@ -43,6 +43,20 @@ def open_data(config: Config, held: Held | None = None) -> Dataset:
     return Dataset(folder.here(), held)
 
 
+def _near(run: Folder, config: Config) -> Config:
+    """The config of a run's folder with its data and artifacts where they are `_seen`."""
+    return config.model_copy(update={name: _seen(run, getattr(config, name)) for name in ("data", "artifacts")})
+
+
+def _seen(run: Folder, path: str | None) -> str | None:
+    """A path of a run's config as it is where it leads from here to something or, since the run may have been trained
+    from another folder, from the nearest folder above the run's from which it does."""
+    if path is None or path == "synthetic" or "://" in path or not run.is_local or Path(path).exists():
+        return path
+    above = (folder / path for folder in Path(run.path).parents)
+    return next((str(there) for there in above if there.exists()), path)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A finished run. config: its own, whose `out` is the folder that it was found in; result: of result.json; key: of
@@ -67,7 +81,7 @@ class Finished:
             raise ValueError(f"{root}: not a finished run (no result.json); train it first with out={root}")
         with folder.local("config.yaml") as path:
             own = configs.load_own(path, f"{root}/config.yaml")
-        config = own.model_copy(update={"out": folder.uri})
+        config = _near(folder, own.model_copy(update={"out": folder.uri}))
         dataset, stage, store = open_data(config), final_stage(config), artifact_store(config)
         key = keys(config, dataset)
         if not store.has(stage, key[stage]):
@@ -117,7 +131,8 @@ def resumed(run: str, overrides: tuple[str, ...]) -> Config:
         raise ValueError(f"{run}: no run to resume (no config.yaml); start one with `m3dist train out={run}`")
     with folder.local("config.yaml") as path:
         source = f"{run}/config.yaml"
-        before, config = (configs.load_own(path, source, [*given, f"out={run}"]) for given in ((), overrides))
+        texts = ([*given, f"out={run}"] for given in ((), overrides))
+        before, config = (_near(folder, configs.load_own(path, source, each)) for each in texts)
     if config.data != before.data:
         raise ValueError(f"{run}: belongs to data={before.data}; drop data={config.data} or train in another out")
     dataset = open_data(config)
@@ -140,7 +155,7 @@ def check(config: Config) -> None:
     if out.exists("config.yaml"):
         with out.local("config.yaml") as path:
             data = configs.read_own(path, f"{config.out}/config.yaml").get("data")
-        if data != config.data:
+        if config.data not in (data, _seen(out, data)):
             raise ValueError(f"out={config.out}: holds a run on data={data}; choose another out")
     if config.data == "synthetic":  # made in the run folder, with features
         return

@@ -45,6 +45,21 @@ def test_the_same_seed_gives_the_same_numbers(finished_run: Path, tmp_path: Path
     assert trained(tmp_path / "other", "seed=1")["test"] != again["test"]
 
 
+def test_a_run_finds_its_data_from_any_folder(
+    planted_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config has the paths that it was given, which are relative to a folder above its own."""
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "mine").symlink_to(planted_root)
+    monkeypatch.chdir(project)
+    config = small(Path("runs/mine"), "data=data/mine", "artifacts=store", "model=ultragcn")
+    tested = pipeline.run(config, quiet=True)["test"]
+    monkeypatch.chdir(tmp_path)
+    assert m3dist.load(project / "runs" / "mine").evaluate("test") == pytest.approx(tested)
+    assert pipeline.run(pipeline.resumed("project/runs/mine", ()), quiet=True)["skipped"] == ["merge", "test"]
+
+
 def test_a_changed_value_reruns_from_its_stage(tmp_path: Path) -> None:
     def renewed(*extra: str) -> set[str]:
         before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "artifacts").glob("*")}

@@ -7,6 +7,7 @@ a dead actor is started again and its work repeated with the same result; result
 from __future__ import annotations
 
 import dataclasses
+import functools
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -133,9 +134,14 @@ class _Actor:
 
     def __init__(self, build: Build, threads: int, held: dict[str, Any], arguments: tuple):
         torch.set_num_threads(threads)
+        self.build, self.held, self.arguments = build, held, arguments
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """Built by the first task, which raises what that raises; an error here would count as the actor's death."""
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        values = ray.get([*held.values()])
-        self.state = build({name: shared(x) for name, x in zip(held, values, strict=True)}, device, *arguments)
+        values = ray.get([*self.held.values()])
+        return self.build({name: shared(x) for name, x in zip(self.held, values, strict=True)}, device, *self.arguments)
 
     def do(self, work: Callable[..., Any], *task: Any) -> Any:
         return _packed(work(self.state, *map(_unpacked, task)))

@@ -190,3 +190,13 @@ def test_an_interrupt_is_heard_inside_a_round(
     monkeypatch.setattr(Trainer, "assign", lambda *_: pytest.fail("the environments were trained to their end"))
     with pytest.raises(KeyboardInterrupt):
         invariance.train(Context(given[0], small(), tracker=Tracker(None, stop=at_the_second_step)), given[1])
+
+
+def test_what_a_build_raises_is_raised_as_it_is(ray_here: None) -> None:
+    """And is not told as the death of an actor."""
+
+    def build(tensors: dict[str, Tensor], device: str) -> None:
+        raise ValueError("data/mine: not a prepared data set")
+
+    with Pool(build, {}, ActorSettings(1, HALF)) as pool, pytest.raises(ValueError, match="^data/mine: not a prepared"):
+        pool.map(lambda state: state, [()])
