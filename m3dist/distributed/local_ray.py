@@ -25,6 +25,7 @@ def start(**options: Any) -> None:
     Train's controller lives; where another Ray runs on the machine it would ask that one's, which knows no such
     controller, and would end the workers. So its processes are told to look where none is.
     """
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a line at every start
     with setting({"RAY_API_SERVER_ADDRESS": _NOWHERE}):
         begun: Any = ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
     global _ours

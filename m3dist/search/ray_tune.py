@@ -32,7 +32,7 @@ _ENVIRONMENT = {  # Ray Tune reads these when it starts; paths stay as they are,
 def fit(session: Session, at_once: int) -> None:
     """Run trials, so many at once, until the session has no more. Raises KeyboardInterrupt when interrupted."""
     plan = session.plan
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # which prints a trace of its own for every dead process
     tuner = tune.Tuner(
         tune.with_resources(
             trial.trainable, tune.PlacementGroupFactory(resources.bundles(plan.base))  # type: ignore[arg-type]
@@ -105,6 +105,9 @@ class _Processes(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.session.started(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.session.died(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "its process died").strip().splitlines()

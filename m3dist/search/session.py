@@ -104,6 +104,11 @@ class Session:
                 self.stop(name, self.over)
             self.table.show()
 
+    def died(self, tune_trial: str) -> None:
+        """The process of a trial died, and another one goes on with it."""
+        if name := self.running.get(tune_trial):
+            self.table.say(f"{name}: its process died (killed from outside, or out of memory); starting it again")
+
     def reported(self, tune_trial: str, result: dict[str, Any]) -> None:
         """A trial says how far it is, or how it ended."""
         if "end" in result:

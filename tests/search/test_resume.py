@@ -145,7 +145,9 @@ def test_a_command_that_is_interrupted_says_so(ray_here: None, tmp_path: Path, n
 
 
 @pytest.mark.timeout(900)
-def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here: None, tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the system kills a process that takes too much memory."""
     plan = plan_of(tmp_path, budget={"trials": 2}, retries=1, final_seeds=[], **SEARCH)
     told: list[list[dict[str, Any]]] = []  # what was known at each kill
@@ -163,7 +165,11 @@ def test_a_trial_whose_process_dies_goes_on_and_is_given_up_in_the_end(ray_here:
             told.append(events(plan.out))
 
     with meanwhile(kill_twice):
-        summary = driver.run(plan, quiet=True)
+        summary = driver.run(plan)
+    said = capsys.readouterr().err
+    assert said.count("t0000: its process died") == 1
+    assert "t0000 failed" in said
+    assert "Traceback" not in said
     assert summary["trials"] == {"failed": 1, "finished": 1}
     check_went_on(told[0], events(plan.out)[len(told[0]) :])
     rows = {row["id"]: row for row in pq.read_table(plan.out / "search.parquet").to_pylist()}
