@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
-from benchmarks import costs, distributed
+from benchmarks import costs, distributed, worker_steps
 from benchmarks.sizes import Size
 from benchmarks.trained import Highest
 
@@ -59,3 +61,22 @@ def test_more_than_the_limit_ends_it() -> None:
     watch = Highest(child, limit=50 << 20)
     watch.start()
     assert child.wait(60) < 0
+
+
+def test_steps_of_workers_share_a_batch_or_have_one_each(planted_root: Path) -> None:
+    """Interactions a second are of the whole batch by the clock of the slower worker."""
+
+    def batches(*extra: str) -> list[float]:
+        values = ("--set", "merge.batch_size=512", "--steps", "2", "--turns", "1")
+        result = CliRunner().invoke(worker_steps.main, ["--data", str(planted_root), *values, *extra])
+        assert result.exit_code == 0, result.output
+        found = re.findall(r"W = \d: ([\d.]+) ms .*, ([\d,]+) interactions/s", result.output)
+        return [float(ms) / 1e3 * float(rate.replace(",", "")) for ms, rate in found]
+
+    assert worker_steps.larger(("merge.batch_size=512", "backbone.groups=4"), 2) == (
+        "merge.batch_size=1024",
+        "backbone.groups=8",
+    )
+    shared, each = batches("--workers", "2"), batches("--workers", "2", "--each")
+    assert shared == pytest.approx([512], rel=0.05)  # times are printed in tenths of a millisecond
+    assert each == pytest.approx([1024], rel=0.05)

@@ -198,5 +198,8 @@ def test_what_a_build_raises_is_raised_as_it_is(ray_here: None) -> None:
     def build(tensors: dict[str, Tensor], device: str) -> None:
         raise ValueError("data/mine: not a prepared data set")
 
-    with Pool(build, {}, ActorSettings(1, HALF)) as pool, pytest.raises(ValueError, match="^data/mine: not a prepared"):
+    with (
+        Pool(build, {}, ActorSettings(1, HALF)) as pool,
+        pytest.raises(ValueError, match=r"^data/mine: not a prepared"),
+    ):
         pool.map(lambda state: state, [()])
