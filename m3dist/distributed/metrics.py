@@ -5,7 +5,9 @@ Prometheus sees them as ray_m3dist_loss{run, stage} and so on, as long as the pr
 
 from __future__ import annotations
 
+import string
 import sys
+from urllib.parse import quote
 
 from m3dist.training.callbacks import Callback
 
@@ -18,12 +20,15 @@ _TAGS = ("run", "stage")
 
 
 class RunMetrics:
-    """Gauges of one run. run: what tells it from others, such as its folder."""
+    """Gauges of one run. run: what tells it from others, such as its folder.
+
+    Ray takes tags of ASCII alone, so other characters of a folder's name are quoted as in a URI.
+    """
 
     def __init__(self, run: str):
         from ray.util.metrics import Counter, Gauge
 
-        self.run = run
+        self.run = quote(run, safe=string.printable)
         self._gauges = {name: Gauge(name, said, tag_keys=_TAGS) for name, (_, said) in LOGGED.items()}
         self._failures = Counter("m3dist_failures", "Times that workers ended before their run did", tag_keys=("run",))
         self._step = Gauge("m3dist_step", "Last epoch or round that was logged", tag_keys=_TAGS)

@@ -225,6 +225,7 @@ except ray.exceptions.WorkerCrashedError:
 
 
 def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
+    """Whose folder has a name that Ray would not take."""
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     seen = tmp_path / "seen"
@@ -238,9 +239,9 @@ def test_prometheus_reads_the_values_of_a_run(tmp_path: Path) -> None:
                 seen.write_text("\n".join(found))
             time.sleep(1)
 
-    launch.run(launch.Task(work, "metrics"), small("workers=1", f"out={tmp_path}"), Tracker(None))
+    launch.run(launch.Task(work, "metrics"), small("workers=1", f"out={tmp_path}/Läufe"), Tracker(None))
     (line,) = seen.read_text().splitlines()
-    assert f'run="{tmp_path}"' in line
+    assert f'run="{tmp_path}/L%C3%A4ufe"' in line
     assert 'stage="fine"' in line
     assert line.endswith(" 0.25")
 
