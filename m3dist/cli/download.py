@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -28,5 +29,5 @@ def command(name: str | None, folder: Path, mirror: str | None) -> None:
     known = (folder / name).exists()
     done = download(name, folder, mirror)
     click.echo(f"{done}: was there already" if known else f"{done}: as published (SHA-256 {SETS[name].sha256})")
-    click.echo(f"next: m3dist prepare auto {done} data/{name} --split random")
+    click.echo(f"next: m3dist prepare auto {quote(str(done))} data/{name} --split random")
     click.echo(f"      m3dist train data=data/{name} out=runs/{name} model=ultragcn")

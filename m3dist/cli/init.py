@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -24,4 +25,4 @@ def command(target: Path) -> None:
         if name.endswith(".sh"):  # a wheel does not keep the bit everywhere
             os.chmod(target / name, 0o755)
         click.echo(target / name)
-    click.echo(f"next: m3dist train {target / 'config.yaml'}")
+    click.echo(f"next: m3dist train {quote(str(target / 'config.yaml'))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 
 from m3dist.terminal import printable
 
@@ -24,16 +25,18 @@ def shown(folder: Path) -> str:
     sets, runs = _newest(folder, "dataset.json"), _newest(folder, "result.json")
     lines: list[tuple[str, str]] = []
     if sets:
-        out = f"runs/{sets.name} model=ultragcn" if _has_ids_alone(folder / sets) else f"runs/{sets.name}"
+        model = " model=ultragcn" if _has_ids_alone(folder / sets) else ""
+        train = f"m3dist train {quote(f'data={sets}')} {quote(f'out=runs/{sets.name}')}{model}"
         lines += [
-            (f"m3dist train data={sets} out={out} --explain", "what each stage will do with these data, and its cost"),
-            (f"m3dist train data={sets} out={out}", "train on them"),
+            (f"{train} --explain", "what each stage will do with these data, and its cost"),
+            (train, "train on them"),
         ]
     if runs:
+        run = quote(str(runs))
         lines += [
-            (f"m3dist recommend {runs} --out top.parquet", "ranked lists of all users"),
-            (f"m3dist evaluate {runs}", "its metrics again"),
-            (f"m3dist export {runs} vectors/", "vectors for an index of yours"),
+            (f"m3dist recommend {run} --out top.parquet", "ranked lists of all users"),
+            (f"m3dist evaluate {run}", "its metrics again"),
+            (f"m3dist export {run} vectors/", "vectors for an index of yours"),
         ]
     found = [f"data set {sets}"] * bool(sets) + [f"finished run {runs}"] * bool(runs)
     head = f"m3dist trains recommenders. Here: {', '.join(found) or 'no data set and no run yet'}. Next:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -112,9 +113,9 @@ def _show(config: configs.Config, result: dict) -> None:
             table.add_row(*cells(name, f"{auc:.3f}", f"{mean['planted']:.2f}", f"{mean['spurious']:.2f}"))
         console.print(table)
     lines = [f"{result['seconds']:.0f} s; everything is in {config.out}; look next at:"]
-    lines.append(f"  tensorboard --logdir {config.out}/tb")
+    lines.append(f"  tensorboard --logdir {quote(config.out + '/tb')}")
     if "test" in result:
-        lines.append(f"  m3dist recommend {config.out} --out top.parquet")
+        lines.append(f"  m3dist recommend {quote(config.out)} --out top.parquet")
     if config.data == "synthetic":
         lines.append("  m3dist prepare --help    (your own data)")
     for line in lines:

@@ -6,6 +6,7 @@ import importlib
 import statistics
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pyarrow as pa
@@ -176,4 +177,4 @@ def show(plan: Plan, summary: dict[str, Any], console: Any) -> None:
         spread = f" +- {test['std']:.4f} over {seeds} seeds" if seeds > 1 else ", one seed"
         say(f"test {plan.metric}: {test['mean']:.4f}{spread}")
     best, here = Path(plan.out) / "best.yaml", Path.cwd()
-    say(f"next: m3dist train {best.relative_to(here) if best.is_relative_to(here) else best}")
+    say(f"next: m3dist train {quote(str(best.relative_to(here) if best.is_relative_to(here) else best))}")

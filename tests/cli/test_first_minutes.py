@@ -49,6 +49,13 @@ def test_m3dist_alone_says_what_to_do_next(
     assert ["train", "data=data/films", "out=runs/films", "model=ultragcn"] in commands(capsys.readouterr().out)
     (tmp_path / "data/films/dataset.json").write_text("{}")
 
+    (tmp_path / "data/my films").mkdir()
+    (tmp_path / "data/my films/dataset.json").write_text("{}")
+    os.utime(tmp_path / "data/films/dataset.json", (0, 0))
+    assert call() == 0
+    assert ["train", "data=data/my films", "out=runs/my films", "--explain"] in commands(capsys.readouterr().out)
+    (tmp_path / "data/my films/dataset.json").unlink()
+
     (tmp_path / "default/planted").mkdir(parents=True)  # a run that made its data
     (tmp_path / "default/config.yaml").write_text("")
     (tmp_path / "default/planted/dataset.json").write_text("{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,12 @@ def test_ids_alone_are_not_enough(model: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_it_trains_and_says_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("train", *SMALL, "model=ultragcn", f"out={tmp_path}") == 0
-    said = capsys.readouterr().out
-    assert f"tensorboard --logdir {tmp_path}/tb" in said
-    assert f"m3dist recommend {tmp_path}" in said
-    assert (tmp_path / "result.json").is_file()
+    out = tmp_path / "my run"
+    assert call("train", *SMALL, "model=ultragcn", f"out={out}") == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert ["tensorboard", "--logdir", f"{out}/tb"] in commands
+    assert ["m3dist", "recommend", str(out), "--out", "top.parquet"] in commands
+    assert (out / "result.json").is_file()
 
 
 def test_dry_run_and_print_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
