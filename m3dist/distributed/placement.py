@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 
 import ray
 
@@ -21,21 +23,38 @@ _PATIENCE = 10  # seconds for the head of a cluster to answer; Ray itself tries 
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; nothing when joined already.
 
-    Raises RunFailed where nothing answers at that address.
+    Raises RunFailed where nothing answers at that address, or Ray does not start.
     """
-    if local_ray.awaited():
+    with _starting():
+        ahead = local_ray.awaited()
+    if ahead:
         _silence()
     if not ray.is_initialized():
         local_ray.quiet()
         before = signal.getsignal(signal.SIGTERM)
         if local_ray.wanted():
-            local_ray.start(logging_level=logging.WARNING)
+            with _starting():
+                local_ray.start(logging_level=logging.WARNING)
         else:
             _look(os.environ["RAY_ADDRESS"])
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts the process
         _silence()
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Raises RunFailed where one of Ray's processes does not start in time, of which Ray raises a bare Exception."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        why = " ".join(str(error).split())
+        raise RunFailed(
+            f"Ray did not start on this machine ({why}); try again when it is less busy, or set RAY_ADDRESS"
+        ) from None
 
 
 def _look(address: str) -> None:

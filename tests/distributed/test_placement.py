@@ -64,6 +64,23 @@ def test_what_else_ray_can_read_is_left_to_it(
     assert len(joined) == 1
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_ray_that_does_not_start_is_told(ahead: bool, joined: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is busy with other work; whether it was started ahead or not."""
+
+    def overloaded(**values: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", overloaded)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if ahead:
+        local_ray.start_ahead()
+    with pytest.raises(
+        RunFailed, match=r"^Ray did not start on this machine \(The current node timed out during startup"
+    ):
+        placement.connect()
+
+
 @ray.remote(num_cpus=0)
 def _known_actors() -> str:
     """What Ray's state API says, as Ray Train's own actors ask it."""
