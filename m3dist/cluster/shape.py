@@ -45,13 +45,12 @@ def of(job: Job) -> Shape:
         return Shape({"CPU": 1.0})
     times = _trials(job, config) if job.verb == "tune" else 1
     groups = []
-    own = {"CPU": 1.0, "GPU": 1.0} if config.use_gpu is True else {"CPU": 1.0}
     if config.workers:
         least = placement.least_workers(config)
         most = config.workers[1] if isinstance(config.workers, tuple) else config.workers
         groups.append(Group("workers", least * times, most * times, placement.per_worker(config)))
     elif job.verb == "tune":
-        groups.append(Group("trials", times, times, own))
+        groups.append(Group("trials", times, times, placement.per_worker(config)))
     if config.actors:
         each = {"CPU": 1.0, **config.actor_resources}
         groups.append(Group("actors", config.actors * times, config.actors * times, each))

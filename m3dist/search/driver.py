@@ -81,7 +81,8 @@ def _start(plan: Plan, best: Trial, seed: int) -> tuple[Any, Any]:
     """(Ray's task, placement group) of the training with a seed; both hold what a trial would."""
     out = plan.out / "final" / f"{best.id}-seed{seed}"
     config = plan.config(best.values).model_copy(update={"out": str(out), "seed": seed})
-    bundles = resources.bundles(plan.base)
+    config = resources.settled(config)
+    bundles = resources.bundles(config)
     group = ray.util.placement_group(bundles)
     options: dict[str, Any] = {
         "num_cpus": bundles[0].get("CPU", 0), "num_gpus": bundles[0].get("GPU", 0),

@@ -14,11 +14,19 @@ from m3dist.search.space import Plan
 _DRIVER = {"memory": float(64 << 20)}  # of a trial whose workers train: it waits for them and takes no core
 
 
+def settled(config: Config) -> Config:
+    """A trial's config with `use_gpu: auto` decided by whether the cluster has a GPU: a process sees those alone that
+    it asked Ray for. Where workers train, their run decides."""
+    if config.use_gpu != "auto" or config.workers:
+        return config
+    return config.model_copy(update={"use_gpu": ray.cluster_resources().get("GPU", 0) > 0})
+
+
 def bundles(config: Config) -> list[dict[str, float]]:
     """What Ray reserves for a trial's own process and for each of the actors that it makes."""
-    own = {"CPU": 1.0} | ({"GPU": 1.0} if config.use_gpu is True else {})
+    own = dict(_DRIVER) if config.workers else ray_train.per_worker(settled(config))
     actor = {"CPU": 1.0} | dict(config.actor_resources)
-    return [dict(_DRIVER) if config.workers else own, *(actor for _ in range(config.actors))]
+    return [own, *(actor for _ in range(config.actors))]
 
 
 def total(config: Config) -> dict[str, float]:
@@ -48,7 +56,8 @@ def concurrency(plan: Plan) -> int:
 
 
 def threads(plan: Plan, at_once: int) -> int:
-    """Torch threads of a trial: one, or all cores (OMP_NUM_THREADS where that is set) for one that trains alone."""
+    """Torch threads of a trial: the cores that it asks for, or all (OMP_NUM_THREADS where that is set) for one that
+    trains alone."""
     if at_once > 1 or plan.base.workers:
-        return 1
+        return max(1, int(bundles(plan.base)[0].get("CPU", 1)))
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, ray.cluster_resources().get("CPU", 1)))

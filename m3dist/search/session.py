@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from m3dist.search import report, searchers
+from m3dist.search import report, resources, searchers
 from m3dist.search.ledger import OPEN, Ledger, Trial
 from m3dist.search.space import Plan
 from m3dist.search.table import Table
@@ -56,7 +56,7 @@ class Session:
             config = config.model_copy(update={"artifacts": None})
         best = trial.metric if trial.measured == trial.stage else None
         return Job(
-            trial=trial.id, config=config, metric=self.plan.metric, mode=self.plan.search.mode,
+            trial=trial.id, config=resources.settled(config), metric=self.plan.metric, mode=self.plan.search.mode,
             share=self.plan.search.reuse.on, threads=threads,
             before=Progress(epochs=trial.epochs, seconds=trial.seconds, stage=trial.stage, metric=best),
         )  # fmt: skip

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from search_helpers import BASE, plan_of
 
 from m3dist.search import resources
@@ -22,6 +24,22 @@ def test_as_many_trials_run_at_once_as_fit_and_are_asked_for(ray_here: None, tmp
     assert resources.concurrency(plan_of(tmp_path / "many", concurrency=9)) == 2
     with pytest.raises(ValueError, match="a trial needs 3 CPU and the cluster has 2"):
         resources.concurrency(plan_of(tmp_path / "large", base={**BASE, "workers": 3}))
+
+
+def test_trials_take_gpus_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's process sees no GPU that it did not ask Ray for."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e12})
+
+    def asked(name: str, **values: Any) -> tuple[dict[str, float], int, bool]:
+        plan = plan_of(tmp_path / name, base={**BASE, **values})
+        (own,) = resources.bundles(plan.base)
+        return own, resources.concurrency(plan), resources.settled(plan.base).use_gpu is True
+
+    assert asked("auto") == ({"CPU": 1, "GPU": 1}, 2, True)
+    assert asked("shared", resources_per_worker={"GPU": 0.25}) == ({"CPU": 1, "GPU": 0.25}, 8, True)
+    assert asked("cores", use_gpu=False, resources_per_worker={"CPU": 2}) == ({"CPU": 2}, 4, False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "memory": 1e12})
+    assert asked("none") == ({"CPU": 1}, 8, False)
 
 
 def test_only_a_lone_trial_has_several_threads(ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
