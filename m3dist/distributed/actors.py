@@ -7,7 +7,6 @@ a dead actor is started again and its work repeated with the same result; result
 from __future__ import annotations
 
 import dataclasses
-import functools
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -62,12 +61,13 @@ class Pool:
             "num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "resources": others,
             "scheduling_strategy": "SPREAD", "max_restarts": self.failures, "max_task_retries": self.failures,
         }  # fmt: skip
-        self._held = {name: self.put(x) for name, x in tensors.items()}  # kept: an actor that starts again reads them
+        # goes with every task, since an actor that starts again has nothing of it
+        self._given = ray.put((build, arguments)), {name: self.put(x) for name, x in tensors.items()}
         threads = max(1, int(wanted["CPU"]))
         name = f"m3dist-{settings.purpose}-{uuid.uuid4().hex[:8]}"  # for the dashboard
         names = [f"{name}-{n}" for n in range(settings.count)]
         self.actors: list[Any] = [
-            ray.remote(_Actor).options(name=name, **options).remote(build, threads, self._held, arguments)  # type: ignore[arg-type]
+            ray.remote(_Actor).options(name=name, **options).remote(threads)  # type: ignore[arg-type]
             for name in names
         ]
 
@@ -106,7 +106,7 @@ class Pool:
                 while waiting and min(load) < _IN_FLIGHT:
                     actor = load.index(min(load))
                     at = waiting.popleft()
-                    running[self.actors[actor].do.remote(work, *map(_packed, tasks[at]))] = at, actor
+                    running[self.actors[actor].do.remote(self._given, work, *map(_packed, tasks[at]))] = at, actor
                     load[actor] += 1
                 for done in ray.wait([*running], num_returns=1, timeout=0.5)[0]:
                     at, actor = running.pop(done)
@@ -132,19 +132,19 @@ class Pool:
 class _Actor:
     """One worker of a pool."""
 
-    def __init__(self, build: Build, threads: int, held: dict[str, Any], arguments: tuple):
+    def __init__(self, threads: int):
         torch.set_num_threads(threads)
-        self.build, self.held, self.arguments = build, held, arguments
+        self.built: tuple[Any] | None = None
 
-    @functools.cached_property
-    def state(self) -> Any:
-        """Built by the first task, which raises what that raises; an error here would count as the actor's death."""
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        values = ray.get([*self.held.values()])
-        return self.build({name: shared(x) for name, x in zip(self.held, values, strict=True)}, device, *self.arguments)
-
-    def do(self, work: Callable[..., Any], *task: Any) -> Any:
-        return _packed(work(self.state, *map(_unpacked, task)))
+    def do(self, given: tuple[Any, dict[str, Any]], work: Callable[..., Any], *task: Any) -> Any:
+        """work(state, *task). given: references of how the state is built, and of the arrays it is built of."""
+        if self.built is None:
+            how, held = given
+            device = "cuda" if ray.get_gpu_ids() else "cpu"
+            (build, arguments), *values = ray.get([how, *held.values()])
+            arrays = {name: shared(x) for name, x in zip(held, values, strict=True)}
+            self.built = (build(arrays, device, *arguments),)
+        return _packed(work(self.built[0], *map(_unpacked, task)))
 
     def process(self) -> int:
         import os

@@ -203,3 +203,12 @@ def test_what_a_build_raises_is_raised_as_it_is(ray_here: None) -> None:
         pytest.raises(ValueError, match=r"^data/mine: not a prepared"),
     ):
         pool.map(lambda state: state, [()])
+
+
+def test_actors_start_without_a_word(ray_here: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray warns, past Python, of actors that may not start again since their constructors are given references."""
+    with Pool(lambda tensors, device: tensors["x"], {"x": torch.ones(4)}, ActorSettings(1, HALF)) as pool:
+        assert pool.map(lambda x: float(x.sum()), [()]) == [4.0]
+    said = capfd.readouterr()
+    assert not said.err, said.err
+    assert not said.out, said.out
