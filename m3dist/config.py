@@ -73,7 +73,7 @@ class Config(Section):
     artifacts: str | None = None  # finished stages, shared between runs; default: a folder of the run
     workers: NonNegativeInt | tuple[PositiveInt, PositiveInt] = 0  # 0: this process; [min, max]: elastic
     use_gpu: bool | Literal["auto"] = "auto"  # one for each worker; auto: where there are as many
-    resources_per_worker: dict[str, PositiveFloat] = Field(default={})  # or trial; default: 1 CPU, and 1 GPU if used
+    resources_per_worker: dict[str, PositiveFloat] = Field(default={})  # of a worker or trial; 1 CPU, 1 GPU if used
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: Literal[0, 1, 2, 3] = 1  # of deepspeed
     deepspeed: dict[str, Any] = Field(default={})  # further values of DeepSpeed's own config

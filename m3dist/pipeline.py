@@ -144,13 +144,14 @@ def _run(config: Config, told: Callbacks, terms: Terms) -> dict[str, Any]:
         for name in done:  # of a run that was killed before it could clear them
             checkpoints(config, name, key).remove()
         for on_workers, names in groups(config, [name for name in steps if name not in done]):
-            todo = functools.partial(work, Job(config.placed() if on_workers else config, names))
+            own = config.placed() if on_workers else config
+            todo = functools.partial(work, Job(own, names))
             if on_workers:
                 from m3dist.distributed import ray_train
 
                 with Tracker(None, display=Display(terms.quiet), stop=lost) as tracker:
                     task = ray_train.Task(todo, f"m3dist-{dataset.name}-{'-'.join(names)}")
-                    ray_train.run(task, config.placed(), tracker, told or None)
+                    ray_train.run(task, own, tracker, told or None)
             else:
                 heard = Callbacks([Here(config.out), *told.callbacks])
                 with Interrupts(lost) as stop, Tracker(out, heard, Display(terms.quiet), stop) as tracker:

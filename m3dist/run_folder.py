@@ -49,8 +49,8 @@ def _near(run: Folder, config: Config) -> Config:
 
 
 def _seen(run: Folder, path: str | None) -> str | None:
-    """A path of a run's config as it is where it leads from here to something or, since the run may have been trained
-    from another folder, from the nearest folder above the run's from which it does."""
+    """A path of a run's config. A relative one at which nothing is here leads from the nearest folder above the run's
+    where something is, as the run may have been trained from there."""
     if path is None or path == "synthetic" or "://" in path or not run.is_local or Path(path).exists():
         return path
     above = (folder / path for folder in Path(run.path).parents)
@@ -131,8 +131,8 @@ def resumed(run: str, overrides: tuple[str, ...]) -> Config:
         raise ValueError(f"{run}: no run to resume (no config.yaml); start one with `m3dist train out={run}`")
     with folder.local("config.yaml") as path:
         source = f"{run}/config.yaml"
-        texts = ([*given, f"out={run}"] for given in ((), overrides))
-        before, config = (_near(folder, configs.load_own(path, source, each)) for each in texts)
+        values = ([*given, f"out={run}"] for given in ((), overrides))
+        before, config = (_near(folder, configs.load_own(path, source, each)) for each in values)
     if config.data != before.data:
         raise ValueError(f"{run}: belongs to data={before.data}; drop data={config.data} or train in another out")
     dataset = open_data(config)

@@ -134,17 +134,17 @@ class _Actor:
 
     def __init__(self, threads: int):
         torch.set_num_threads(threads)
-        self.built: tuple[Any] | None = None
+        self.state: Any = None
 
     def do(self, given: tuple[Any, dict[str, Any]], work: Callable[..., Any], *task: Any) -> Any:
         """work(state, *task). given: references of how the state is built, and of the arrays it is built of."""
-        if self.built is None:
+        if self.state is None:
             how, held = given
             device = "cuda" if ray.get_gpu_ids() else "cpu"
             (build, arguments), *values = ray.get([how, *held.values()])
             arrays = {name: shared(x) for name, x in zip(held, values, strict=True)}
-            self.built = (build(arrays, device, *arguments),)
-        return _packed(work(self.built[0], *map(_unpacked, task)))
+            self.state = build(arrays, device, *arguments)
+        return _packed(work(self.state, *map(_unpacked, task)))
 
     def process(self) -> int:
         import os

@@ -56,13 +56,14 @@ def _test_best(session: Session, at_once: int) -> None:
     ledger.record("chosen", trial=best.id)
     report.write_best(plan, best)
     table.say(f"chosen: {best.id}, {plan.metric} {best.metric:.4f} on validation data")
+    threads = resources.threads(plan, at_once)
     left = [seed for seed in plan.search.final_seeds if seed not in ledger.finals]
     waiting: dict[Any, tuple[int, Any]] = {}  # Ray's task -> (seed, placement group)
     try:
         while left or waiting:
             while left and len(waiting) < at_once:
                 seed = left.pop(0)
-                task, group = _start(plan, best, seed)
+                task, group = _start(plan, best, seed, threads)
                 waiting[task] = (seed, group)
             if session.interrupted():
                 raise KeyboardInterrupt
@@ -77,7 +78,7 @@ def _test_best(session: Session, at_once: int) -> None:
             ray.util.remove_placement_group(group)
 
 
-def _start(plan: Plan, best: Trial, seed: int) -> tuple[Any, Any]:
+def _start(plan: Plan, best: Trial, seed: int, threads: int) -> tuple[Any, Any]:
     """(Ray's task, placement group) of the training with a seed; both hold what a trial would."""
     out = plan.out / "final" / f"{best.id}-seed{seed}"
     config = plan.config(best.values).model_copy(update={"out": str(out), "seed": seed})
@@ -89,13 +90,13 @@ def _start(plan: Plan, best: Trial, seed: int) -> tuple[Any, Any]:
         "memory": bundles[0].get("memory", 0), "max_retries": plan.search.retries,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True),
     }  # fmt: skip
-    return ray.remote(_test).options(**options).remote(config), group
+    return ray.remote(_test).options(**options).remote(config, threads), group
 
 
-def _test(config: Config) -> dict[str, Any]:
+def _test(config: Config, threads: int) -> dict[str, Any]:
     """Train a config, read the test split once, and say what it measured."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     result = stages.test(config)
     return {"validation": result["validation"], "test": result["test"], "seconds": result["seconds"]}
